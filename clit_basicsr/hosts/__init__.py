@@ -1,0 +1,1 @@
+"""Everything that knows of a host's defects or differences."""

@@ -1,0 +1,5 @@
+"""Fixes of BasicSR's defects, applied once it is imported."""
+
+
+def apply() -> None:
+    """Apply every fix; a second call does nothing."""

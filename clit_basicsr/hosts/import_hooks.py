@@ -1,0 +1,128 @@
+"""What has to happen around the imports of torchvision and BasicSR, and nothing before they are imported.
+
+torchvision, where its compiled library cannot be loaded (a CUDA build beside a CPU torch)
+    Before: the operator schemas that the library would have defined are declared, so that the Python part imports.
+torchvision.transforms.functional_tensor, where there is no such module (torchvision >= 0.17)
+    An alias with the one function that BasicSR wants from it.
+basicsr
+    After: ``basicsr_fixes.apply()``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+FUNCTIONAL_TENSOR = 'torchvision.transforms.functional_tensor'
+
+_schemas: list = []  # torch.library.Library objects: the schemas go when they do
+
+
+def declare_torchvision_schemas() -> None:
+    """Declare ``torchvision::nms`` and ``qnms`` if torchvision's compiled library does not load.
+
+    torchvision attaches fake kernels to these operators while it is imported and raises `operator torchvision::nms
+    does not exist` where the library that defines them could not be loaded. BasicSR needs none of its operators.
+    """
+    if _schemas or torchvision_library_loads():
+        return
+    import torch
+
+    library = torch.library.Library('torchvision', 'FRAGMENT')
+    library.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    library.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    _schemas.append(library)
+
+
+def torchvision_library_loads() -> bool:
+    """Whether torchvision's compiled library can be loaded beside the torch that is installed."""
+    import torch
+
+    spec = importlib.machinery.PathFinder.find_spec('torchvision')
+    folders = spec.submodule_search_locations if spec else None
+    libraries = [
+        file for folder in folders or [] for file in Path(folder).glob('_C*') if file.suffix in ('.so', '.pyd')
+    ]
+    for library in libraries:
+        try:
+            torch.ops.load_library(str(library))
+        except OSError:
+            continue
+        return True
+    return False
+
+
+class _AliasLoader(importlib.abc.Loader):
+    """Loads `functional_tensor` as a module that holds today's function of the same name."""
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        functional = importlib.import_module('torchvision.transforms.functional')
+        module.rgb_to_grayscale = functional.rgb_to_grayscale  # type: ignore[attr-defined]
+
+
+class _AliasFinder(importlib.abc.MetaPathFinder):
+    """Last in `sys.meta_path`: asked only when no real module of that name exists."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != FUNCTIONAL_TENSOR:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, _AliasLoader())
+
+
+class _AfterImport(importlib.abc.Loader):
+    """A module's own loader, with a function called once the module is there."""
+
+    def __init__(self, loader: importlib.abc.Loader, action: Callable[[], None]) -> None:
+        self.loader, self.action = loader, action
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:  # introspection and resources should meet the real loader
+            module.__spec__.loader = self.loader
+        module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        self.action()
+
+
+class _HostFinder(importlib.abc.MetaPathFinder):
+    """First in `sys.meta_path`: sees torchvision and BasicSR before they are imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname == 'torchvision':
+            declare_torchvision_schemas()
+        if fullname != 'basicsr':
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _AfterImport(spec.loader, _apply_basicsr_fixes)
+        return spec
+
+
+def _apply_basicsr_fixes() -> None:
+    from clit_basicsr.hosts import basicsr_fixes
+
+    basicsr_fixes.apply()
+
+
+def install() -> None:
+    """Put the finders in place, once; BasicSR may already be imported (then its fixes are applied now)."""
+    if any(isinstance(finder, _HostFinder) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _HostFinder())
+    sys.meta_path.append(_AliasFinder())
+    if 'basicsr.train' in sys.modules:
+        _apply_basicsr_fixes()

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Set-up, then every check: format, lint, types, tests. What is given goes to pytest: scripts/test.sh -k sampler
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+BEGAN=$SECONDS
+scripts/setup.sh || exit 1
+
+PY=.venv/bin/python
+FAILED=()
+check() {  # check name command...
+  local name=$1 began=$SECONDS
+  shift
+  printf '\n== %s\n' "$name"
+  "$@" || FAILED+=("$name")
+  echo "$name: $((SECONDS - began)) s"
+}
+
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(getconf _NPROCESSORS_ONLN) > 4 ? 4 : $(getconf _NPROCESSORS_ONLN)))}
+REPORT=$(mktemp)
+trap 'rm -f "$REPORT"' EXIT
+check 'ruff format' "$PY" -m ruff format --check .
+check 'ruff check' "$PY" -m ruff check .
+check 'mypy' "$PY" -m mypy
+check 'pytest' "$PY" -m pytest --durations=10 --junitxml="$REPORT" "$@"
+
+counts=$("$PY" - "$REPORT" <<'EOF'
+import sys
+from collections import Counter
+from xml.etree import ElementTree
+
+try:
+    cases = list(ElementTree.parse(sys.argv[1]).iter('testcase'))
+except ElementTree.ParseError:
+    print('no tests were run')
+    sys.exit()
+failed = sum(case.find('failure') is not None or case.find('error') is not None for case in cases)
+skips = Counter(skip.get('message') for case in cases for skip in case.iter('skipped'))
+print(f'{len(cases) - failed - skips.total()} tests passed, {failed} failed, {skips.total()} skipped', end='')
+print(f' ({"; ".join(f"{count} x {why}" for why, count in skips.items())})' if skips else '')
+EOF
+)
+printf '\ntest.sh: %s; %s; %s s\n' \
+  "$([ ${#FAILED[@]} -eq 0 ] && echo 'all checks pass' || echo "FAILED: ${FAILED[*]}")" "$counts" "$((SECONDS - BEGAN))"
+[ ${#FAILED[@]} -eq 0 ]

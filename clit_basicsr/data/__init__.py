@@ -1,0 +1,1 @@
+"""Data sets, the schedule of scales, and how LR images are made."""

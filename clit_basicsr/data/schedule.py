@@ -1,0 +1,195 @@
+"""Cumulative training's plan: which stage a batch belongs to and which scale factors it uses. Pure Python.
+
+A batch is known by its global number, the training iteration minus 1, on every rank, in every worker and after a resume.
+"""
+
+import dataclasses
+import difflib
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from math import isfinite
+from typing import Any, Protocol
+
+from clit_basicsr.errors import UserError
+
+Alternative = tuple[tuple[float, float], ...]
+
+
+class Uniform(Protocol):
+    """numpy's Generator and Python's random.Random alike."""
+
+    def uniform(self, low: float, high: float, /) -> float: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of cumulative training (section "Cumulative training" of the paper, eq. (8))."""
+
+    branches: int
+    """Branches that exist in this stage."""
+    iters: int
+    """Training iterations."""
+    lr: float
+    """Learning rate at the start of the stage."""
+    milestones: tuple[int, ...]
+    """Iterations of the stage after which the rate is multiplied by gamma."""
+    scales: tuple[Alternative, ...]
+    """Alternatives that the batches take in turn; each is a range (lo, hi) of scale factors per active branch."""
+    gamma: float = 0.5
+    warmup_iter: int = -1
+    """Iterations of linear warm-up; -1: none."""
+
+
+STAGE_KEYS = tuple(field.name for field in dataclasses.fields(Stage))
+_REQUIRED = tuple(field.name for field in dataclasses.fields(Stage) if field.default is dataclasses.MISSING)
+
+
+def parse_stages(stages: Any, start_stage: int = 1) -> tuple[Stage, ...]:
+    """Checks the option list ``train.stages`` and makes Stages of it.
+
+    Args:
+        stages: list of dicts with the keys of :class:`Stage`; gamma and warmup_iter may be left out.
+        start_stage: number of the first stage to train, from 1; the stages before it are checked and dropped.
+
+    Raises:
+        UserError: names the stage (from 1) and the key.
+    """
+    if not isinstance(stages, Sequence) or isinstance(stages, str) or not stages:
+        raise UserError(f'stages: must be a list of at least one stage, got {stages!r}.')
+    if not _is_int(start_stage) or not 1 <= start_stage <= len(stages):
+        raise UserError(f'start_stage: must be between 1 and {len(stages)}, the number of stages, got {start_stage!r}.')
+    parsed = [_parse_stage(stage, f'stage {number}') for number, stage in enumerate(stages, 1)]
+    for number, (before, after) in enumerate(zip(parsed, parsed[1:], strict=False), 2):
+        if after.branches < before.branches:
+            raise UserError(
+                f'stage {number}: branches: {after.branches} is fewer than the {before.branches} of the stage before; '
+                'a stage may only keep or add branches.'
+            )
+    return tuple(parsed[start_stage - 1 :])
+
+
+def parse_scales(scales: Any, branches: int | None = None, where: str = 'scales') -> tuple[Alternative, ...]:
+    """Checks a list of alternatives ``[[[lo, hi], ...], ...]``, each of 1 to ``branches`` (None: any number of) ranges.
+
+    Raises:
+        UserError: starts with ``where``.
+    """
+    if not isinstance(scales, Sequence) or isinstance(scales, str) or not scales:
+        raise UserError(f'{where}: must be a list of alternatives such as [[[1, 4]], [[1, 4], [1, 4]]], got {scales!r}.')
+    alternatives = []
+    for number, ranges in enumerate(scales, 1):
+        if not isinstance(ranges, Sequence) or isinstance(ranges, str) or not ranges:
+            raise UserError(f'{where}: alternative {number} must be a list of ranges such as [[1, 4]], got {ranges!r}.')
+        if branches is not None and len(ranges) > branches:
+            raise UserError(
+                f'{where}: alternative {number} has {len(ranges)} ranges, but the stage has {branches} '
+                f'branch{"es" if branches > 1 else ""}; give one range per active branch.'
+            )
+        alternatives.append(tuple(_parse_range(pair, f'{where}: alternative {number}') for pair in ranges))
+    return tuple(alternatives)
+
+
+def clip_scales(scales: Sequence[float], lq_size: int, smallest_side: int) -> tuple[float, ...]:
+    """Reduces factors until an HR crop of ``lq_size`` times their product fits: the first one first, none below 1.
+
+    Args:
+        scales: factors s_1 ... s_n, each >= 1.
+        lq_size: side of the LR patch in pixels.
+        smallest_side: smallest side in pixels of the HR images of the batch, at least ``lq_size``.
+    """
+    clipped = list(scales)
+    for i, factor in enumerate(clipped):
+        side = float(lq_size)
+        for other in clipped:
+            side *= other
+        if side <= smallest_side:
+            break
+        clipped[i] = max(1.0, factor * smallest_side / side)
+    return tuple(clipped)
+
+
+class ScaleSchedule:
+    """The stages laid out on the axis of global batch numbers.
+
+    Args:
+        stages: in the order of training; the last one goes on for ever, so that batches loaded ahead have a stage too.
+    """
+
+    def __init__(self, stages: Sequence[Stage]):
+        self.stages = tuple(stages)
+        ends = list(accumulate(stage.iters for stage in self.stages))
+        self.total_iter = ends[-1]
+        self._starts = [0, *ends[:-1]]
+
+    def stage_of(self, batch: int) -> tuple[int, int]:
+        """Index of the batch's stage (from 0) and the global number of that stage's first batch."""
+        index = bisect_right(self._starts, batch) - 1
+        return index, self._starts[index]
+
+    def draw(self, batch: int, rng: Uniform) -> tuple[float, ...]:
+        """Scale factors s_1 ... s_n of the n branches that are active in a batch.
+
+        The alternative, and with it n, depends on the batch's number alone; s_i ~ U(lo, hi) comes from ``rng``.
+        """
+        index, first = self.stage_of(batch)
+        alternatives = self.stages[index].scales
+        return tuple(float(rng.uniform(lo, hi)) for lo, hi in alternatives[(batch - first) % len(alternatives)])
+
+
+def _parse_stage(stage: Any, where: str) -> Stage:
+    if not isinstance(stage, dict):
+        raise UserError(f'{where}: must be a block of keys ({", ".join(STAGE_KEYS)}), got {stage!r}.')
+    for key in stage:
+        if key not in STAGE_KEYS:
+            near = difflib.get_close_matches(str(key), STAGE_KEYS, n=1, cutoff=0.0)[0]
+            raise UserError(f"{where}: key '{key}' is not known; the nearest valid one is '{near}'.")
+    for key in _REQUIRED:
+        if key not in stage:
+            raise UserError(f'{where}: {key} is missing.')
+    for key, lowest in (('branches', 1), ('iters', 1), ('warmup_iter', -1)):
+        value = stage.get(key, -1)
+        if not _is_int(value) or value < lowest:
+            raise UserError(f'{where}: {key}: must be a whole number of at least {lowest}, got {value!r}.')
+    for key in ('lr', 'gamma'):
+        value = stage.get(key, Stage.gamma)
+        if not _is_number(value) or value <= 0:
+            raise UserError(f'{where}: {key}: must be a number above 0 (write !!float 1e-4 or 0.0001), got {value!r}.')
+    return Stage(
+        branches=stage['branches'],
+        iters=stage['iters'],
+        lr=float(stage['lr']),
+        milestones=_parse_milestones(stage['milestones'], stage['iters'], where),
+        scales=parse_scales(stage['scales'], stage['branches'], f'{where}: scales'),
+        gamma=float(stage.get('gamma', Stage.gamma)),
+        warmup_iter=stage.get('warmup_iter', Stage.warmup_iter),
+    )
+
+
+def _parse_milestones(milestones: Any, iters: int, where: str) -> tuple[int, ...]:
+    if not isinstance(milestones, Sequence) or not all(_is_int(value) for value in milestones):
+        raise UserError(f'{where}: milestones: must be a list of whole numbers, got {milestones!r}.')
+    bounds = [0, *milestones, iters]
+    if any(after <= before for before, after in zip(bounds, bounds[1:], strict=False)):
+        raise UserError(
+            f'{where}: milestones: must increase and lie between 1 and {iters - 1}, inside the stage of {iters} '
+            f'iterations, got {list(milestones)}.'
+        )
+    return tuple(milestones)
+
+
+def _parse_range(pair: Any, where: str) -> tuple[float, float]:
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(_is_number(value) for value in pair):
+        raise UserError(f'{where}: a range is two numbers [lo, hi], got {pair!r}.')
+    lo, hi = pair
+    if not 1 <= lo <= hi:
+        raise UserError(f'{where}: a range [lo, hi] needs 1 <= lo <= hi, got {list(pair)}.')
+    return float(lo), float(hi)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)

@@ -1,0 +1,160 @@
+"""CLIT, the cascade: one model for every scale from 1 to 30 and beyond."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor
+
+from clit_basicsr.archs.implicit import Features, skip_connection
+from clit_basicsr.archs.lit_arch import LITBase
+from clit_basicsr.errors import UserError
+from clit_basicsr.ops.coords import Frame, upsample_bilinear
+
+# Scales of one branch, (y, x).
+Factors = tuple[tuple[float, float], ...]
+
+
+def split_scale(scale: tuple[float, float], num_branches: int, largest: float = 4) -> Factors:
+    """Splits an enlargement into the branches' factors: 4, 4, ..., remainder.
+
+    The larger axis decides the number of branches; each axis takes min(4, remainder), at least 1. If more branches would be needed
+    than there are, the last one takes the whole remainder.
+
+    Args:
+        scale: (y, x).
+
+    Returns:
+        tuple: one (y, x) pair for each active branch.
+    """
+    factors = []
+    rest = scale
+    for branch in range(num_branches):
+        last = branch == num_branches - 1 or max(rest) <= largest
+        factor = tuple(max(r if last else min(r, largest), 1.0) for r in rest)
+        factors.append((factor[0], factor[1]))
+        if last:
+            break
+        rest = (rest[0] / factor[0], rest[1] / factor[1])
+    return tuple(factors)
+
+
+def parse_factors(scales) -> Factors:
+    """The branches' factors as (y, x) pairs, from numbers, pairs, or a tensor (n,), (n, 2) or (B, n, 2) of equal rows."""
+    if isinstance(scales, Tensor):
+        scales = (scales[0] if scales.dim() == 3 else scales).tolist()
+    pairs = tuple((float(s), float(s)) if isinstance(s, (int, float)) else (float(s[0]), float(s[1])) for s in scales)
+    if not pairs or not all(math.isfinite(v) and v > 0 for pair in pairs for v in pair):
+        raise UserError(f'scales must hold a positive factor for each active branch; got {scales}.')
+    return pairs
+
+
+@ARCH_REGISTRY.register()
+class CLIT(LITBase):
+    """Cascaded Local Implicit Transformer: branches on ever finer features, each correcting the one before.
+
+    Paper: Cascaded Local Implicit Transformer for Arbitrary-Scale Super-Resolution (CVPR 2023), equations (8) and (9).
+
+    Args:
+        encoder (dict): ``type`` and options of a network of the host, e.g. ``{type: EDSR, num_feat: 64, num_block: 16}``.
+        num_branches (int): Number N of branches. Default: 3.
+        dim, num_heads, grid_size, hidden_dims, position_encoding, local_attention, cell, aggregation, upscale: See
+            :class:`clit_basicsr.archs.lit_arch.LIT`.
+        upsampling_padding (str): 'zeros' or 'border': what the upsampling of features sees outside the image. Default: 'zeros',
+            the authors' code.
+    """
+
+    # Equation (9): weight of the branch before.
+    residual = 0.75
+
+    def __init__(
+        self,
+        encoder: dict,
+        num_branches: int = 3,
+        dim: int = 256,
+        num_heads: int = 8,
+        grid_size: int = 7,
+        hidden_dims: Sequence[int] = (256, 256, 256, 256),
+        position_encoding: str | None = 'paper',
+        local_attention: bool = True,
+        cell: bool = True,
+        aggregation: str = 'flatten',
+        upsampling_padding: str = 'zeros',
+        upscale: float = 4,
+    ) -> None:
+        super().__init__(
+            encoder,
+            num_branches,
+            dim,
+            num_heads,
+            grid_size,
+            hidden_dims,
+            position_encoding,
+            local_attention,
+            cell,
+            aggregation,
+            upscale,
+        )
+        if upsampling_padding not in ('zeros', 'border'):
+            raise UserError(f"upsampling_padding must be 'zeros' or 'border'; got {upsampling_padding!r}.")
+        self.upsampling_padding = upsampling_padding
+        if num_branches > 1:
+            # Saved with the weights: a checkpoint from an early stage of cumulative training must not answer with branches that
+            # have not been trained yet. With one branch there is nothing to tell, and the keys are those of a LIT.
+            self.register_buffer('trained_branches', torch.tensor(num_branches))
+        self.register_load_state_dict_pre_hook(_accept_fewer_branches)
+
+    @property
+    def num_trained_branches(self) -> int:
+        """Branches that :meth:`upscale` uses; fewer than all only in a checkpoint from an early stage of cumulative training."""
+        return int(self.trained_branches) if len(self.branches) > 1 else 1
+
+    def plan_scales(self, scale: tuple[float, float]) -> Factors:
+        return split_scale(scale, self.num_trained_branches)
+
+    def query(self, feat: Features, coord: Tensor, cell: Tensor, scales=None) -> Tensor:
+        if scales is None:
+            hr = (2 / cell.reshape(-1, 2)[0].double()).tolist()
+            scales = self.plan_scales((hr[0] / feat.frame.size[0], hr[1] / feat.frame.size[1]))
+        factors = parse_factors(scales)
+        if len(factors) > len(self.branches):
+            raise ValueError(f'{len(factors)} scale factors for a network of {len(self.branches)} branches')
+        z1 = self.conv_in(feat.z)
+        bias = self._bias()
+        out = self.branches[0](z1, feat.frame, coord, cell, bias)
+        product = (1.0, 1.0)
+        for branch, factor in zip(self.branches[1:], factors[:-1], strict=False):
+            product = (product[0] * factor[0], product[1] * factor[1])
+            z, frame = self._upsampled(z1, feat.frame, product)
+            out = branch(z, frame, coord, cell, bias) + self.residual * out  # equation (9)
+        return skip_connection(feat, coord) + 0.5 * out
+
+    def _upsampled(self, z1: Tensor, frame: Frame, product: tuple[float, float]) -> tuple[Tensor, Frame]:
+        """Equation (8): Z_i, the window of Z_1 read at the pixel centres of a grid finer by s_1 ... s_(i-1)."""
+        size, bounds = [], []
+        for axis in (0, 1):
+            n, start, length = frame.size[axis], frame.origin[axis], z1.shape[2 + axis]
+            fine = round(n * product[axis])
+            size.append(fine)
+            # Where the window ends inside the image, its last pixel has no neighbour to interpolate towards.
+            first = 0 if start == 0 else math.ceil((start + 0.5) * fine / n)
+            stop = fine if start + length >= n else math.floor((start + length - 0.5) * fine / n)
+            bounds.append((first, stop))
+        z = upsample_bilinear(z1, frame, (size[0], size[1]), *bounds, padding=self.upsampling_padding)
+        return z, Frame((size[0], size[1]), (bounds[0][0], bounds[1][0]))
+
+
+def _accept_fewer_branches(net: CLIT, state_dict, prefix, *_) -> None:
+    """Lets a checkpoint of fewer branches (LIT, or an earlier, smaller CLIT) load: the branches that it lacks keep their values."""
+    loaded = {
+        key.removeprefix(f'{prefix}branches.').split('.')[0]
+        for key in state_dict
+        if key.startswith(f'{prefix}branches.')
+    }
+    count = len(loaded)
+    if 0 < count <= len(net.branches) and len(net.branches) > 1:
+        for key, value in net.branches.state_dict(prefix=f'{prefix}branches.').items():
+            if int(key.removeprefix(f'{prefix}branches.').split('.')[0]) >= count:
+                state_dict[key] = value
+        state_dict.setdefault(f'{prefix}trained_branches', torch.tensor(count))

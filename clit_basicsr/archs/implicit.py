@@ -1,0 +1,196 @@
+"""What every implicit network shares: encode once, query anywhere, and from both a whole picture of any size."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from clit_basicsr.archs.encoder import build_encoder
+from clit_basicsr.errors import UserError
+from clit_basicsr.ops.coords import Frame, make_coord, nearest_index, pixel_centers, sample_bilinear
+
+# HR pixels per side of the pieces in which a picture is answered, and queries per pass: both only bound the memory.
+PIECE = 192
+MAX_QUERIES = 4096
+
+
+class Features(NamedTuple):
+    """What :meth:`ImplicitNet.encode` returns: everything a query needs, for one window of an image.
+
+    Attributes:
+        z: (B, C0, h, w), the encoder's features.
+        lq: (B, 3, h, w), the LR image in [0, 1], for the skip connection.
+        frame: which part of the LR image the window is.
+    """
+
+    z: Tensor
+    lq: Tensor
+    frame: Frame
+
+    def crop(self, rows: tuple[int, int], cols: tuple[int, int]) -> 'Features':
+        """The part of the window within rows x cols, given in pixels of the whole LR image."""
+        (top, left), (h, w) = self.frame.origin, self.z.shape[-2:]
+        y0, y1 = max(rows[0], top), min(rows[1], top + h)
+        x0, x1 = max(cols[0], left), min(cols[1], left + w)
+        window = (..., slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+        return Features(self.z[window], self.lq[window], Frame(self.frame.size, (y0, x0)))
+
+
+class ImplicitNet(nn.Module):
+    """Base of the implicit networks: an encoder and a continuous decoder.
+
+    No call leaves a state behind on the module: ``feat = net.encode(lq)``, ``net.query(feat, ...)`` as often as wanted.
+
+    Args:
+        encoder (dict | None): ``type`` and options of a network of the host (see :mod:`clit_basicsr.archs.encoder`); None: the LR
+            image itself is the feature map.
+        upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.
+    """
+
+    def __init__(self, encoder: dict | None, upscale: float = 4) -> None:
+        super().__init__()
+        self.default_scale = upscale
+        self.encoder = nn.Identity() if encoder is None else build_encoder(encoder)
+
+    @property
+    def reach(self) -> int:
+        """How many LR pixels beyond its nearest one a query reads from the features."""
+        raise NotImplementedError
+
+    def query(self, feat: Features, coord: Tensor, cell: Tensor, scales=None) -> Tensor:
+        """RGB values at HR pixel centres.
+
+        Args:
+            feat: from :meth:`encode`.
+            coord: (B, Q, 2), HR pixel centres (y, x) in [-1, 1].
+            cell: (B, 2) or (B, Q, 2), the HR pixel's size 2 / (H_hr, W_hr).
+            scales: the branches' factors, for networks that have branches; None: found from ``cell``.
+
+        Returns:
+            Tensor: (B, Q, 3) in [0, 1], not clamped.
+        """
+        raise NotImplementedError
+
+    def plan_scales(self, scale: tuple[float, float]):
+        """The ``scales`` of :meth:`query` for a picture enlarged by that factor per axis; None where there are no branches."""
+        return None
+
+    def encode(self, lq: Tensor) -> Features:
+        """Features of a whole LR image (B, 3, h, w), RGB in [0, 1]."""
+        if lq.dim() != 4 or lq.shape[1] != 3:
+            raise ValueError(f'lq must be (B, 3, h, w), got {tuple(lq.shape)}')
+        return Features(self.encoder(lq), lq, Frame((lq.shape[2], lq.shape[3])))
+
+    def forward(self, lq: Tensor, coord: Tensor | None = None, cell: Tensor | None = None, scales=None) -> Tensor:
+        """Training: RGB (B, Q, 3) at the queries. With an image alone: the image at the scale of option ``upscale``."""
+        if coord is None or cell is None:
+            return self.upscale(lq, scale=self.default_scale)
+        return self.query(self.encode(lq), coord, cell, scales)
+
+    @torch.no_grad()
+    def upscale(
+        self,
+        lq: Tensor,
+        size: tuple[int, int] | None = None,
+        scale: float | Sequence[float] | None = None,
+        tile: dict | None = None,
+    ) -> Tensor:
+        """A whole picture of any size, answered piece by piece.
+
+        Args:
+            lq: (B, 3, h, w), RGB in [0, 1].
+            size: (H, W) of the result; or
+            scale: its factor, a number or (y, x), at least 1: H = round(h * scale), half to even.
+            tile: ``{tile_size, tile_pad}`` in LR pixels: the encoder too sees one padded tile at a time. The result is the untiled
+                one where ``tile_pad`` covers the encoder's receptive field. None: the encoder sees the whole image.
+
+        Returns:
+            Tensor: (B, 3, H, W), not clamped.
+
+        Raises:
+            UserError: neither or both of size and scale, or one that is not at least the LR size.
+        """
+        h, w = lq.shape[-2:]
+        size, factors = output_size((h, w), size, scale)
+        scales = self.plan_scales(factors)
+        out = lq.new_empty(lq.shape[0], 3, *size)
+        tile_size, tile_pad = _tile_options(tile, max(h, w), self.reach)
+        whole = self.encode(lq) if tile is None else None
+        for y0 in range(0, h, tile_size):
+            for x0 in range(0, w, tile_size):
+                feat = whole or self._encode_window(lq, (y0, y0 + tile_size), (x0, x0 + tile_size), tile_pad)
+                rows = _hr_range(size[0], h, y0, y0 + tile_size)
+                cols = _hr_range(size[1], w, x0, x0 + tile_size)
+                self._fill(out, feat, size, rows, cols, scales)
+        return out
+
+    def _encode_window(self, lq: Tensor, rows: tuple[int, int], cols: tuple[int, int], pad: int) -> Features:
+        y0, x0 = max(rows[0] - pad, 0), max(cols[0] - pad, 0)
+        window = lq[..., y0 : rows[1] + pad, x0 : cols[1] + pad]
+        return Features(self.encoder(window), window, Frame((lq.shape[2], lq.shape[3]), (y0, x0)))
+
+    def _fill(self, out: Tensor, feat: Features, size, rows: tuple[int, int], cols: tuple[int, int], scales) -> None:
+        """Answers the HR pixels rows x cols into ``out``, in pieces that bound the memory."""
+        cell = out.new_tensor([2 / size[0], 2 / size[1]]).expand(out.shape[0], 2)
+        for y0 in range(rows[0], rows[1], PIECE):
+            for x0 in range(cols[0], cols[1], PIECE):
+                y1, x1 = min(y0 + PIECE, rows[1]), min(x0 + PIECE, cols[1])
+                window = feat.crop(
+                    _lr_range(feat.frame.size[0], size[0], y0, y1, self.reach),
+                    _lr_range(feat.frame.size[1], size[1], x0, x1, self.reach),
+                )
+                coord = make_coord(size, (y0, y1), (x0, x1), device=out.device).expand(out.shape[0], -1, 2)
+                rgb = self.query(window, coord, cell, scales)  # (B, num_rows * num_cols, 3)
+                out[..., y0:y1, x0:x1] = rgb.transpose(1, 2).unflatten(2, (y1 - y0, x1 - x0))
+
+
+def skip_connection(feat: Features, coord: Tensor) -> Tensor:
+    """The LR image read bilinearly at the queries, edges repeated: (B, Q, 3)."""
+    return sample_bilinear(feat.lq, coord, feat.frame, padding='border')
+
+
+def output_size(
+    lq_size: tuple[int, int], size: tuple[int, int] | None, scale: float | Sequence[float] | None
+) -> tuple[tuple[int, int], tuple[float, float]]:
+    """Size (H, W) of an enlarged picture and its factor per axis, from one of the two.
+
+    Raises:
+        UserError: neither or both are given, or the result would be smaller than the LR image.
+    """
+    if (size is None) == (scale is None):
+        raise UserError('give either the size of the result or the scale, not both and not neither.')
+    if size is None:
+        pair = (scale, scale) if isinstance(scale, (int, float)) else tuple(scale or ())
+        if len(pair) != 2 or not all(math.isfinite(s) and s >= 1 for s in pair):
+            raise UserError(f'scale must be a number, or a pair (y, x), of at least 1; got {scale}.')
+        return (round(lq_size[0] * pair[0]), round(lq_size[1] * pair[1])), (float(pair[0]), float(pair[1]))
+    if len(size) != 2 or size[0] < lq_size[0] or size[1] < lq_size[1]:
+        raise UserError(f'the result must be at least as large as the LR image {lq_size}; got size {tuple(size)}.')
+    return (int(size[0]), int(size[1])), (size[0] / lq_size[0], size[1] / lq_size[1])
+
+
+def _tile_options(tile: dict | None, longest: int, reach: int) -> tuple[int, int]:
+    if tile is None:
+        return longest, 0
+    tile_size, tile_pad = int(tile.get('tile_size', 0)), int(tile.get('tile_pad', 32))
+    if tile_size < 1 or tile_pad < reach:
+        raise UserError(
+            f'tile_size must be at least 1 and tile_pad at least {reach} for this network; got {dict(tile)}.'
+        )
+    return tile_size, tile_pad
+
+
+def _hr_range(n_hr: int, n_lr: int, start: int, stop: int) -> tuple[int, int]:
+    """HR pixels whose nearest LR pixel lies in start ... stop - 1, along one axis."""
+    nearest = nearest_index(pixel_centers(n_hr), n_lr)
+    first, last = torch.searchsorted(nearest, torch.tensor([start, stop])).tolist()
+    return first, last
+
+
+def _lr_range(n_lr: int, n_hr: int, start: int, stop: int, reach: int) -> tuple[int, int]:
+    """LR pixels that the HR pixels start ... stop - 1 read, along one axis; may go beyond the image."""
+    edge = pixel_centers(n_hr, start, stop)[[0, -1]]
+    first, last = nearest_index(edge, n_lr).tolist()
+    return first - reach, last + reach + 1

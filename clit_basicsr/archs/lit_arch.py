@@ -1,0 +1,209 @@
+"""LIT, the local implicit transformer: one model for every scale from 1 to about 4."""
+
+from collections.abc import Sequence
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from clit_basicsr.archs.implicit import MAX_QUERIES, Features, ImplicitNet, skip_connection
+from clit_basicsr.errors import UserError
+from clit_basicsr.ops import PositionalBias, local_attention
+from clit_basicsr.ops.coords import Frame
+
+
+class PositionEncoder(nn.Module):
+    """Equations (4) and (5): the positional bias B = FC(gamma(dx)) of every head.
+
+    Args:
+        num_heads (int): H.
+        encoding (str): The frequencies of gamma. 'paper': 2^0 ... 2^9. 'published': the authors' code, 2^linspace(0, 10, 16) - 1.
+    """
+
+    def __init__(self, num_heads: int, encoding: str = 'paper') -> None:
+        super().__init__()
+        if encoding == 'paper':
+            freqs = 2.0 ** torch.arange(10)
+        elif encoding == 'published':
+            freqs = 2 ** torch.linspace(0, 10, 16) - 1
+        else:
+            raise UserError(f"position_encoding must be 'paper', 'published' or ~ (none); got {encoding!r}.")
+        self.register_buffer('freqs', freqs, persistent=False)
+        self.proj = nn.Linear(4 * len(freqs), num_heads)
+
+    def forward(self) -> PositionalBias:
+        """The parameters as the attention takes them."""
+        return PositionalBias(self.freqs, self.proj.weight, self.proj.bias)
+
+
+def build_decoder(in_dim: int, hidden_dims: Sequence[int]) -> nn.Sequential:
+    """Equation (7): linear layers with GELU between them, in_dim -> hidden_dims -> 3."""
+    dims = [in_dim, *hidden_dims]
+    layers: list[nn.Module] = []
+    for a, b in zip(dims[:-1], dims[1:], strict=True):
+        layers += [nn.Linear(a, b), nn.GELU()]
+    return nn.Sequential(*layers, nn.Linear(dims[-1], 3))
+
+
+class LITBranch(nn.Module):
+    """Local attention and decoder over one feature map: equations (1)-(3), (6), (7). CLIT stacks several.
+
+    Args:
+        dim (int): Channels C of the features, of q, k and v.
+        num_heads, grid_size, hidden_dims, local_attention, cell, aggregation: See :class:`LIT`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        grid_size: int,
+        hidden_dims: Sequence[int],
+        local_attention: bool,
+        cell: bool,
+        aggregation: str,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.grid_size = num_heads, grid_size if local_attention else 1
+        self.cell, self.aggregation = cell, aggregation
+        self.conv_q = nn.Conv2d(dim, dim, 3, 1, 1) if local_attention else None
+        self.conv_k = nn.Conv2d(dim, dim, 3, 1, 1) if local_attention else None
+        self.conv_v = nn.Conv2d(dim, dim, 3, 1, 1)
+        positions = 1 if aggregation == 'sum' else self.grid_size**2
+        self.decoder = build_decoder(positions * dim + (2 if cell else 0), hidden_dims)
+
+    def forward(self, z: Tensor, frame: Frame, coord: Tensor, cell: Tensor, bias: PositionalBias | None) -> Tensor:
+        """Values at the queries, in units of the published domain (x - 0.5) / 0.5, without the skip connection.
+
+        Args:
+            z: (B, C, h, w), features: the window of their grid that ``frame`` describes.
+            coord: (B, Q, 2).
+            cell: (B, 2) or (B, Q, 2).
+
+        Returns:
+            Tensor: (B, Q, 3).
+        """
+        q = None if self.conv_q is None else self.conv_q(z)
+        k = None if self.conv_k is None else self.conv_k(z)
+        v = self.conv_v(z)
+        relative_cell = None
+        if self.cell:
+            cell = cell.unsqueeze(1) if cell.dim() == 2 else cell
+            relative_cell = (cell * cell.new_tensor(frame.size)).expand(-1, coord.shape[1], 2)
+        step = max(1, MAX_QUERIES // coord.shape[0])
+        out = []
+        for start in range(0, coord.shape[1], step):
+            part = slice(start, start + step)
+            first = local_attention(
+                q,
+                k,
+                v,
+                coord[:, part],
+                frame,
+                self.decoder[0].weight,
+                self.decoder[0].bias,
+                num_heads=self.num_heads,
+                grid_size=self.grid_size,
+                bias=bias,
+                cell=None if relative_cell is None else relative_cell[:, part],
+                aggregation=self.aggregation,
+            )
+            out.append(self.decoder[1:](first))
+        return torch.cat(out, dim=1)
+
+
+class LITBase(ImplicitNet):
+    """What LIT and CLIT have in common: the first convolution, the bias encoder and one or several branches."""
+
+    def __init__(
+        self,
+        encoder: dict,
+        num_branches: int,
+        dim: int,
+        num_heads: int,
+        grid_size: int,
+        hidden_dims: Sequence[int],
+        position_encoding: str | None,
+        local_attention: bool,
+        cell: bool,
+        aggregation: str,
+        upscale: float,
+    ) -> None:
+        super().__init__(encoder, upscale)
+        if grid_size < 1 or grid_size % 2 == 0:
+            raise UserError(f'grid_size must be an odd number of at least 1; got {grid_size}.')
+        if num_heads < 1 or dim % num_heads:
+            raise UserError(f'dim must be a multiple of num_heads; got dim {dim}, num_heads {num_heads}.')
+        if num_branches < 1:
+            raise UserError(f'num_branches must be at least 1; got {num_branches}.')
+        if aggregation not in ('flatten', 'sum'):
+            raise UserError(f"aggregation must be 'flatten' or 'sum'; got {aggregation!r}.")
+        self.conv_in = nn.Conv2d(self.encoder.out_channels, dim, 3, 1, 1)
+        has_bias = local_attention and position_encoding is not None
+        self.position_encoder = PositionEncoder(num_heads, position_encoding) if has_bias else None
+        self.branches = nn.ModuleList(
+            LITBranch(dim, num_heads, grid_size, hidden_dims, local_attention, cell, aggregation)
+            for _ in range(num_branches)
+        )
+
+    @property
+    def reach(self) -> int:
+        # Local grid or bilinear tap, the convolutions for q, k, v, the upsampling's tap, the first convolution.
+        return max(self.branches[0].grid_size // 2, 1) + 4
+
+    def _bias(self) -> PositionalBias | None:
+        return None if self.position_encoder is None else self.position_encoder()
+
+
+@ARCH_REGISTRY.register()
+class LIT(LITBase):
+    """Local Implicit Transformer: attention over a local grid of LR features, a decoder for the RGB value of any point.
+
+    Paper: Cascaded Local Implicit Transformer for Arbitrary-Scale Super-Resolution (CVPR 2023), equations (1)-(7).
+
+    A CLIT with one branch is the same network; a checkpoint of one loads in the other.
+
+    Args:
+        encoder (dict): ``type`` and options of a network of the host, e.g. ``{type: EDSR, num_feat: 64, num_block: 16}``.
+        dim (int): Channels C of q, k and v. Default: 256.
+        num_heads (int): Heads H of the attention. Default: 8.
+        grid_size (int): Side G of the local grid, odd. Default: 7.
+        hidden_dims (list[int]): Widths of the decoder's hidden layers. Default: (256, 256, 256, 256).
+        position_encoding (str | None): Frequencies of the positional bias, 'paper' or 'published'; None: no bias. Default: 'paper'.
+        local_attention (bool): False: the value at the nearest LR pixel alone (Table 3, -a). Default: True.
+        cell (bool): Whether the decoder sees the size of the HR pixel (Table 3, -c). Default: True.
+        aggregation (str): 'flatten' keeps the weighted values of all G x G positions, as the paper does; 'sum' adds them up.
+            Default: 'flatten'.
+        upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.
+    """
+
+    def __init__(
+        self,
+        encoder: dict,
+        dim: int = 256,
+        num_heads: int = 8,
+        grid_size: int = 7,
+        hidden_dims: Sequence[int] = (256, 256, 256, 256),
+        position_encoding: str | None = 'paper',
+        local_attention: bool = True,
+        cell: bool = True,
+        aggregation: str = 'flatten',
+        upscale: float = 4,
+    ) -> None:
+        super().__init__(
+            encoder,
+            1,
+            dim,
+            num_heads,
+            grid_size,
+            hidden_dims,
+            position_encoding,
+            local_attention,
+            cell,
+            aggregation,
+            upscale,
+        )
+
+    def query(self, feat: Features, coord: Tensor, cell: Tensor, scales=None) -> Tensor:
+        out = self.branches[0](self.conv_in(feat.z), feat.frame, coord, cell, self._bias())
+        return skip_connection(feat, coord) + 0.5 * out

@@ -16,8 +16,8 @@ def downsample(img: np.ndarray, size: tuple[int, int], kind: str) -> np.ndarray:
     Args:
         img: (H, W, 3), uint8.
         size: (h, w) of the result in pixels.
-        kind: 'pil': Pillow's BICUBIC (columns first, borders cut off and renormalised), as the papers do for x6 and above;
-            'matlab': MATLAB's imresize to the bit, as the published LR images of DIV2K and of the benchmarks were made.
+        kind: 'pil': Pillow's BICUBIC (columns first, borders cut off and renormalised), as the papers do for x6 and
+            above; 'matlab': MATLAB's imresize to the bit, as the published LR images of DIV2K and the benchmarks.
 
     Returns:
         np.ndarray: (h, w, 3), uint8.

@@ -1,13 +1,14 @@
 """Cumulative training's plan: which stage a batch belongs to and which scale factors it uses. Pure Python.
 
-A batch is known by its global number, the training iteration minus 1, on every rank, in every worker and after a resume.
+A batch is known by its global number, the training iteration minus 1: the same on every rank, in every worker and after
+a resume.
 """
 
 import dataclasses
 import difflib
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import isfinite
 from typing import Any, Protocol
 
@@ -60,7 +61,7 @@ def parse_stages(stages: Any, start_stage: int = 1) -> tuple[Stage, ...]:
     if not _is_int(start_stage) or not 1 <= start_stage <= len(stages):
         raise UserError(f'start_stage: must be between 1 and {len(stages)}, the number of stages, got {start_stage!r}.')
     parsed = [_parse_stage(stage, f'stage {number}') for number, stage in enumerate(stages, 1)]
-    for number, (before, after) in enumerate(zip(parsed, parsed[1:], strict=False), 2):
+    for number, (before, after) in enumerate(pairwise(parsed), 2):
         if after.branches < before.branches:
             raise UserError(
                 f'stage {number}: branches: {after.branches} is fewer than the {before.branches} of the stage before; '
@@ -76,17 +77,19 @@ def parse_scales(scales: Any, branches: int | None = None, where: str = 'scales'
         UserError: starts with ``where``.
     """
     if not isinstance(scales, Sequence) or isinstance(scales, str) or not scales:
-        raise UserError(f'{where}: must be a list of alternatives such as [[[1, 4]], [[1, 4], [1, 4]]], got {scales!r}.')
+        raise UserError(
+            f'{where}: must be a list of alternatives such as [[[1, 4]], [[1, 4], [1, 4]]], got {scales!r}.'
+        )
     alternatives = []
     for number, ranges in enumerate(scales, 1):
         if not isinstance(ranges, Sequence) or isinstance(ranges, str) or not ranges:
             raise UserError(f'{where}: alternative {number} must be a list of ranges such as [[1, 4]], got {ranges!r}.')
+        alternatives.append(tuple(_parse_range(pair, f'{where}: alternative {number}') for pair in ranges))
         if branches is not None and len(ranges) > branches:
             raise UserError(
                 f'{where}: alternative {number} has {len(ranges)} ranges, but the stage has {branches} '
                 f'branch{"es" if branches > 1 else ""}; give one range per active branch.'
             )
-        alternatives.append(tuple(_parse_range(pair, f'{where}: alternative {number}') for pair in ranges))
     return tuple(alternatives)
 
 
@@ -170,7 +173,7 @@ def _parse_milestones(milestones: Any, iters: int, where: str) -> tuple[int, ...
     if not isinstance(milestones, Sequence) or not all(_is_int(value) for value in milestones):
         raise UserError(f'{where}: milestones: must be a list of whole numbers, got {milestones!r}.')
     bounds = [0, *milestones, iters]
-    if any(after <= before for before, after in zip(bounds, bounds[1:], strict=False)):
+    if any(after <= before for before, after in pairwise(bounds)):
         raise UserError(
             f'{where}: milestones: must increase and lie between 1 and {iters - 1}, inside the stage of {iters} '
             f'iterations, got {list(milestones)}.'

@@ -1,7 +1,7 @@
 """MATLAB's ``imresize`` with the bicubic kernel: a = -0.5, symmetric borders, antialiased when shrinking.
 
-It is the yardstick of the papers' tables (row "Bicubic") and the way the published LR images were made. torch's own bicubic
-uses a = -0.75 and does not antialias by default: not the same.
+It is the yardstick of the papers' tables (row "Bicubic") and the way the published LR images were made. torch's own
+bicubic uses a = -0.75 and does not antialias by default: not the same.
 """
 
 import math
@@ -27,8 +27,8 @@ def contributions(in_size: int, out_size: int, scale: float) -> tuple[Tensor, Te
         scale: output pixels per input pixel; below 1 the kernel is widened by 1 / scale (antialiasing).
 
     Returns:
-        tuple[Tensor, Tensor]: indices (out_size, P), int64 in [0, in_size), the image being mirrored with its edge pixel
-        repeated; weights (out_size, P), float64, each row sums to 1.
+        tuple[Tensor, Tensor]: indices (out_size, P), int64 in [0, in_size), the image being mirrored with its edge
+        pixel repeated; weights (out_size, P), float64, each row sums to 1.
     """
     shrink = min(scale, 1.0)
     width = KERNEL_WIDTH / shrink
@@ -68,13 +68,13 @@ def resize_axis(x: Tensor, axis: int, out_size: int, scale: float | None = None)
 
 
 def imresize(x: Tensor, size: tuple[int, int], scale: tuple[float, float] | None = None) -> Tensor:
-    """Resizes images as MATLAB's ``imresize(x, 'bicubic')`` does in floating point: rows (the vertical axis) first, not clipped.
+    """Resizes images as MATLAB's ``imresize`` does in floating point: rows (the vertical axis) first, not clipped.
 
     Args:
         x: (B, C, H, W), floating point, any range.
         size: (H_out, W_out) in pixels.
-        scale: (y, x) output pixels per input pixel; size / (H, W) by default. Give it where the size is a rounded one and the
-            exact factor is meant.
+        scale: (y, x) output pixels per input pixel; size / (H, W) by default. Give it where the size is a rounded one
+            and the exact factor is meant.
 
     Returns:
         Tensor: (B, C, H_out, W_out), the dtype and device of x.

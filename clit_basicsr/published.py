@@ -31,11 +31,12 @@ def load(kind: str, state_dict: dict[str, Tensor], **meta) -> nn.Module:
     Args:
         kind: 'clit' (https://github.com/jaroslaw1007/CLIT).
         state_dict: the published ``sd``, key -> tensor.
-        meta: hyper-parameters that the weights do not show: ``head`` (heads), ``r`` (radius of the local grid), ``posenc_scale`` and
-            ``posenc_dims``. Widths, depths and ablations follow from the weights' shapes.
+        meta: hyper-parameters that the weights do not show: ``head`` (heads), ``r`` (radius of the local grid),
+            ``posenc_scale`` and ``posenc_dims``. Widths, depths and ablations follow from the weights' shapes.
 
     Returns:
-        nn.Module: in evaluation mode, on the CPU. Its images are in [0, 1]; the published network's are (x - 0.5) / 0.5.
+        nn.Module: in evaluation mode, on the CPU. Its images are in [0, 1]; the published network's are (x - 0.5) /
+        0.5.
 
     Raises:
         UserError: the kind is unknown, or a key of the weights has no place in the network.

@@ -20,7 +20,8 @@ def cubic(x: Tensor) -> Tensor:
 class Bicubic(ImplicitNet):
     """MATLAB's bicubic enlargement: kernel with a = -0.5, edges mirrored with the edge pixel repeated.
 
-    Source: Keys, Cubic Convolution Interpolation for Digital Image Processing (1981); MATLAB's imresize for the borders.
+    Source: Keys, Cubic Convolution Interpolation for Digital Image Processing (1981); MATLAB's imresize for the
+        borders.
 
     Args:
         upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.

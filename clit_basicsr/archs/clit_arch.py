@@ -19,8 +19,8 @@ Factors = tuple[tuple[float, float], ...]
 def split_scale(scale: tuple[float, float], num_branches: int, largest: float = 4) -> Factors:
     """Splits an enlargement into the branches' factors: 4, 4, ..., remainder.
 
-    The larger axis decides the number of branches; each axis takes min(4, remainder), at least 1. If more branches would be needed
-    than there are, the last one takes the whole remainder.
+    The larger axis decides the number of branches; each axis takes min(4, remainder), at least 1. If more branches
+    would be needed than there are, the last one takes the whole remainder.
 
     Args:
         scale: (y, x).
@@ -41,7 +41,7 @@ def split_scale(scale: tuple[float, float], num_branches: int, largest: float = 
 
 
 def parse_factors(scales) -> Factors:
-    """The branches' factors as (y, x) pairs, from numbers, pairs, or a tensor (n,), (n, 2) or (B, n, 2) of equal rows."""
+    """The branches' factors as (y, x) pairs, from numbers, pairs, or a tensor (n,), (n, 2), (B, n, 2)."""
     if isinstance(scales, Tensor):
         scales = (scales[0] if scales.dim() == 3 else scales).tolist()
     pairs = tuple((float(s), float(s)) if isinstance(s, (int, float)) else (float(s[0]), float(s[1])) for s in scales)
@@ -57,16 +57,17 @@ class CLIT(LITBase):
     Paper: Cascaded Local Implicit Transformer for Arbitrary-Scale Super-Resolution (CVPR 2023), equations (8) and (9).
 
     Args:
-        encoder (dict): ``type`` and options of a network of the host, e.g. ``{type: EDSR, num_feat: 64, num_block: 16}``.
+        encoder (dict): ``type`` and options of a network of the host, e.g. ``{type: EDSR, num_block: 16}``.
         num_branches (int): Number N of branches. Default: 3.
         dim, num_heads, grid_size, hidden_dims, position_encoding, local_attention, cell, aggregation, upscale: See
             :class:`clit_basicsr.archs.lit_arch.LIT`.
-        upsampling_padding (str): 'zeros' or 'border': what the upsampling of features sees outside the image. Default: 'zeros',
-            the authors' code.
+        upsampling_padding (str): 'zeros' or 'border': what the upsampling of features sees outside the image. Default:
+            'zeros', the authors' code.
     """
 
     # Equation (9): weight of the branch before.
     residual = 0.75
+    trained_branches: Tensor
 
     def __init__(
         self,
@@ -100,14 +101,15 @@ class CLIT(LITBase):
             raise UserError(f"upsampling_padding must be 'zeros' or 'border'; got {upsampling_padding!r}.")
         self.upsampling_padding = upsampling_padding
         if num_branches > 1:
-            # Saved with the weights: a checkpoint from an early stage of cumulative training must not answer with branches that
-            # have not been trained yet. With one branch there is nothing to tell, and the keys are those of a LIT.
+            # Saved with the weights: a checkpoint from an early stage of cumulative training must not answer with
+            # branches that have not been trained yet. With one branch there is nothing to tell, and the keys are those
+            # of a LIT.
             self.register_buffer('trained_branches', torch.tensor(num_branches))
         self.register_load_state_dict_pre_hook(_accept_fewer_branches)
 
     @property
     def num_trained_branches(self) -> int:
-        """Branches that :meth:`upscale` uses; fewer than all only in a checkpoint from an early stage of cumulative training."""
+        """Branches that :meth:`upscale` uses: fewer than all in a checkpoint from an early stage of training."""
         return int(self.trained_branches) if len(self.branches) > 1 else 1
 
     def plan_scales(self, scale: tuple[float, float]) -> Factors:
@@ -141,12 +143,12 @@ class CLIT(LITBase):
             first = 0 if start == 0 else math.ceil((start + 0.5) * fine / n)
             stop = fine if start + length >= n else math.floor((start + length - 0.5) * fine / n)
             bounds.append((first, stop))
-        z = upsample_bilinear(z1, frame, (size[0], size[1]), *bounds, padding=self.upsampling_padding)
+        z = upsample_bilinear(z1, frame, (size[0], size[1]), bounds[0], bounds[1], self.upsampling_padding)
         return z, Frame((size[0], size[1]), (bounds[0][0], bounds[1][0]))
 
 
 def _accept_fewer_branches(net: CLIT, state_dict, prefix, *_) -> None:
-    """Lets a checkpoint of fewer branches (LIT, or an earlier, smaller CLIT) load: the branches that it lacks keep their values."""
+    """Lets a checkpoint of fewer branches (LIT, a smaller CLIT) load: the branches that it lacks keep their values."""
     loaded = {
         key.removeprefix(f'{prefix}branches.').split('.')[0]
         for key in state_dict

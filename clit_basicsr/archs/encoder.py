@@ -12,8 +12,8 @@ from clit_basicsr.errors import UserError
 class EDSREncoder(EDSR):
     """The host's EDSR up to its upsampler, under the host's own option and parameter names.
 
-    Input (B, 3, h, w), RGB in [0, 1]; output (B, num_feat, h, w). The input is normalised by EDSR's own options: ``img_range: 2,
-    rgb_mean: [0.5, 0.5, 0.5]`` is the published (x - 0.5) / 0.5.
+    Input (B, 3, h, w), RGB in [0, 1]; output (B, num_feat, h, w). The input is normalised by EDSR's own options:
+    ``img_range: 2, rgb_mean: [0.5, 0.5, 0.5]`` is the published (x - 0.5) / 0.5.
     """
 
     def __init__(self, **opt) -> None:

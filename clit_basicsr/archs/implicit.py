@@ -44,8 +44,8 @@ class ImplicitNet(nn.Module):
     No call leaves a state behind on the module: ``feat = net.encode(lq)``, ``net.query(feat, ...)`` as often as wanted.
 
     Args:
-        encoder (dict | None): ``type`` and options of a network of the host (see :mod:`clit_basicsr.archs.encoder`); None: the LR
-            image itself is the feature map.
+        encoder (dict | None): ``type`` and options of a network of the host (see :mod:`clit_basicsr.archs.encoder`);
+            None: the LR image itself is the feature map.
         upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.
     """
 
@@ -74,8 +74,8 @@ class ImplicitNet(nn.Module):
         raise NotImplementedError
 
     def plan_scales(self, scale: tuple[float, float]):
-        """The ``scales`` of :meth:`query` for a picture enlarged by that factor per axis; None where there are no branches."""
-        return None
+        """The ``scales`` of :meth:`query` for a picture enlarged by that factor (y, x); None without branches."""
+        return
 
     def encode(self, lq: Tensor) -> Features:
         """Features of a whole LR image (B, 3, h, w), RGB in [0, 1]."""
@@ -103,8 +103,9 @@ class ImplicitNet(nn.Module):
             lq: (B, 3, h, w), RGB in [0, 1].
             size: (H, W) of the result; or
             scale: its factor, a number or (y, x), at least 1: H = round(h * scale), half to even.
-            tile: ``{tile_size, tile_pad}`` in LR pixels: the encoder too sees one padded tile at a time. The result is the untiled
-                one where ``tile_pad`` covers the encoder's receptive field. None: the encoder sees the whole image.
+            tile: ``{tile_size, tile_pad}`` in LR pixels: the encoder too sees one padded tile at a time. The result is
+                the untiled one where ``tile_pad`` covers the encoder's receptive field. None: the encoder sees the
+                whole image.
 
         Returns:
             Tensor: (B, 3, H, W), not clamped.

@@ -1,6 +1,8 @@
 """LIT, the local implicit transformer: one model for every scale from 1 to about 4."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -17,8 +19,11 @@ class PositionEncoder(nn.Module):
 
     Args:
         num_heads (int): H.
-        encoding (str): The frequencies of gamma. 'paper': 2^0 ... 2^9. 'published': the authors' code, 2^linspace(0, 10, 16) - 1.
+        encoding (str): The frequencies of gamma. 'paper': 2^0 ... 2^9. 'published' (the authors' code):
+            2^linspace(0, 10, 16) - 1.
     """
+
+    freqs: Tensor
 
     def __init__(self, num_heads: int, encoding: str = 'paper') -> None:
         super().__init__()
@@ -40,7 +45,7 @@ def build_decoder(in_dim: int, hidden_dims: Sequence[int]) -> nn.Sequential:
     """Equation (7): linear layers with GELU between them, in_dim -> hidden_dims -> 3."""
     dims = [in_dim, *hidden_dims]
     layers: list[nn.Module] = []
-    for a, b in zip(dims[:-1], dims[1:], strict=True):
+    for a, b in pairwise(dims):
         layers += [nn.Linear(a, b), nn.GELU()]
     return nn.Sequential(*layers, nn.Linear(dims[-1], 3))
 
@@ -90,6 +95,7 @@ class LITBranch(nn.Module):
         if self.cell:
             cell = cell.unsqueeze(1) if cell.dim() == 2 else cell
             relative_cell = (cell * cell.new_tensor(frame.size)).expand(-1, coord.shape[1], 2)
+        first_layer = cast(nn.Linear, self.decoder[0])
         step = max(1, MAX_QUERIES // coord.shape[0])
         out = []
         for start in range(0, coord.shape[1], step):
@@ -100,8 +106,8 @@ class LITBranch(nn.Module):
                 v,
                 coord[:, part],
                 frame,
-                self.decoder[0].weight,
-                self.decoder[0].bias,
+                first_layer.weight,
+                first_layer.bias,
                 num_heads=self.num_heads,
                 grid_size=self.grid_size,
                 bias=bias,
@@ -138,9 +144,10 @@ class LITBase(ImplicitNet):
             raise UserError(f'num_branches must be at least 1; got {num_branches}.')
         if aggregation not in ('flatten', 'sum'):
             raise UserError(f"aggregation must be 'flatten' or 'sum'; got {aggregation!r}.")
-        self.conv_in = nn.Conv2d(self.encoder.out_channels, dim, 3, 1, 1)
-        has_bias = local_attention and position_encoding is not None
-        self.position_encoder = PositionEncoder(num_heads, position_encoding) if has_bias else None
+        self.conv_in = nn.Conv2d(cast(int, self.encoder.out_channels), dim, 3, 1, 1)
+        self.position_encoder = None
+        if local_attention and position_encoding is not None:
+            self.position_encoder = PositionEncoder(num_heads, position_encoding)
         self.branches = nn.ModuleList(
             LITBranch(dim, num_heads, grid_size, hidden_dims, local_attention, cell, aggregation)
             for _ in range(num_branches)
@@ -164,16 +171,17 @@ class LIT(LITBase):
     A CLIT with one branch is the same network; a checkpoint of one loads in the other.
 
     Args:
-        encoder (dict): ``type`` and options of a network of the host, e.g. ``{type: EDSR, num_feat: 64, num_block: 16}``.
+        encoder (dict): ``type`` and options of a network of the host, e.g. ``{type: EDSR, num_block: 16}``.
         dim (int): Channels C of q, k and v. Default: 256.
         num_heads (int): Heads H of the attention. Default: 8.
         grid_size (int): Side G of the local grid, odd. Default: 7.
         hidden_dims (list[int]): Widths of the decoder's hidden layers. Default: (256, 256, 256, 256).
-        position_encoding (str | None): Frequencies of the positional bias, 'paper' or 'published'; None: no bias. Default: 'paper'.
+        position_encoding (str | None): Frequencies of the positional bias, 'paper' or 'published'; None: no bias.
+            Default: 'paper'.
         local_attention (bool): False: the value at the nearest LR pixel alone (Table 3, -a). Default: True.
         cell (bool): Whether the decoder sees the size of the HR pixel (Table 3, -c). Default: True.
-        aggregation (str): 'flatten' keeps the weighted values of all G x G positions, as the paper does; 'sum' adds them up.
-            Default: 'flatten'.
+        aggregation (str): 'flatten' keeps the weighted values of all G x G positions, as the paper does; 'sum' adds
+            them up. Default: 'flatten'.
         upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.
     """
 

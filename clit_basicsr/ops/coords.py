@@ -1,7 +1,8 @@
 """Where pixels are, and how to read a feature map there.
 
-Every grid of n pixels spans [-1, 1]; coordinates are (y, x). The order of the floating-point operations below is part of the
-definition: the algebraically equal ``-1 + (2 i + 1) / n`` moves ties (x1.5, x2.5, x3.5 have many) to another pixel.
+Every grid of n pixels spans [-1, 1]; coordinates are (y, x). The order of the floating-point operations below is part
+of the definition: the algebraically equal ``-1 + (2 i + 1) / n`` moves ties (x1.5, x2.5, x3.5 have many) to another
+pixel.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from torch import Tensor
 
 
 class Frame(NamedTuple):
-    """The part of an image-sized grid that a feature map covers, so that a map cut into windows is read at the same places.
+    """The part of an image-sized grid that a map covers, so that a map cut into windows is read at the same places.
 
     Attributes:
         size: (h, w) of the whole grid, in pixels.
@@ -37,7 +38,7 @@ def make_coord(size: tuple[int, int], rows=(0, None), cols=(0, None), *, device=
 
 
 def nearest_index(coord: Tensor, n: int) -> Tensor:
-    """Index of the pixel of a grid of n whose centre is nearest to coord (any shape, in [-1, 1]); ties go to the even index."""
+    """Index of the pixel whose centre is nearest to coord, on a grid of n; ties go to the even index."""
     return (((coord + 1) * n - 1) / 2).round().long().clamp(0, n - 1)
 
 
@@ -54,7 +55,7 @@ def read_pixels(feat: Tensor, y: Tensor, x: Tensor) -> Tensor:
     height, width = feat.shape[-2:]
     batch = torch.arange(feat.shape[0], device=feat.device).view(-1, *[1] * (y.dim() - 1))
     index = (batch * height + y) * width + x
-    # An embedding is a read of rows whose backward pass adds into rows: deterministic and fast, which advanced indexing is not.
+    # An embedding reads rows and adds into rows on the way back: deterministic and fast, which indexing is not.
     return F.embedding(index, feat.flatten(2).transpose(1, 2).flatten(0, 1))
 
 
@@ -79,7 +80,8 @@ def sample_bilinear(feat: Tensor, coord: Tensor, frame: Frame, padding: str = 'z
     Args:
         feat: (B, C, h, w), the window of the grid that ``frame`` describes; it must hold every pixel that is read.
         coord: (B, Q, 2), (y, x) in [-1, 1].
-        padding: 'zeros': taps outside the grid count as 0 (weights are not renormalised); 'border': they repeat the edge.
+        padding: 'zeros': taps outside the grid count as 0 (weights are not renormalised); 'border': they repeat the
+            edge.
 
     Returns:
         Tensor: (B, Q, C).
@@ -96,7 +98,7 @@ def sample_bilinear(feat: Tensor, coord: Tensor, frame: Frame, padding: str = 'z
 def upsample_bilinear(
     feat: Tensor, frame: Frame, size: tuple[int, int], rows=(0, None), cols=(0, None), padding: str = 'zeros'
 ) -> Tensor:
-    """Reads a map at the pixel centres rows x cols of a finer grid of that size: :func:`sample_bilinear`, one axis at a time.
+    """Reads a map at the pixel centres rows x cols of a finer grid: :func:`sample_bilinear`, one axis at a time.
 
     Args:
         feat: (B, C, h, w), the window of the grid that ``frame`` describes.
@@ -118,7 +120,8 @@ def gather_grid(feat: Tensor, coord: Tensor, frame: Frame, grid_size: int) -> Te
     """Reads the local grid around the pixel nearest to each query; pixels outside the image read as 0.
 
     Args:
-        feat: (B, C, h, w), the window of the grid that ``frame`` describes; it must hold every pixel of the local grids.
+        feat: (B, C, h, w), the window of the grid that ``frame`` describes; it must hold every pixel of the local
+            grids.
         coord: (B, Q, 2), (y, x) in [-1, 1].
         grid_size: G, odd: side of the local grid in pixels.
 
@@ -134,7 +137,7 @@ def gather_grid(feat: Tensor, coord: Tensor, frame: Frame, grid_size: int) -> Te
 
 
 def relative_coord(coord: Tensor, frame: Frame, grid_size: int) -> Tensor:
-    """Distances from each query to the pixels of its local grid, in units of half a pixel of that grid (one pixel is 2).
+    """Distances from each query to the pixels of its local grid; one pixel of that grid is 2 units.
 
     Args:
         coord: (B, Q, 2), (y, x) in [-1, 1].

@@ -47,7 +47,8 @@ def attention_weights(
 ) -> Tensor:
     """Equation (6): softmax over the local grid of q k^T / sqrt(C / H) + B.
 
-    q is read bilinearly at the query, k at the pixels of the grid; outside the image k = 0, but the position keeps its bias.
+    q is read bilinearly at the query, k at the pixels of the grid; outside the image k = 0, but the position keeps its
+    bias.
 
     Returns:
         Tensor: (B, Q, G * G, H).
@@ -78,15 +79,16 @@ def local_attention(
     """Local attention and the decoder's first linear layer: equations (1)-(7) up to the first activation.
 
     Args:
-        q, k, v: (B, C, h, w), the window of the feature grid that ``frame`` describes. Without q and k there is no attention
-            and v is read at the nearest pixel (G = 1).
+        q, k, v: (B, C, h, w), the window of the feature grid that ``frame`` describes. Without q and k there is no
+            attention and v is read at the nearest pixel (G = 1).
         coord: (B, Q, 2), HR pixel centres (y, x) in [-1, 1].
-        weight, weight_bias: (O, G * G * C [+ 2]), (O,): the first layer of the decoder (aggregation 'sum': (O, C [+ 2])).
+        weight, weight_bias: (O, G * G * C [+ 2]), (O,): the first layer of the decoder ('sum': (O, C [+ 2])).
         num_heads: H; head i owns the channels i C / H ... (i + 1) C / H - 1.
         bias: parameters of the positional bias; None for none.
-        cell: (B, Q, 2), HR pixel size relative to the feature grid, 2 / (H_hr, W_hr) * (h, w); None if the decoder has no cell.
-        aggregation: 'flatten' keeps the attention-weighted values of all positions, z in R^(G G x C), as the paper has it; 'sum'
-            adds them up.
+        cell: (B, Q, 2), HR pixel size relative to the feature grid, 2 / (H_hr, W_hr) * (h, w); None if the decoder has
+            no cell.
+        aggregation: 'flatten' keeps the attention-weighted values of all positions, z in R^(G G x C), as the paper has
+            it; 'sum' adds them up.
 
     Returns:
         Tensor: (B, Q, O).

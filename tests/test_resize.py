@@ -55,7 +55,7 @@ def keys_cubic(x: Fraction) -> Fraction:
 
 
 def exact_weights(in_size: int, out_size: int, scale: Fraction) -> list[dict[int, Fraction]]:
-    """MATLAB's ``contributions`` in exact arithmetic, 1-based as in its source: input pixel -> weight, per output pixel."""
+    """MATLAB's ``contributions``, exact and 1-based as in its source: input pixel -> weight, for every output pixel."""
     shrink = min(scale, Fraction(1))
     rows = []
     for x in range(1, out_size + 1):
@@ -184,7 +184,7 @@ def test_matlab_rounds_halves_away_from_zero():
 
 
 def test_matlab_result_of_a_photograph():
-    # The routine that made these numbers reproduces the published x2, x3, x4 LR images of Set5 and Set14 in every pixel.
+    # The routine that made these numbers reproduces the published x2, x3, x4 LR images of Set5 and Set14 exactly.
     img = data.chelsea()[100:121, 150:174]
     expected = np.array(PHOTOGRAPH, np.uint8).transpose(1, 2, 0)
     assert np.array_equal(downsample(img, (7, 8), 'matlab'), expected)

@@ -125,6 +125,11 @@ class ScaleSchedule:
         self.total_iter = ends[-1]
         self._starts = [0, *ends[:-1]]
 
+    @classmethod
+    def constant(cls, scales: tuple[Alternative, ...]) -> 'ScaleSchedule':
+        """The same alternatives throughout, for training without stages."""
+        return cls([Stage(branches=max(map(len, scales)), iters=1, lr=0.0, milestones=(), scales=scales)])
+
     def stage_of(self, batch: int) -> tuple[int, int]:
         """Index of the batch's stage (from 0) and the global number of that stage's first batch."""
         index = bisect_right(self._starts, batch) - 1

@@ -1,0 +1,184 @@
+"""Finding and reading images: folders, lists of names, BasicSR's LMDB folders."""
+
+import io
+import os
+from os import path as osp
+from typing import Any
+
+import cv2
+import lmdb
+import numpy as np
+from basicsr.utils import FileClient, imfrombytes
+from PIL import Image
+
+from clit_basicsr.errors import UserError
+
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
+
+# An LMDB may be open only once in a process, so the data sets of a process share their clients.
+_clients: dict[str, FileClient] = {}
+
+
+class ImageSource:
+    """The images under one root, in a fixed order.
+
+    Args:
+        root: a folder, or an LMDB folder (data.mdb, meta_info.txt) as BasicSR makes it.
+        io_backend: ``{type: disk}`` (default) or ``{type: lmdb}``.
+        meta_info_file: text file whose lines start with an image's name, as in BasicSR; by default all images of the
+            folder (not of its subfolders), sorted by name, or the LMDB's own meta_info.txt.
+        option: the option that gave ``root``, for messages.
+
+    Attributes:
+        names: paths of the files, or keys of the LMDB; what :meth:`read` takes.
+
+    Raises:
+        UserError: nothing is there, or it is damaged.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        io_backend: dict[str, Any] | None = None,
+        meta_info_file: str | None = None,
+        option: str = 'dataroot_gt',
+    ):
+        self.root = str(root)
+        backend = (io_backend or {}).get('type', 'disk')
+        if backend not in ('disk', 'lmdb'):
+            raise UserError(f"io_backend: type '{backend}' is not known; use disk or lmdb.")
+        self.is_lmdb = backend == 'lmdb'
+        if not osp.isdir(self.root):
+            raise UserError(f'{option}: there is no folder {self.root}; check the path.')
+        if self.is_lmdb:
+            _check_lmdb(self.root, option)
+            entries = _listed_names(meta_info_file or osp.join(self.root, 'meta_info.txt'))
+            self.names = [osp.splitext(entry)[0] for entry in entries]
+        elif meta_info_file:
+            self.names = [osp.join(self.root, entry) for entry in _listed_names(meta_info_file)]
+            for name in self.names:
+                if not osp.isfile(name):
+                    raise UserError(f'{name}: listed in {meta_info_file}, but there is no such file; mend the list.')
+        else:
+            self.names = _files_of(self.root, option)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def label(self, name: str) -> str:
+        """How messages call an image."""
+        return f"{self.root}: image '{name}'" if self.is_lmdb else name
+
+    def read(self, name: str) -> bytes:
+        """The encoded image. Opens an LMDB upon the first call in a process, so each worker has its own."""
+        if self.is_lmdb:
+            content = _lmdb_client(self.root).get(name)
+            if content is None:
+                raise UserError(f'{self.label(name)} is not in the LMDB; mend meta_info.txt or make the LMDB again.')
+            return content
+        try:
+            return FileClient('disk').get(name)
+        except OSError as error:
+            raise UserError(f'{name}: cannot be read ({error.strerror}).') from error
+
+
+def decode(content: bytes, label: str) -> np.ndarray:
+    """Decodes an image file as the host does: grey becomes RGB, alpha is dropped, 16 bits become 8.
+
+    Args:
+        content: the encoded image.
+        label: what to call it in an error.
+
+    Returns:
+        np.ndarray: (H, W, 3), uint8, RGB.
+
+    Raises:
+        UserError: it is not an image, or a damaged one.
+    """
+    try:
+        img = imfrombytes(content)
+    except cv2.error:
+        img = None
+    if img is None:
+        raise UserError(f'{label}: cannot be read as an image; replace it or remove it.')
+    return cv2.cvtColor(img, cv2.COLOR_BGR2RGB)
+
+
+def smallest_side(content: bytes, label: str) -> int:
+    """The smaller of an encoded image's height and width in pixels, from its header where that can be read alone.
+
+    Raises:
+        UserError: it is not an image.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as img:
+            return min(img.size)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return min(decode(content, label).shape[:2])
+
+
+def _files_of(root: str, option: str) -> list[str]:
+    with os.scandir(root) as entries:
+        found = [entry for entry in entries if entry.is_file() and not entry.name.startswith('.')]
+    names = sorted(entry.name for entry in found if entry.name.lower().endswith(SUFFIXES))
+    if not names:
+        hint = ' (it is an LMDB: set io_backend: {type: lmdb})' if osp.isfile(osp.join(root, 'data.mdb')) else ''
+        raise UserError(f'{option}: there are no images in {root}{hint}; {", ".join(SUFFIXES)} are read.')
+    return [osp.join(root, name) for name in names]
+
+
+def _listed_names(meta_info_file: str) -> list[str]:
+    """First column of lines such as ``0001.png (1404,2040,3) 1``; names may hold spaces and dots."""
+    try:
+        with open(meta_info_file, encoding='utf-8') as lines:
+            names = [line.strip().rsplit(' (', 1)[0] for line in lines if line.strip()]
+    except OSError as error:
+        raise UserError(f'meta_info_file: {meta_info_file} cannot be read ({error.strerror}).') from error
+    if not names:
+        raise UserError(f'meta_info_file: {meta_info_file} lists no images.')
+    return names
+
+
+def _check_lmdb(root: str, option: str) -> None:
+    for name in ('data.mdb', 'meta_info.txt'):
+        if not osp.isfile(osp.join(root, name)):
+            raise UserError(f'{option}: {root} has no {name}, so it is not a BasicSR LMDB; make it again.')
+    if osp.realpath(root) not in _clients:
+        _lmdb_client(root)
+        _close(osp.realpath(root))
+
+
+def _lmdb_client(root: str) -> FileClient:
+    path = osp.realpath(root)
+    if path not in _clients:
+        try:
+            client = FileClient('lmdb', db_paths=path)
+            environment = _environment(client)
+            needed = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
+        except lmdb.Error as error:
+            raise UserError(f'{root}: cannot be opened as an LMDB ({error}); copy it or make it again.') from error
+        size = osp.getsize(osp.join(path, 'data.mdb'))
+        if size < needed:
+            # Reading behind the end of the file would kill the process with a bus error.
+            environment.close()
+            raise UserError(f'{root}: data.mdb is cut off ({size} of {needed} bytes); copy it or make it again.')
+        _clients[path] = client
+    return _clients[path]
+
+
+def _environment(client: FileClient) -> lmdb.Environment:
+    return client.client._client['default']
+
+
+def _close(path: str) -> None:
+    _environment(_clients.pop(path)).close()
+
+
+def _close_all() -> None:
+    for path in list(_clients):
+        _close(path)
+
+
+# An open LMDB must not be used across a fork, and would keep the new process from opening its own.
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_close_all)

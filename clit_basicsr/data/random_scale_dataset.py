@@ -1,0 +1,197 @@
+"""Training pairs at random scales: one plan of scale factors per batch, HR pixels sampled as queries."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.utils.dist_util import get_dist_info
+from basicsr.utils.registry import DATASET_REGISTRY
+from torch.utils import data
+
+from clit_basicsr.data.images import ImageSource, decode, smallest_side
+from clit_basicsr.data.resize import check_kind, downsample
+from clit_basicsr.data.schedule import ScaleSchedule, clip_scales, parse_scales, parse_stages
+from clit_basicsr.errors import UserError
+from clit_basicsr.ops.coords import pixel_centers
+
+# First words of the seeds, so that the streams of random numbers are apart.
+_ORDER, _PLAN, _SAMPLE = range(3)
+
+
+@DATASET_REGISTRY.register()
+class RandomScaleDataset(data.Dataset):
+    """HR crops, their LR images and sampled HR pixels; the training data of LIT and CLIT (section 4.1 of the paper).
+
+    A batch is asked for with ``[(batch_number, 0), (batch_number, 1), ...]``, as torch's fetcher does through
+    ``__getitems__`` inside the worker. All its samples share one plan of scale factors. Every draw is a function of
+    (manual_seed, rank, batch number), so neither the number of workers nor a resume changes a batch. Plain integers are
+    taken too: image ``index % len(self)``, the first one being the batch number.
+
+    Args:
+        opt (dict): Config of the data set. It contains the following keys:
+            dataroot_gt (str): Folder of the HR images, or an LMDB folder.
+            io_backend (dict): ``{type: disk}`` (default) or ``{type: lmdb}``.
+            meta_info_file (str): List of the images to use. Default: all of the folder.
+            lq_size (int): Side of the LR patch in pixels. Default: 48.
+            num_queries (int): HR pixels sampled per patch, without replacement; all of them where the HR crop has
+                fewer. Default: 2304.
+            downsampling (str): How the 8-bit LR image is made, 'pil' or 'matlab'. Default: 'pil'.
+            use_hflip (bool): Horizontal flips. Default: True.
+            use_rot (bool): Vertical flips and transposition. Default: True.
+            scales (list): Alternatives that the batches take in turn, where there are no stages, each a list of ranges
+                [lo, hi], one per branch. Default: [[[1, 4]]].
+            stages (list), start_stage (int), manual_seed (int): ``train.stages``, the number of the first stage to
+                train and the run's seed, passed on by the option parser.
+
+    A sample is a dict of
+        lq: (3, lq_size, lq_size), float32, RGB in [0, 1], made from the HR crop.
+        gt: (Q, 3), float32, RGB in [0, 1], the HR crop at the sampled pixels.
+        coord: (Q, 2), float32, (y, x) centres of those pixels in [-1, 1].
+        cell: (2,), float32, height and width of an HR pixel in that unit.
+        scales: (n, 2), float64, the (y, x) factors of the n active branches.
+        lq_path, gt_path: path of the HR image, or its key in the LMDB.
+
+    Raises:
+        UserError: a wrong option, missing or damaged data, an image smaller than ``lq_size``.
+    """
+
+    takes_batch_numbers = True
+    OPTIONS = {
+        'name': str,
+        'type': str,
+        'phase': str,
+        'dataroot_gt': str,
+        'io_backend': dict,
+        'meta_info_file': (str, type(None)),
+        'lq_size': int,
+        'num_queries': int,
+        'downsampling': str,
+        'use_hflip': bool,
+        'use_rot': bool,
+        'scales': list,
+        'stages': (list, type(None)),
+        'start_stage': (int, type(None)),
+        'manual_seed': (int, type(None)),
+        'batch_size_per_gpu': int,
+        'num_worker_per_gpu': int,
+        'dataset_enlarge_ratio': (int, float),
+        'prefetch_mode': (str, type(None)),
+        'num_prefetch_queue': int,
+        'pin_memory': bool,
+        'persistent_workers': bool,
+    }
+
+    def __init__(self, opt: dict[str, Any]):
+        super().__init__()
+        self.opt = opt
+        self.source = ImageSource(opt['dataroot_gt'], opt.get('io_backend'), opt.get('meta_info_file'))
+        self.lq_size = _positive(opt, 'lq_size', 48)
+        self.num_queries = _positive(opt, 'num_queries', 2304)
+        self.downsampling = opt.get('downsampling', 'pil')
+        check_kind(self.downsampling)
+        self.use_hflip = opt.get('use_hflip', True)
+        self.use_rot = opt.get('use_rot', True)
+        if opt.get('stages') is not None:
+            stages = parse_stages(opt['stages'], opt.get('start_stage') or 1)
+            self.schedule = ScaleSchedule(stages)
+        else:
+            self.schedule = ScaleSchedule.constant(parse_scales(opt.get('scales', [[[1, 4]]])))
+        self.seed = opt.get('manual_seed') or 0
+        self.rank, self.world_size = get_dist_info()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list) -> list[dict[str, Any]]:
+        """The samples of one batch: ``(batch_number, position)`` for every position in turn, or plain integers."""
+        if isinstance(indices[0], tuple):
+            batch = indices[0][0]
+            if indices != [(batch, position) for position in range(len(indices))]:
+                raise ValueError(f'a batch needs its number with positions 0, 1, 2, ..., got {indices}.')
+            images = self._images_of(batch, len(indices))
+        else:
+            batch = indices[0]
+            images = [index % len(self) for index in indices]
+        names = [self.source.names[image] for image in images]
+        # Encoded images are held until the clip rule knows the smallest; decoded ones would take many times the memory.
+        contents = [self.source.read(name) for name in names]
+        scales = self._plan(batch, names, contents)
+        return [
+            self._sample(name, content, scales, self._rng(_SAMPLE, self.rank, batch, position))
+            for position, (name, content) in enumerate(zip(names, contents, strict=True))
+        ]
+
+    def _rng(self, purpose: int, *key: int) -> np.random.Generator:
+        return np.random.default_rng([purpose, self.seed, *key])
+
+    def _images_of(self, batch: int, batch_size: int) -> list[int]:
+        """Indices of a batch's images: the ranks take turns in an endless row of shuffled passes over all of them."""
+        first = (batch * self.world_size + self.rank) * batch_size
+        passes: dict[int, np.ndarray] = {}
+        images = []
+        for number in range(first, first + batch_size):
+            turn, position = divmod(number, len(self))
+            if turn not in passes:
+                passes[turn] = self._rng(_ORDER, turn).permutation(len(self))
+            images.append(int(passes[turn][position]))
+        return images
+
+    def _plan(self, batch: int, names: list[str], contents: list[bytes]) -> tuple[float, ...]:
+        """Scale factors of a batch, clipped so that the HR crop fits into its smallest image."""
+        sides = []
+        for name, content in zip(names, contents, strict=True):
+            label = self.source.label(name)
+            sides.append(smallest_side(content, label))
+            if sides[-1] < self.lq_size:
+                raise UserError(
+                    f'{label}: its smaller side of {sides[-1]} pixels is below the LR patch (lq_size: {self.lq_size}); '
+                    'remove it or lower lq_size.'
+                )
+        scales = self.schedule.draw(batch, self._rng(_PLAN, self.rank, batch))
+        return clip_scales(scales, self.lq_size, min(sides))
+
+    def _sample(self, name: str, content: bytes, scales: tuple[float, ...], rng: np.random.Generator) -> dict[str, Any]:
+        size = round(self.lq_size * float(np.prod(scales)))
+        hr = self._augmented_crop(decode(content, self.source.label(name)), size, rng)
+        lq = downsample(hr, (self.lq_size, self.lq_size), self.downsampling)
+        y, x = sample_pixels(size, self.num_queries, rng)
+        centers = pixel_centers(size)
+        return {
+            'lq': torch.from_numpy(lq.transpose(2, 0, 1).astype(np.float32) / 255),
+            'gt': torch.from_numpy(hr[y, x].astype(np.float32) / 255),
+            'coord': torch.stack([centers[y], centers[x]], dim=-1),
+            'cell': torch.full((2,), 2 / size),
+            'scales': torch.tensor(scales, dtype=torch.float64).unsqueeze(1).repeat(1, 2),
+            'lq_path': name,
+            'gt_path': name,
+        }
+
+    def _augmented_crop(self, img: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+        top, left = (int(rng.integers(side - size + 1)) for side in img.shape[:2])
+        hflip, vflip, transpose = rng.random(3) < 0.5
+        crop = img[top : top + size, left : left + size]
+        if self.use_hflip and hflip:
+            crop = crop[:, ::-1]
+        if self.use_rot and vflip:
+            crop = crop[::-1]
+        if self.use_rot and transpose:
+            crop = crop.transpose(1, 0, 2)
+        return np.ascontiguousarray(crop)
+
+
+def sample_pixels(size: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of ``count`` different pixels of a ``size`` x ``size`` image; of all if there are fewer."""
+    area = size * size
+    # Without shuffling, numpy's cost is that of the draws; with it, or by a permutation, that of the area.
+    index = rng.choice(area, min(count, area), replace=False, shuffle=False)
+    return np.divmod(index, size)
+
+
+def _positive(opt: dict[str, Any], key: str, default: int) -> int:
+    value = opt.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f'{key}: must be a whole number of at least 1, got {value!r}.')
+    return value

@@ -1,0 +1,162 @@
+"""Training and validation of networks that answer at any point, on the host's SRModel."""
+
+import csv
+import os
+from collections import OrderedDict
+from os import path as osp
+
+import cv2
+import torch
+from basicsr.metrics import calculate_metric
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import tensor2img
+from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
+from torch import Tensor
+from tqdm import tqdm
+
+from clit_basicsr.archs.implicit import ImplicitNet
+from clit_basicsr.errors import UserError
+
+
+@MODEL_REGISTRY.register()
+class ImplicitSRModel(SRModel):
+    """The host's SRModel for implicit networks: training on sampled queries, validation at any scale.
+
+    Options beside the host's:
+        val:
+            self_ensemble (bool): Average over the eight flips and transpositions. Default: False.
+            tile (dict): ``{tile_size, tile_pad}`` in LR pixels: the network sees one padded tile at a time. Default:
+                none.
+        val.metrics may hold the host's metrics (rounded 8-bit images) and ``calculate_psnr_float``,
+        ``calculate_ssim_float`` (float images, the papers' protocols; each validation set names its ``protocol``).
+    """
+
+    @classmethod
+    def check_options(cls, opt: dict) -> None:
+        """Refuses options that this model cannot serve, before anything is created on disk.
+
+        Raises:
+            UserError: losses that need whole pictures; several GPUs without a launcher.
+        """
+        train = opt.get('train') or {}
+        for key in ('perceptual_opt', 'gan_opt', 'ldl_opt'):
+            if train.get(key):
+                raise UserError(
+                    f'train:{key} needs whole pictures, but {cls.__name__} trains on single pixels drawn from them; '
+                    'remove it (pixel_opt is the loss here).'
+                )
+        if opt.get('is_train') and not opt.get('dist') and (opt.get('num_gpu') or 0) > 1:
+            raise UserError(
+                f'{opt["num_gpu"]} GPUs, but no launcher: start with `torchrun --nproc_per_node={opt["num_gpu"]} '
+                '-m clit_basicsr train -opt FILE --launcher pytorch`, or set num_gpu: 1.'
+            )
+
+    def __init__(self, opt: dict) -> None:
+        self.check_options(opt)
+        super().__init__(opt)
+        if not isinstance(self.get_bare_model(self.net_g), ImplicitNet):
+            raise UserError(
+                f'network_g:type {opt["network_g"]["type"]} cannot answer at single points, which {opt["model_type"]} '
+                'needs; take LIT or CLIT, for example.'
+            )
+
+    def feed_data(self, data: dict) -> None:
+        """Takes a batch: `lq` (B,3,h,w) and `gt` (B,3,H,W); in training `gt` (B,Q,3), `coord`, `cell`, `scales`."""
+        super().feed_data(data)
+        if 'coord' in data:
+            self.coord = data['coord'].to(self.device)
+            self.cell = data['cell'].to(self.device)
+            self.scales = data['scales'][0].tolist()  # one plan for the whole batch
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        self.optimizer_g.zero_grad()
+        self.output = self.net_g(self.lq, self.coord, self.cell, self.scales)
+        loss = self.cri_pix(self.output, self.gt)
+        loss.backward()
+        self.optimizer_g.step()
+        self.log_dict = self.reduce_loss_dict(OrderedDict(l_pix=loss))
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+
+    def test(self) -> None:
+        """Enlarges ``self.lq`` to the size of ``self.gt``, or at the validation set's scale where there is none."""
+        # The bare network: a wrapped one would wait for ranks that take no part in validation.
+        net = self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
+        net.eval()
+        size = tuple(self.gt.shape[-2:]) if hasattr(self, 'gt') else None
+        self.output = self._upscale(net, size)
+        self.net_g.train(self.is_train)
+
+    def _upscale(self, net: ImplicitNet, size: tuple[int, int] | None) -> Tensor:
+        val = self.opt.get('val') or {}
+        if size is None:
+            size = tuple(round(n * s) for n, s in zip(self.lq.shape[-2:], self.val_scale, strict=True))
+        if not val.get('self_ensemble'):
+            return net.upscale(self.lq, size, tile=val.get('tile'))
+        total = torch.zeros_like(self.lq[..., :1, :1]).expand(*self.lq.shape[:2], *size).clone()
+        for transpose in (False, True):
+            for flips in ((), (2,), (3,), (2, 3)):
+                lq = self.lq.transpose(2, 3) if transpose else self.lq
+                out = net.upscale(lq.flip(flips), size[::-1] if transpose else size, tile=val.get('tile')).flip(flips)
+                total += out.transpose(2, 3) if transpose else out
+        return total / 8
+
+    def nondist_validation(self, dataloader, current_iter, tb_logger, save_img: bool) -> None:
+        """The host's validation, with float metrics by each set's own protocol and pictures saved per set."""
+        dataset_opt = dataloader.dataset.opt
+        name, val = dataset_opt['name'], self.opt.get('val') or {}
+        metrics = val.get('metrics') or {}
+        scale = dataset_opt.get('scale', 1)
+        self.val_scale = tuple(scale) if isinstance(scale, (list, tuple)) else (scale, scale)
+        if metrics:
+            self._initialize_best_metric_results(name)
+        self.metric_results = dict.fromkeys(metrics, 0.0)
+        progress = tqdm(dataloader, unit='image', desc=name, disable=not val.get('pbar', False))
+        for data in progress:
+            image_name = osp.splitext(osp.basename(data['lq_path'][0]))[0]
+            self.feed_data(data)
+            self.test()
+            if save_img:
+                self._save_picture(name, image_name, current_iter)
+            if hasattr(self, 'gt'):
+                for metric, value in self._measure(metrics, dataset_opt).items():
+                    self.metric_results[metric] += value
+            # A whole picture each: let go of them before the next one is enlarged.
+            for attribute in ('gt', 'lq', 'output'):
+                self.__dict__.pop(attribute, None)
+        if metrics:
+            for metric, total in self.metric_results.items():
+                self.metric_results[metric] = total / len(dataloader)
+                self._update_best_metric_result(name, metric, self.metric_results[metric], current_iter)
+            self._log_validation_metric_values(current_iter, name, tb_logger)
+            self._append_to_table(name, current_iter)
+
+    def _measure(self, metrics: dict, dataset_opt: dict) -> dict[str, float]:
+        """Every metric for the current picture: ours on float tensors, the host's on rounded 8-bit images."""
+        values = {}
+        eight_bit = None
+        for name, metric_opt in metrics.items():
+            function = METRIC_REGISTRY.get(metric_opt['type'])
+            if getattr(function, 'takes_float_tensors', False):
+                protocol = {key: dataset_opt[key] for key in ('protocol', 'scale') if key in dataset_opt}
+                values[name] = calculate_metric({'img': self.output, 'img2': self.gt, **protocol}, metric_opt)
+            else:
+                eight_bit = eight_bit or {'img': tensor2img([self.output]), 'img2': tensor2img([self.gt])}
+                values[name] = calculate_metric(eight_bit, metric_opt)
+        return values
+
+    def _save_picture(self, dataset_name: str, image_name: str, current_iter) -> None:
+        suffix = current_iter if self.is_train else (self.opt['val'].get('suffix') or self.opt['name'])
+        folder = osp.join(self.opt['path']['visualization'], dataset_name)
+        os.makedirs(folder, exist_ok=True)
+        target = osp.join(folder, f'{image_name}_{suffix}.png')
+        unfinished = osp.join(folder, f'.{image_name}_{suffix}.png')
+        if not cv2.imwrite(unfinished, tensor2img([self.output])):
+            raise UserError(f'cannot write {target}.')
+        os.replace(unfinished, target)
+
+    def _append_to_table(self, dataset_name: str, current_iter) -> None:
+        """Adds a line per metric to validation.csv in the run's folder: iteration, set, metric, value."""
+        with open(osp.join(self.opt['path']['log'], 'validation.csv'), 'a', newline='') as file:
+            for metric, value in self.metric_results.items():
+                csv.writer(file).writerow([current_iter, dataset_name, metric, f'{value:.6f}'])

@@ -1,38 +1,84 @@
-"""Weights in the layout of the published repositories, as networks of this package."""
+"""Weights in the layout of the published repositories, as networks of this package, and back.
 
+A published checkpoint is ``{'model': {'name', 'args', 'sd'}}``: CLIT and LIT (https://github.com/jaroslaw1007/CLIT),
+LIIF and Meta-SR (https://github.com/yinboc/liif), LTE (https://github.com/jaewon-lee-b/lte). Their images are (x -
+0.5) / 0.5, ours in [0, 1].
+"""
+
+import inspect
+import math
 import re
+from typing import NamedTuple
 
 import torch
+from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from clit_basicsr.archs import CLIT
+from clit_basicsr.archs import build_network
+from clit_basicsr.archs.checkpoint import load_weights, read_checkpoint
+from clit_basicsr.archs.encoders import build_encoder, layouts
+from clit_basicsr.archs.encoders.layouts import Layout
 from clit_basicsr.errors import UserError
 
-# (pattern of a published key, our key); the first that matches counts, None drops the key.
-_EDSR_KEYS = (
-    (r'encoder\.(sub|add)_mean\..*', None),  # the published encoders build these layers and never use them
-    (r'encoder\.head\.0\.(\w+)', r'encoder.conv_first.\1'),
-    (r'encoder\.body\.(\d+)\.body\.0\.(\w+)', r'encoder.body.\1.conv1.\2'),
-    (r'encoder\.body\.(\d+)\.body\.2\.(\w+)', r'encoder.body.\1.conv2.\2'),
-    (r'encoder\.body\.\d+\.(\w+)', r'encoder.conv_after_body.\1'),
-)
-CLIT_KEYS = (
-    *_EDSR_KEYS,
-    (r'conv_ch\.(\w+)', r'conv_in.\1'),
-    (r'conv_([qkv])s\.(\d+)\.(\w+)', r'branches.\2.conv_\1.\3'),
-    (r'pb_encoder\.proj\.(\w+)', r'position_encoder.proj.\1'),
-    (r'imnets\.(\d+)\.layers\.(\d+)\.(\w+)', r'branches.\1.decoder.\2.\3'),
-)
+# Their key, our key: see archs/encoders/layouts.py.
+LAYOUTS: dict[str, Layout] = {
+    'clit': (
+        ('conv_ch.{p}', 'conv_in.{p}'),
+        ('conv_{q}s.{i}.{p}', 'branches.{i}.conv_{q}.{p}'),
+        ('pb_encoder.proj.{p}', 'position_encoder.proj.{p}'),
+        ('imnets.{i}.layers.{j}.{p}', 'branches.{i}.decoder.{j}.{p}'),
+    ),
+    'lit': (
+        ('conv_{q}.{p}', 'branches.0.conv_{q}.{p}'),
+        ('conv_freq.{p}', 'branches.0.frequency_block.conv.{p}'),
+        ('pb_encoder.proj.{p}', 'position_encoder.proj.{p}'),
+        ('imnet.layers.{j}.{p}', 'branches.0.decoder.{j}.{p}'),
+    ),
+    'liif': (('imnet.layers.{j}.{p}', 'decoder.{j}.{p}'),),
+    'lte': (
+        ('coef.{p}', 'coef.{p}'),
+        ('freq.{p}', 'freq.{p}'),
+        ('phase.{p}', 'phase.{p}'),
+        ('imnet.layers.{j}.{p}', 'decoder.{j}.{p}'),
+    ),
+    'metasr': (('imnet.layers.{j}.{p}', 'filter_net.{j}.{p}'),),
+}
+ENCODER_LAYOUTS: dict[str, Layout] = {
+    'EDSR': layouts.EDSR_PYTORCH,
+    'RCAN': layouts.RCAN_PYTORCH,
+    'RDN': (('{rest}', '{rest}'),),
+    'SwinIR': (('{rest}', '{rest}'),),
+}
+# Layers that the published networks build and never use.
+UNUSED = re.compile(r'encoder\.(sub|add)_mean\..+|pe_encoder\.proj\..+')
+# The only encoding of positions in the published checkpoints, and the normalisation of their input.
+POSENC_SCALE, POSENC_DIMS = 10, 64
+NORMALIZATION = {'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
+
+
+class Converted(NamedTuple):
+    """A published network in our terms.
+
+    Attributes:
+        network_g: type and options, as in an option file.
+        params: our key -> tensor.
+        unused: published key -> tensor, of layers that are built and never used; wanted back by :func:`to_published`.
+    """
+
+    network_g: dict
+    params: dict[str, Tensor]
+    unused: dict[str, Tensor]
 
 
 def load(kind: str, state_dict: dict[str, Tensor], **meta) -> nn.Module:
     """Builds a network of ours around weights in the published layout.
 
     Args:
-        kind: 'clit' (https://github.com/jaroslaw1007/CLIT).
+        kind: 'clit', 'lit', 'liif', 'lte' or 'metasr'.
         state_dict: the published ``sd``, key -> tensor.
-        meta: hyper-parameters that the weights do not show: ``head`` (heads), ``r`` (radius of the local grid),
-            ``posenc_scale`` and ``posenc_dims``. Widths, depths and ablations follow from the weights' shapes.
+        meta: hyper-parameters that the weights do not show: ``head`` (heads), ``local_ensemble``, ``res_scale`` (EDSR),
+            ``posenc_scale`` and ``posenc_dims``, ``pe_scale``. Widths, depths and ablations follow from the weights'
+            shapes.
 
     Returns:
         nn.Module: in evaluation mode, on the CPU. Its images are in [0, 1]; the published network's are (x - 0.5) /
@@ -41,58 +87,296 @@ def load(kind: str, state_dict: dict[str, Tensor], **meta) -> nn.Module:
     Raises:
         UserError: the kind is unknown, or a key of the weights has no place in the network.
     """
-    if kind != 'clit':
-        raise UserError(f"published weights of kind {kind!r} cannot be loaded; known: 'clit'.")
-    weights = renamed(state_dict, CLIT_KEYS)
-    net = CLIT(**_clit_options(weights, meta))
-    if len(net.branches) > 1:
-        weights['trained_branches'] = torch.tensor(len(net.branches))
-    try:
-        net.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f'the weights do not fit the network that they describe: {error}') from error
+    converted = convert(kind, state_dict, **meta)
+    net = build_network(converted.network_g)
+    load_weights(net, converted.params)
     return net.eval()
 
 
-def renamed(state_dict: dict[str, Tensor], table) -> dict[str, Tensor]:
-    """The same tensors under our keys. Raises UserError for a key that the table does not know."""
-    out = {}
-    for key, value in state_dict.items():
-        for pattern, ours in table:
-            if re.fullmatch(pattern, key):
-                if ours is not None:
-                    out[re.sub(pattern, ours, key)] = value
-                break
-        else:
-            raise UserError(f'the weights hold {key!r}, which has no place in a network of this kind.')
-    return out
+def load_file(path: str) -> nn.Module:
+    """The network of a published checkpoint, its hyper-parameters read from the file. Raises UserError as
+    :func:`load`.
+    """
+    spec = read_file(path)
+    return load(spec['name'], spec['sd'], **meta_of(spec['args']))
 
 
-def _clit_options(weights: dict[str, Tensor], meta: dict) -> dict:
-    def count(pattern: str) -> int:
-        return len({m.group(1) for key in weights if (m := re.match(pattern, key))})
+def read_file(path: str) -> dict:
+    """``name``, ``args`` and ``sd`` of a published checkpoint.
 
-    if (meta.get('posenc_scale', 10), meta.get('posenc_dims', 64)) != (10, 64):
-        raise UserError('only posenc_scale 10 and posenc_dims 64, the published values, can be loaded.')
-    has_attention = 'branches.0.conv_q.weight' in weights
-    dim = weights['conv_in.weight'].shape[0]
-    hidden = [v.shape[0] for k, v in weights.items() if re.fullmatch(r'branches\.0\.decoder\.\d+\.weight', k)][:-1]
-    grid_size = 2 * meta.get('r', 3) + 1
-    in_dim = weights['branches.0.decoder.0.weight'].shape[1]
-    return {
-        'encoder': {
-            'type': 'EDSR',
-            'num_feat': weights['encoder.conv_first.weight'].shape[0],
-            'num_block': count(r'encoder\.body\.(\d+)\.'),
-            'img_range': 2,
-            'rgb_mean': [0.5, 0.5, 0.5],
-        },
-        'num_branches': count(r'branches\.(\d+)\.'),
-        'dim': dim,
-        'num_heads': meta.get('head', 8),
-        'grid_size': grid_size,
-        'hidden_dims': hidden,
-        'position_encoding': 'published' if 'position_encoder.proj.weight' in weights else None,
-        'local_attention': has_attention,
-        'cell': in_dim % dim == 2,
+    Raises:
+        UserError: the file cannot be read, or is no published checkpoint.
+    """
+    content = read_checkpoint(path)
+    spec = content.get('model')
+    if not isinstance(spec, dict) or not {'name', 'args', 'sd'} <= spec.keys():
+        raise UserError(f"{path} is no published checkpoint: it holds no {{'model': {{'name', 'args', 'sd'}}}}.")
+    return {key: spec[key] for key in ('name', 'args', 'sd')}
+
+
+def meta_of(args: dict) -> dict:
+    """What :func:`load` wants to know beside the weights, from a published checkpoint's ``args``."""
+    encoder = args.get('encoder_spec') or {}
+    bias = (args.get('pb_spec') or {}).get('args') or {}
+    if bias.get('posenc_type', 'sinusoid') != 'sinusoid':
+        raise UserError(f"the positional encoding {bias['posenc_type']!r} cannot be loaded; only 'sinusoid' can.")
+    meta = {key: args[key] for key in ('head', 'local_ensemble') if key in args}
+    meta['res_scale'] = (encoder.get('args') or {}).get('res_scale', 0.1 if encoder.get('name') == 'edsr' else 1)
+    if bias:
+        meta |= {'posenc_scale': bias.get('posenc_scale', 6), 'posenc_dims': bias.get('enc_dims', 256)}
+    if args.get('pe_spec'):
+        meta['pe_scale'] = (args['pe_spec'].get('args') or {}).get('posenc_scale', 6)
+    return meta
+
+
+def convert(kind: str, state_dict: dict[str, Tensor], **meta) -> Converted:
+    """The same network in our terms; see :func:`load`."""
+    if kind not in LAYOUTS:
+        raise UserError(f'published weights of kind {kind!r} cannot be loaded; known: {", ".join(LAYOUTS)}.')
+    unused = {key: value for key, value in state_dict.items() if UNUSED.fullmatch(key)}
+    used = {key: value for key, value in state_dict.items() if key not in unused}
+    encoder = {key.removeprefix('encoder.'): value for key, value in used.items() if key.startswith('encoder.')}
+    params, encoder_opt = _convert_encoder(encoder, meta)
+    head, unknown = layouts.rename({k: v for k, v in used.items() if not k.startswith('encoder.')}, LAYOUTS[kind])
+    if unknown:
+        raise UserError(f'the weights hold {next(iter(unknown))!r}, which has no place in a network of kind {kind!r}.')
+    meta['channels'] = encoder_opt.get('num_feat') or (
+        64 if encoder_opt['conv_before_upsample'] else encoder_opt['embed_dim']
+    )
+    describe = {'clit': _describe_clit, 'lit': _describe_lit, 'liif': _describe_liif, 'lte': _describe_lte}
+    options = describe.get(kind, _describe_metasr)(head, meta)
+    if options.get('num_branches', 1) > 1:
+        head['trained_branches'] = torch.tensor(options['num_branches'])
+    network_g = {'type': options.pop('type'), 'encoder': encoder_opt, **options}
+    return Converted(network_g, {**{f'encoder.{key}': value for key, value in params.items()}, **head}, unused)
+
+
+def _convert_encoder(weights: dict[str, Tensor], meta: dict) -> tuple[dict[str, Tensor], dict]:
+    names = [name for name in ('EDSR', 'RCAN') if not layouts.rename(weights, ENCODER_LAYOUTS[name])[1]]
+    renamed = layouts.rename(weights, ENCODER_LAYOUTS[names[0]])[0] if names else weights
+    options = {**layouts.describe(renamed), **NORMALIZATION}
+    if options['type'] == 'EDSR' and meta.get('res_scale', 1) != 1:
+        options['res_scale'] = meta['res_scale']
+    return renamed, options
+
+
+def _hidden_dims(weights: dict[str, Tensor], decoder: str) -> list[int]:
+    widths = {
+        int(match.group(1)): value.shape[0]
+        for key, value in weights.items()
+        if (match := re.fullmatch(rf'{re.escape(decoder)}\.(\d+)\.weight', key))
     }
+    return [widths[i] for i in sorted(widths)][:-1]
+
+
+def _describe_branches(weights: dict[str, Tensor], meta: dict, channels: int) -> dict:
+    """Options of LIT's branches, when a position of the grid has that many channels at the decoder."""
+    if (meta.get('posenc_scale', POSENC_SCALE), meta.get('posenc_dims', POSENC_DIMS)) != (POSENC_SCALE, POSENC_DIMS):
+        raise UserError(f'only posenc_scale {POSENC_SCALE} and {POSENC_DIMS} encoding dimensions can be loaded.')
+    in_dim = weights['branches.0.decoder.0.weight'].shape[1]
+    has_bias = 'position_encoder.proj.weight' in weights
+    has_attention = 'branches.0.conv_q.weight' in weights
+    options = {
+        'dim': weights['branches.0.conv_v.weight'].shape[0],
+        'num_heads': weights['position_encoder.proj.weight'].shape[0] if has_bias else meta.get('head', 8),
+        'hidden_dims': _hidden_dims(weights, 'branches.0.decoder'),
+        'position_encoding': 'published' if has_bias else None,
+        'local_attention': has_attention,
+        'cell': in_dim % channels == 2,
+    }
+    if has_attention:
+        options['grid_size'] = math.isqrt(in_dim // channels)
+    return options
+
+
+def _describe_clit(weights: dict[str, Tensor], meta: dict) -> dict:
+    branches = _describe_branches(weights, meta, weights['conv_in.weight'].shape[0])
+    return {'type': 'CLIT', 'num_branches': layouts.count(weights, r'branches\.(\d+)\.'), **branches}
+
+
+def _describe_lit(weights: dict[str, Tensor], meta: dict) -> dict:
+    frequency_dims = 2 * weights['branches.0.frequency_block.conv.weight'].shape[0]
+    branches = _describe_branches(weights, meta, weights['branches.0.conv_v.weight'].shape[0] + frequency_dims)
+    return {
+        'type': 'LIT',
+        **branches,
+        'first_conv': False,
+        'frequency_dims': frequency_dims,
+        'frequency_scale': meta.get('pe_scale', 6),
+        'local_ensemble': bool(meta.get('local_ensemble', False)),
+    }
+
+
+def _describe_liif(weights: dict[str, Tensor], meta: dict) -> dict:
+    in_dim, channels = weights['decoder.0.weight'].shape[1], meta['channels']
+    unfolded = in_dim > 9 * channels
+    return {
+        'type': 'LIIF',
+        'hidden_dims': _hidden_dims(weights, 'decoder'),
+        'local_ensemble': bool(meta.get('local_ensemble', True)),
+        'feat_unfold': unfolded,
+        'cell': in_dim - (9 if unfolded else 1) * channels == 4,
+    }
+
+
+def _describe_lte(weights: dict[str, Tensor], meta: dict) -> dict:
+    return {'type': 'LTE', 'dim': weights['coef.weight'].shape[0], 'hidden_dims': _hidden_dims(weights, 'decoder')}
+
+
+def _describe_metasr(weights: dict[str, Tensor], meta: dict) -> dict:
+    return {'type': 'MetaSR', 'hidden_dims': _hidden_dims(weights, 'filter_net')}
+
+
+def to_published(
+    network_g: dict, params: dict[str, Tensor], unused: dict[str, Tensor] | None = None, args: dict | None = None
+) -> dict:
+    """The inverse of :func:`convert`: what the published code loads as ``{'model': ...}``.
+
+    Args:
+        network_g: type and options of a network of ours.
+        params: its weights.
+        unused: published key -> tensor, of layers that the published code builds and never uses, if they are known.
+        args: the published hyper-parameters, if they are known; otherwise they are made from the options.
+
+    Returns:
+        dict: ``name``, ``args``, ``sd``.
+
+    Raises:
+        UserError: the published code has no such network.
+    """
+    options = with_defaults(network_g)
+    name = _published_name(options)
+    encoder_opt = network_g['encoder']
+    _check_normalization(encoder_opt, params)
+    normalization = {f'encoder.{key}' for key in ('input_mean', 'input_range', 'feat_scale')}
+    used = {key: value for key, value in params.items() if key not in normalization | {'trained_branches'}}
+    encoder = {key.removeprefix('encoder.'): value for key, value in used.items() if key.startswith('encoder.')}
+    head = {key: value for key, value in used.items() if not key.startswith('encoder.')}
+    places = layouts.describe(encoder)
+    encoder = layouts.rename_back(
+        encoder, ENCODER_LAYOUTS[encoder_opt['type']], n=places.get('num_block', 0), m=places.get('num_group', 0)
+    )
+    sd = {f'encoder.{key}': value for key, value in encoder.items()} | layouts.rename_back(head, LAYOUTS[name])
+    sd |= _unused_layers(name, encoder_opt['type'], options) | (unused or {})
+    if args is None:
+        args = _published_args(name, options, {**places, 'res_scale': encoder_opt.get('res_scale', 1)})
+    return {'name': name, 'args': args, 'sd': sd}
+
+
+def with_defaults(network_g: dict) -> dict:
+    """The options of a network, those that were left out at their defaults."""
+    parameters = inspect.signature(ARCH_REGISTRY.get(network_g['type'])).parameters
+    return {name: p.default for name, p in parameters.items() if name != 'upscale'} | network_g
+
+
+def _published_name(options: dict) -> str:
+    kind = options['type']
+    if kind in ('LIIF', 'LTE', 'MetaSR'):
+        if kind == 'LTE' and not options['local_ensemble']:
+            raise UserError('the published LTE always has its local ensemble.')
+        return kind.lower()
+    if kind not in ('CLIT', 'LIT'):
+        raise UserError(f'there is no published code for {kind}.')
+    wrong = [
+        f'{key}: {options[key]}'
+        for key, value in (
+            ('aggregation', 'flatten'),
+            ('position_encoding', 'published'),
+            ('upsampling_padding', 'zeros'),
+        )
+        if options.get(key, value) not in (value, None)
+    ]
+    with_frequencies = bool(options.get('frequency_dims'))
+    if with_frequencies and (options['grid_size'] != 7 or options['first_conv']):
+        wrong.append('a frequency block with first_conv or a grid_size other than 7')
+    if not with_frequencies and (options.get('local_ensemble') or not options.get('first_conv', True)):
+        wrong.append('local_ensemble or no first_conv without the frequency block')
+    if wrong:
+        raise UserError(f'the published code has no {", ".join(wrong)}.')
+    return 'lit' if with_frequencies else 'clit'
+
+
+def _check_normalization(encoder_opt: dict, params: dict[str, Tensor]) -> None:
+    encoder = build_encoder(encoder_opt)
+    values = [params.get(f'encoder.{key}', getattr(encoder, key)) for key in ('input_range', 'feat_scale')]
+    mean = params.get('encoder.input_mean', encoder.input_mean)
+    if [value.item() for value in values] != [2, 1] or not bool((mean == 0.5).all()):
+        raise UserError(
+            'the published code knows no other input than (x - 0.5) / 0.5, unscaled features; this network has '
+            f'range {values[0].item():g}, mean {mean.flatten().tolist()}, feat_scale {values[1].item():g}.'
+        )
+
+
+def _unused_layers(name: str, encoder: str, options: dict) -> dict[str, Tensor]:
+    layers = {}
+    if encoder in ('EDSR', 'RCAN'):
+        mean = torch.tensor([0.4488, 0.4371, 0.4040])
+        for prefix, sign in (('sub', -1), ('add', 1)):
+            layers[f'encoder.{prefix}_mean.weight'] = torch.eye(3).view(3, 3, 1, 1)
+            layers[f'encoder.{prefix}_mean.bias'] = sign * mean
+    if name == 'lit':
+        layers['pe_encoder.proj.weight'] = torch.zeros(1, options['frequency_dims'])
+        layers['pe_encoder.proj.bias'] = torch.zeros(1)
+    return layers
+
+
+def _published_args(name: str, options: dict, encoder: dict) -> dict:
+    hidden = options.get('hidden_dims')
+    mlp: dict = {'name': 'mlp', 'args': {'out_dim': 3, 'hidden_list': list(hidden or ())}}
+    args: dict = {'encoder_spec': _encoder_spec(encoder)}
+    if name == 'metasr':
+        if list(hidden or ()) != [256]:
+            raise UserError('the published Meta-SR has one hidden layer of 256.')
+        return args
+    args['imnet_spec'] = mlp
+    if name == 'liif':
+        names = {'local_ensemble': 'local_ensemble', 'feat_unfold': 'feat_unfold', 'cell_decode': 'cell'}
+        return {**args, **{theirs: options[ours] for theirs, ours in names.items()}}
+    if name == 'lte':
+        return {**args, 'hidden_dim': options['dim']}
+    mlp['args']['act'] = 'gelu'
+    args |= {'base_dim': options['dim'], 'head': options['num_heads'], 'is_cell': options['cell']}
+    args |= {'local_attn': options['local_attention'], 'pb_spec': None}
+    if options['position_encoding'] and options['local_attention']:
+        args['pb_spec'] = _posenc_spec(POSENC_SCALE, POSENC_DIMS)
+    if name == 'lit':
+        pe_spec = _posenc_spec(options['frequency_scale'], options['frequency_dims'])
+        pe_spec['args']['complex_transform'] = True
+        return {**args, 'pe_spec': pe_spec, 'local_ensemble': options['local_ensemble']}
+    branches = options.get('num_branches', 1)
+    return {**args, 'r': options['grid_size'] // 2, 'imnet_num': branches, 'conv_num': branches}
+
+
+def _posenc_spec(scale: float, dims: int) -> dict:
+    return {'name': 'posenc', 'args': {'posenc_type': 'sinusoid', 'posenc_scale': scale, 'enc_dims': dims}}
+
+
+def _encoder_spec(encoder: dict) -> dict:
+    kind = encoder['type']
+    spec: dict
+    if kind == 'EDSR':
+        sizes = {'n_resblocks': 'num_block', 'n_feats': 'num_feat', 'res_scale': 'res_scale'}
+        spec = {'name': 'edsr-baseline', 'args': {theirs: encoder[ours] for theirs, ours in sizes.items()}}
+    elif kind == 'RCAN':
+        sizes = {
+            'n_resgroups': 'num_group',
+            'n_resblocks': 'num_block',
+            'n_feats': 'num_feat',
+            'reduction': 'squeeze_factor',
+        }
+        spec = {'name': 'rcan', 'args': {theirs: encoder[ours] for theirs, ours in sizes.items()}}
+    elif kind == 'RDN':
+        configs = {(20, 6, 32): 'A', (16, 8, 64): 'B'}
+        config = configs.get((encoder['num_block'], encoder['num_layer'], encoder['num_grow_ch']))
+        if config is None:
+            raise UserError('the published RDN has 20 blocks of 6 layers and growth 32 (A) or 16 of 8 and 64 (B).')
+        spec = {'name': 'rdn', 'args': {'G0': encoder['num_feat'], 'RDNconfig': config}}
+    else:
+        spec = {'name': 'swinir', 'args': {}}
+        fixed = {'embed_dim': 180, 'depths': [6] * 6, 'num_heads': [6] * 6, 'window_size': 8, 'mlp_ratio': 2.0}
+        fixed |= {'conv_before_upsample': True, 'img_size': 48}
+        for key, value in fixed.items():
+            if encoder.get(key) != value:
+                raise UserError(f'the published SwinIR has {key}: {value}; this one has {encoder.get(key)}.')
+    spec['args']['no_upsampling'] = True
+    return spec

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from clit_basicsr import published
+from clit_basicsr.archs.encoders import layouts
 
 GOLDEN = Path(__file__).parent / 'golden'
 FILES = sorted(path.stem for path in GOLDEN.glob('clit_*.npz'))
+PEERS = sorted(path.stem for kind in ('lit', 'liif', 'lte', 'metasr') for path in GOLDEN.glob(f'{kind}*.npz'))
 
 
 def relative_difference(a, b):
@@ -18,18 +20,23 @@ def relative_difference(a, b):
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
+def read(name):
+    """Meta data, published weights and the other arrays of a file. Published images are (x - 0.5) / 0.5."""
+    data = {key: value for key, value in np.load(GOLDEN / f'{name}.npz').items() if value.dtype.kind != 'U'}
+    meta = json.loads(bytes(data.pop('meta')))
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in data.items()}
+    return meta, {key[3:]: value for key, value in tensors.items() if key.startswith('sd/')}, tensors
+
+
 def load(name):
-    """The network of ours with the file's weights, and the file. Published images are (x - 0.5) / 0.5."""
-    data = dict(np.load(GOLDEN / f'{name}.npz'))
-    meta = json.loads(bytes(data['meta']))
-    weights = {key[3:]: torch.from_numpy(value) for key, value in data.items() if key.startswith('sd/')}
-    return published.load(meta.pop('kind'), weights, **meta), {
-        k: torch.from_numpy(np.array(v)) for k, v in data.items() if k != 'meta'
-    }
+    """The network of ours with the file's weights, and the file."""
+    meta, weights, data = read(name)
+    return published.load(meta.pop('kind'), weights, **meta), data
 
 
 def test_all_files_are_here():
     assert FILES == ['clit_n1_edsr', 'clit_n1_noattn', 'clit_n1_nobias_nocell', 'clit_n2_edsr', 'clit_n3_edsr']
+    assert PEERS == ['liif', 'liif_dense_x3', 'lte', 'lte_dense_x3', 'metasr', 'metasr_dense_x3']
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -57,8 +64,10 @@ def test_gradients(name):
     out = net(lq, data['sample_coord'], data['cell'], data['scales'])
     ((out - 0.5) / 0.5 * data['loss_weight']).sum().backward()
     assert relative_difference(lq.grad * 0.5, data['grad_inp']) < 1e-5
-    expected = published.renamed({k[5:]: v for k, v in data.items() if k.startswith('grad/')}, published.CLIT_KEYS)
+    layout = (*layouts.prefixed(layouts.EDSR_PYTORCH, 'encoder.'), *published.LAYOUTS['clit'])
+    expected, unknown = layouts.rename({k[5:]: v for k, v in data.items() if k.startswith('grad/')}, layout)
     assert expected
+    assert all(published.UNUSED.fullmatch(key) for key in unknown)
     ours = {key: p.grad for key, p in net.named_parameters()}
     for key, value in expected.items():
         if (
@@ -68,3 +77,32 @@ def test_gradients(name):
         else:
             assert relative_difference(ours[key], value) < 1e-5, key
     assert all(grad is not None and grad.isfinite().all() for grad in ours.values())
+
+
+@pytest.mark.parametrize('name', PEERS)
+def test_values_of_the_peers(name):
+    net, data = load(name)
+    with torch.no_grad():
+        out = net(data['inp'] * 0.5 + 0.5, data['coord'], data['cell'])
+    assert relative_difference((out - 0.5) / 0.5, data['out']) < 1e-5
+
+
+@pytest.mark.parametrize('name', [name for name in PEERS if name.endswith('dense_x3')])
+def test_dense_output_of_the_peers(name):
+    net, data = load(name)
+    out = net.upscale(data['inp'] * 0.5 + 0.5, size=tuple(data['out_size'].tolist()))
+    assert relative_difference((out.flatten(2).transpose(1, 2) - 0.5) / 0.5, data['out']) < 1e-5
+
+
+@pytest.mark.parametrize('name', FILES + PEERS)
+def test_round_trip_to_the_published_layout(name):
+    meta, weights, _ = read(name)
+    kind = meta.pop('kind')
+    converted = published.convert(kind, weights, **meta)
+    net = published.load(kind, weights, **meta)
+    back = published.to_published(converted.network_g, net.state_dict(), converted.unused)
+    assert back['name'] == kind
+    assert back['sd'].keys() == weights.keys()
+    assert all(torch.equal(back['sd'][key], value) for key, value in weights.items())
+    again = published.convert(back['name'], back['sd'], **published.meta_of(back['args']))
+    assert again.network_g == converted.network_g

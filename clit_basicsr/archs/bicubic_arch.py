@@ -34,7 +34,7 @@ class Bicubic(ImplicitNet):
     def reach(self) -> int:
         return 2
 
-    def query(self, feat: Features, coord: Tensor, cell: Tensor, scales=None) -> Tensor:
+    def decode(self, feat: Features, coord: Tensor, cell: Tensor, scales) -> Tensor:
         taps = []
         for axis in (0, 1):
             n, start = feat.frame.size[axis], feat.frame.origin[axis]

@@ -115,10 +115,7 @@ class CLIT(LITBase):
     def plan_scales(self, scale: tuple[float, float]) -> Factors:
         return split_scale(scale, self.num_trained_branches)
 
-    def query(self, feat: Features, coord: Tensor, cell: Tensor, scales=None) -> Tensor:
-        if scales is None:
-            hr = (2 / cell.reshape(-1, 2)[0].double()).tolist()
-            scales = self.plan_scales((hr[0] / feat.frame.size[0], hr[1] / feat.frame.size[1]))
+    def decode(self, feat: Features, coord: Tensor, cell: Tensor, scales) -> Tensor:
         factors = parse_factors(scales)
         if len(factors) > len(self.branches):
             raise ValueError(f'{len(factors)} scale factors for a network of {len(self.branches)} branches')

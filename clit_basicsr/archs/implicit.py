@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clit_basicsr.archs.encoder import build_encoder
+from clit_basicsr.archs.encoders import RawPixels, build_encoder
 from clit_basicsr.errors import UserError
 from clit_basicsr.ops.coords import Frame, make_coord, nearest_index, pixel_centers, sample_bilinear
+from clit_basicsr.ops.padding import mirror_pad
 
 # HR pixels per side of the pieces in which a picture is answered, and queries per pass: both only bound the memory.
 PIECE = 192
@@ -22,12 +23,15 @@ class Features(NamedTuple):
     Attributes:
         z: (B, C0, h, w), the encoder's features.
         lq: (B, 3, h, w), the LR image in [0, 1], for the skip connection.
-        frame: which part of the LR image the window is.
+        frame: which part of the LR image the window is. Where the encoder needs a margin (SwinIR), the frame is that of
+            the image with its margin.
+        image: (h, w) of the LR image without the margin.
     """
 
     z: Tensor
     lq: Tensor
     frame: Frame
+    image: tuple[int, int]
 
     def crop(self, rows: tuple[int, int], cols: tuple[int, int]) -> 'Features':
         """The part of the window within rows x cols, given in pixels of the whole LR image."""
@@ -35,7 +39,7 @@ class Features(NamedTuple):
         y0, y1 = max(rows[0], top), min(rows[1], top + h)
         x0, x1 = max(cols[0], left), min(cols[1], left + w)
         window = (..., slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
-        return Features(self.z[window], self.lq[window], Frame(self.frame.size, (y0, x0)))
+        return self._replace(z=self.z[window], lq=self.lq[window], frame=Frame(self.frame.size, (y0, x0)))
 
 
 class ImplicitNet(nn.Module):
@@ -44,7 +48,7 @@ class ImplicitNet(nn.Module):
     No call leaves a state behind on the module: ``feat = net.encode(lq)``, ``net.query(feat, ...)`` as often as wanted.
 
     Args:
-        encoder (dict | None): ``type`` and options of a network of the host (see :mod:`clit_basicsr.archs.encoder`);
+        encoder (dict | None): ``type`` and options of a network of the host (see :mod:`clit_basicsr.archs.encoders`);
             None: the LR image itself is the feature map.
         upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.
     """
@@ -52,7 +56,7 @@ class ImplicitNet(nn.Module):
     def __init__(self, encoder: dict | None, upscale: float = 4) -> None:
         super().__init__()
         self.default_scale = upscale
-        self.encoder = nn.Identity() if encoder is None else build_encoder(encoder)
+        self.encoder = RawPixels() if encoder is None else build_encoder(encoder)
 
     @property
     def reach(self) -> int:
@@ -71,6 +75,22 @@ class ImplicitNet(nn.Module):
         Returns:
             Tensor: (B, Q, 3) in [0, 1], not clamped.
         """
+        if coord.dim() != 3 or coord.shape[2] != 2 or cell.shape[-1] != 2:
+            raise ValueError(
+                f'coord must be (B, Q, 2) and cell (B, 2) or (B, Q, 2), got {coord.shape=} and {cell.shape=}'
+            )
+        (h, w), size = feat.image, feat.frame.size
+        if scales is None:
+            hr = [round(2 / side) for side in cell.reshape(-1, 2)[0].tolist()]
+            scales = self.plan_scales((hr[0] / h, hr[1] / w))
+        if size != (h, w):  # the same places in the image with its margin
+            ratio = torch.tensor([h / size[0], w / size[1]], dtype=torch.float64, device=coord.device)
+            coord = ((coord.double() + 1) * ratio - 1).to(coord.dtype)
+            cell = (cell * ratio).to(cell.dtype)
+        return self.decode(feat, coord, cell, scales)
+
+    def decode(self, feat: Features, coord: Tensor, cell: Tensor, scales) -> Tensor:
+        """What a network does in :meth:`query`, with coord and cell in the frame of the features."""
         raise NotImplementedError
 
     def plan_scales(self, scale: tuple[float, float]):
@@ -81,7 +101,11 @@ class ImplicitNet(nn.Module):
         """Features of a whole LR image (B, 3, h, w), RGB in [0, 1]."""
         if lq.dim() != 4 or lq.shape[1] != 3:
             raise ValueError(f'lq must be (B, 3, h, w), got {tuple(lq.shape)}')
-        return Features(self.encoder(lq), lq, Frame((lq.shape[2], lq.shape[3])))
+        image = (lq.shape[2], lq.shape[3])
+        return self._encode_window(self._with_margin(lq), image)
+
+    def _with_margin(self, lq: Tensor) -> Tensor:
+        return mirror_pad(lq, self.encoder.padded_size(*lq.shape[-2:]))
 
     def forward(self, lq: Tensor, coord: Tensor | None = None, cell: Tensor | None = None, scales=None) -> Tensor:
         """Training: RGB (B, Q, 3) at the queries. With an image alone: the image at the scale of option ``upscale``."""
@@ -119,28 +143,42 @@ class ImplicitNet(nn.Module):
         out = lq.new_empty(lq.shape[0], 3, *size)
         tile_size, tile_pad = _tile_options(tile, max(h, w), self.reach)
         whole = self.encode(lq) if tile is None else None
+        padded = self._with_margin(lq)
         for y0 in range(0, h, tile_size):
             for x0 in range(0, w, tile_size):
-                feat = whole or self._encode_window(lq, (y0, y0 + tile_size), (x0, x0 + tile_size), tile_pad)
+                feat = whole or self._encode_window(
+                    padded,
+                    (h, w),
+                    (y0 - tile_pad, y0 + tile_size + tile_pad),
+                    (x0 - tile_pad, x0 + tile_size + tile_pad),
+                )
                 rows = _hr_range(size[0], h, y0, y0 + tile_size)
                 cols = _hr_range(size[1], w, x0, x0 + tile_size)
                 self._fill(out, feat, size, rows, cols, scales)
         return out
 
-    def _encode_window(self, lq: Tensor, rows: tuple[int, int], cols: tuple[int, int], pad: int) -> Features:
-        y0, x0 = max(rows[0] - pad, 0), max(cols[0] - pad, 0)
-        window = lq[..., y0 : rows[1] + pad, x0 : cols[1] + pad]
-        return Features(self.encoder(window), window, Frame((lq.shape[2], lq.shape[3]), (y0, x0)))
+    def _encode_window(self, lq: Tensor, image: tuple[int, int], rows=(0, None), cols=(0, None)) -> Features:
+        """Features of rows x cols, rounded outwards to what the encoder can cut at, of an image with its margin."""
+        size = (lq.shape[2], lq.shape[3])
+        bounds = []
+        for n, (start, stop) in zip(size, (rows, cols), strict=True):
+            step = self.encoder.alignment
+            bounds.append((max(start, 0) // step * step, n if stop is None else min(-(-stop // step) * step, n)))
+        (y0, y1), (x0, x1) = bounds
+        window = lq[..., y0:y1, x0:x1]
+        return Features(self.encoder(window) * self.encoder.feat_scale, window, Frame(size, (y0, x0)), image)
 
     def _fill(self, out: Tensor, feat: Features, size, rows: tuple[int, int], cols: tuple[int, int], scales) -> None:
         """Answers the HR pixels rows x cols into ``out``, in pieces that bound the memory."""
         cell = out.new_tensor([2 / size[0], 2 / size[1]]).expand(out.shape[0], 2)
+        # Places that are recomputed for an image with a margin may round to the next pixel.
+        reach = self.reach if feat.image == feat.frame.size else self.reach + 1
         for y0 in range(rows[0], rows[1], PIECE):
             for x0 in range(cols[0], cols[1], PIECE):
                 y1, x1 = min(y0 + PIECE, rows[1]), min(x0 + PIECE, cols[1])
                 window = feat.crop(
-                    _lr_range(feat.frame.size[0], size[0], y0, y1, self.reach),
-                    _lr_range(feat.frame.size[1], size[1], x0, x1, self.reach),
+                    _lr_range(feat.image[0], size[0], y0, y1, reach),
+                    _lr_range(feat.image[1], size[1], x0, x1, reach),
                 )
                 coord = make_coord(size, (y0, y1), (x0, x1), device=out.device).expand(out.shape[0], -1, 2)
                 rgb = self.query(window, coord, cell, scales)  # (B, num_rows * num_cols, 3)
@@ -150,6 +188,18 @@ class ImplicitNet(nn.Module):
 def skip_connection(feat: Features, coord: Tensor) -> Tensor:
     """The LR image read bilinearly at the queries, edges repeated: (B, Q, 3)."""
     return sample_bilinear(feat.lq, coord, feat.frame, padding='border')
+
+
+def expand_cell(cell: Tensor, coord: Tensor) -> Tensor:
+    """The HR pixel's size of every query, (B, Q, 2), from one of the two forms that :meth:`ImplicitNet.query`
+    accepts.
+    """
+    return (cell.unsqueeze(1) if cell.dim() == 2 else cell).expand(-1, coord.shape[1], 2)
+
+
+def relative_cell(cell: Tensor, coord: Tensor, frame: Frame) -> Tensor:
+    """The HR pixel's size in units of half an LR pixel, (B, Q, 2)."""
+    return expand_cell(cell, coord) * cell.new_tensor(frame.size)
 
 
 def output_size(

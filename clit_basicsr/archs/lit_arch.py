@@ -1,7 +1,6 @@
 """LIT, the local implicit transformer: one model for every scale from 1 to about 4."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import cast
 
 import torch
@@ -9,6 +8,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from clit_basicsr.archs.implicit import MAX_QUERIES, Features, ImplicitNet, skip_connection
+from clit_basicsr.archs.mlp import build_mlp
 from clit_basicsr.errors import UserError
 from clit_basicsr.ops import PositionalBias, local_attention
 from clit_basicsr.ops.coords import Frame
@@ -41,15 +41,6 @@ class PositionEncoder(nn.Module):
         return PositionalBias(self.freqs, self.proj.weight, self.proj.bias)
 
 
-def build_decoder(in_dim: int, hidden_dims: Sequence[int]) -> nn.Sequential:
-    """Equation (7): linear layers with GELU between them, in_dim -> hidden_dims -> 3."""
-    dims = [in_dim, *hidden_dims]
-    layers: list[nn.Module] = []
-    for a, b in pairwise(dims):
-        layers += [nn.Linear(a, b), nn.GELU()]
-    return nn.Sequential(*layers, nn.Linear(dims[-1], 3))
-
-
 class LITBranch(nn.Module):
     """Local attention and decoder over one feature map: equations (1)-(3), (6), (7). CLIT stacks several.
 
@@ -75,7 +66,7 @@ class LITBranch(nn.Module):
         self.conv_k = nn.Conv2d(dim, dim, 3, 1, 1) if local_attention else None
         self.conv_v = nn.Conv2d(dim, dim, 3, 1, 1)
         positions = 1 if aggregation == 'sum' else self.grid_size**2
-        self.decoder = build_decoder(positions * dim + (2 if cell else 0), hidden_dims)
+        self.decoder = build_mlp(positions * dim + (2 if cell else 0), hidden_dims, activation=nn.GELU)
 
     def forward(self, z: Tensor, frame: Frame, coord: Tensor, cell: Tensor, bias: PositionalBias | None) -> Tensor:
         """Values at the queries, in units of the published domain (x - 0.5) / 0.5, without the skip connection.
@@ -144,7 +135,7 @@ class LITBase(ImplicitNet):
             raise UserError(f'num_branches must be at least 1; got {num_branches}.')
         if aggregation not in ('flatten', 'sum'):
             raise UserError(f"aggregation must be 'flatten' or 'sum'; got {aggregation!r}.")
-        self.conv_in = nn.Conv2d(cast(int, self.encoder.out_channels), dim, 3, 1, 1)
+        self.conv_in = nn.Conv2d(self.encoder.out_channels, dim, 3, 1, 1)
         self.position_encoder = None
         if local_attention and position_encoding is not None:
             self.position_encoder = PositionEncoder(num_heads, position_encoding)
@@ -212,6 +203,6 @@ class LIT(LITBase):
             upscale,
         )
 
-    def query(self, feat: Features, coord: Tensor, cell: Tensor, scales=None) -> Tensor:
+    def decode(self, feat: Features, coord: Tensor, cell: Tensor, scales) -> Tensor:
         out = self.branches[0](self.conv_in(feat.z), feat.frame, coord, cell, self._bias())
         return skip_connection(feat, coord) + 0.5 * out

@@ -1,0 +1,56 @@
+"""LIIF, the local implicit image function."""
+
+from collections.abc import Sequence
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor
+
+from clit_basicsr.archs.implicit import Features, ImplicitNet, relative_cell
+from clit_basicsr.archs.mlp import build_mlp
+from clit_basicsr.ops.coords import gather_grid
+from clit_basicsr.ops.ensemble import ensemble_neighbors
+
+
+@ARCH_REGISTRY.register()
+class LIIF(ImplicitNet):
+    """Local Implicit Image Function: an MLP over the nearest feature, the distance to it and the pixel size.
+
+    Paper: Learning Continuous Image Representation with Local Implicit Image Function (CVPR 2021).
+
+    Args:
+        encoder (dict): ``type`` and options of an encoder, e.g. ``{type: EDSR, num_feat: 64, num_block: 16}``.
+        hidden_dims (list[int]): Widths of the MLP's hidden layers. Default: (256, 256, 256, 256).
+        local_ensemble (bool): Average the answers of the four LR pixels around a query. Default: True.
+        feat_unfold (bool): A feature is the 3 x 3 features around its pixel. Default: True.
+        cell (bool): Whether the MLP sees the size of the HR pixel. Default: True.
+        upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.
+    """
+
+    def __init__(
+        self,
+        encoder: dict,
+        hidden_dims: Sequence[int] = (256, 256, 256, 256),
+        local_ensemble: bool = True,
+        feat_unfold: bool = True,
+        cell: bool = True,
+        upscale: float = 4,
+    ) -> None:
+        super().__init__(encoder, upscale)
+        self.local_ensemble, self.cell = local_ensemble, cell
+        self.grid_size = 3 if feat_unfold else 1
+        self.decoder = build_mlp(self.encoder.out_channels * self.grid_size**2 + (4 if cell else 2), hidden_dims)
+
+    @property
+    def reach(self) -> int:
+        return 2  # the neighbour of the ensemble, and the neighbour that unfolding adds
+
+    def decode(self, feat: Features, coord: Tensor, cell: Tensor, scales) -> Tensor:
+        out = torch.zeros_like(coord[..., :1])
+        for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
+            z = gather_grid(feat.z, point, feat.frame, self.grid_size)  # (B, Q, 9, C)
+            inputs = [z.transpose(2, 3).flatten(2), dx]  # position fastest, as torch's unfold has it
+            if self.cell:
+                inputs.append(relative_cell(cell, coord, feat.frame))
+            out = out + weight * self.decoder(torch.cat(inputs, dim=-1))
+        return 0.5 * out + 0.5

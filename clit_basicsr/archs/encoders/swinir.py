@@ -32,6 +32,8 @@ class SwinIREncoder(Trunk, SwinIR):
     ) -> None:
         if padding not in ('window', 'published'):
             raise UserError(f"network_g:encoder:padding must be 'window' or 'published'; got {padding!r}.")
+        if opt.get('ape'):
+            raise UserError('network_g:encoder:ape binds SwinIR to one image size; an encoder cannot have it.')
         # Only the upsampler 'pixelshuffle' builds the convolution; without it the smallest upsampler is built and
         # removed.
         upsampler = 'pixelshuffle' if conv_before_upsample else ''

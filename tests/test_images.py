@@ -1,5 +1,6 @@
 """Finding and reading images: order, formats, LMDBs, and what is told about damage."""
 
+import multiprocessing
 import os
 import shutil
 
@@ -10,6 +11,7 @@ from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from pictures import ramp, save
 from PIL import Image
 
+from clit_basicsr.data import images
 from clit_basicsr.data.images import ImageSource, decode, smallest_side
 from clit_basicsr.errors import UserError
 
@@ -64,6 +66,23 @@ def test_lmdb_holds_the_pictures_in_its_order(lmdb):
     with open(chosen, 'w') as lines:
         lines.write('d.png\nb.png\n')
     assert ImageSource(lmdb, LMDB, chosen).names == ['d', 'b']
+
+
+def test_a_forked_process_opens_an_lmdb_of_its_own(lmdb):
+    source = ImageSource(lmdb, LMDB)
+    expected = source.read('c')
+    inherited = images._clients[os.path.realpath(lmdb)]
+
+    def read(queue):
+        queue.put((source.read('c'), images._clients[os.path.realpath(lmdb)] is inherited))
+
+    context = multiprocessing.get_context('fork')
+    queue = context.Queue()
+    process = context.Process(target=read, args=(queue,))
+    process.start()
+    assert queue.get(timeout=60) == (expected, False)
+    process.join()
+    assert source.read('c') == expected
 
 
 def test_keys_of_an_lmdb_may_hold_dots_and_spaces(tmp_path):

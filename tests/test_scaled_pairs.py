@@ -52,6 +52,12 @@ def test_made_lr_images(tmp_path, photograph, scale, lr_size, hr_size, downsampl
     assert dataset.scale == (tuple(scale) if isinstance(scale, list) else (scale, scale))
 
 
+def test_a_whole_number_of_pixels_is_not_lost_to_rounding(tmp_path):
+    save(ramp(33, 66), tmp_path / 'a.png')  # 33 / 1.1 is 29.999999999999996 in floating point
+    pair = make(tmp_path, 1.1)[0]
+    assert pair['lq'].shape == (3, 30, 60) and pair['gt'].shape == (3, 33, 66)
+
+
 def test_given_lr_images_are_read_as_they_are(tmp_path, photograph):
     (tmp_path / 'LR').mkdir()
     lr = np.random.default_rng(0).integers(0, 256, (33, 35, 3), dtype=np.uint8)

@@ -9,9 +9,11 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from clit_basicsr.archs.implicit import MAX_QUERIES, Features, ImplicitNet, skip_connection
+from clit_basicsr.archs.lit_dense import fill
 from clit_basicsr.errors import UserError
-from clit_basicsr.ops import PositionalBias, local_attention
+from clit_basicsr.ops import PositionalBias, backends, local_attention
 from clit_basicsr.ops.coords import Frame
+from clit_basicsr.ops.upsampled import Upsampling, upsample, upsampled_conv
 
 
 class PositionEncoder(nn.Module):
@@ -77,33 +79,60 @@ class LITBranch(nn.Module):
         positions = 1 if aggregation == 'sum' else self.grid_size**2
         self.decoder = build_decoder(positions * dim + (2 if cell else 0), hidden_dims)
 
-    def forward(self, z: Tensor, frame: Frame, coord: Tensor, cell: Tensor, bias: PositionalBias | None) -> Tensor:
+    def backend(self, z: Tensor, coord: Tensor | None = None) -> str:
+        """The backend of :mod:`clit_basicsr.ops` that answers this branch's queries."""
+        q = None if self.conv_q is None else z
+        return backends.select(None, z, q=q, k=q, coord=coord, aggregation=self.aggregation)
+
+    def project(self, z: Tensor, upsampling: Upsampling | None, backend: str) -> tuple[Tensor | None, ...]:
+        """q, k and v, (B, C, h, w) each, on the finer grid if there is one; q, k are None without local attention."""
+        convs = (self.conv_q, self.conv_k, self.conv_v)
+        if upsampling is not None and backend != 'reference':
+            return tuple(
+                upsampled_conv(z, conv.weight, cast(Tensor, conv.bias), upsampling, backend)
+                for conv in cast(tuple[nn.Conv2d, ...], convs)
+            )
+        z = z if upsampling is None else upsample(z, upsampling)
+        return tuple(None if conv is None else conv(z) for conv in convs)
+
+    def forward(
+        self,
+        z: Tensor,
+        frame: Frame,
+        coord: Tensor,
+        cell: Tensor,
+        bias: PositionalBias | None,
+        upsampling: Upsampling | None = None,
+    ) -> Tensor:
         """Values at the queries, in units of the published domain (x - 0.5) / 0.5, without the skip connection.
 
         Args:
             z: (B, C, h, w), features: the window of their grid that ``frame`` describes.
             coord: (B, Q, 2).
             cell: (B, 2) or (B, Q, 2).
+            upsampling: the finer grid that the branch works on, where it is not that of z.
 
         Returns:
             Tensor: (B, Q, 3).
         """
-        q = None if self.conv_q is None else self.conv_q(z)
-        k = None if self.conv_k is None else self.conv_k(z)
-        v = self.conv_v(z)
+        backend = self.backend(z, coord)
+        q, k, v = self.project(z, upsampling, backend)
+        frame = frame if upsampling is None else upsampling.target
         relative_cell = None
         if self.cell:
             cell = cell.unsqueeze(1) if cell.dim() == 2 else cell
             relative_cell = (cell * cell.new_tensor(frame.size)).expand(-1, coord.shape[1], 2)
         first_layer = cast(nn.Linear, self.decoder[0])
-        step = max(1, MAX_QUERIES // coord.shape[0])
+        # With gradients the fast backends bound their memory themselves.
+        whole = backend != 'reference' and torch.is_grad_enabled()
+        step = coord.shape[1] if whole else max(1, MAX_QUERIES // coord.shape[0])
         out = []
         for start in range(0, coord.shape[1], step):
             part = slice(start, start + step)
             first = local_attention(
                 q,
                 k,
-                v,
+                cast(Tensor, v),
                 coord[:, part],
                 frame,
                 first_layer.weight,
@@ -113,6 +142,7 @@ class LITBranch(nn.Module):
                 bias=bias,
                 cell=None if relative_cell is None else relative_cell[:, part],
                 aggregation=self.aggregation,
+                backend=backend,
             )
             out.append(self.decoder[1:](first))
         return torch.cat(out, dim=1)
@@ -120,6 +150,9 @@ class LITBranch(nn.Module):
 
 class LITBase(ImplicitNet):
     """What LIT and CLIT have in common: the first convolution, the bias encoder and one or several branches."""
+
+    # Equation (9): weight of the branch before.
+    residual = 0.75
 
     def __init__(
         self,
@@ -160,6 +193,17 @@ class LITBase(ImplicitNet):
 
     def _bias(self) -> PositionalBias | None:
         return None if self.position_encoder is None else self.position_encoder()
+
+    def _grids(self, feat: Features, scales) -> list[Upsampling | None]:
+        """The grid of every active branch; None is the features' own."""
+        return [None]
+
+    def _fill(self, out: Tensor, feat: Features, size, rows: tuple[int, int], cols: tuple[int, int], scales) -> None:
+        backend = self.branches[0].backend(feat.z)
+        if backend == 'reference':
+            super()._fill(out, feat, size, rows, cols, scales)
+        else:
+            fill(out, feat, size, rows, cols, self, self._grids(feat, scales), backend)
 
 
 @ARCH_REGISTRY.register()

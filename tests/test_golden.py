@@ -36,7 +36,17 @@ def load(name):
 
 def test_all_files_are_here():
     assert FILES == ['clit_n1_edsr', 'clit_n1_noattn', 'clit_n1_nobias_nocell', 'clit_n2_edsr', 'clit_n3_edsr']
-    assert PEERS == ['liif', 'liif_dense_x3', 'lte', 'lte_dense_x3', 'metasr', 'metasr_dense_x3']
+    assert PEERS == [
+        'liif',
+        'liif_dense_x3',
+        'lit_freq',
+        'lit_freq_ensemble',
+        'lit_freq_ensemble_dense_x3',
+        'lte',
+        'lte_dense_x3',
+        'metasr',
+        'metasr_dense_x3',
+    ]
 
 
 @pytest.mark.parametrize('name', FILES)

@@ -24,7 +24,7 @@ def photograph_pair():
     ('protocol', 'scale', 'border'),
     [
         ('div2k', 4, 10), ('benchmark', 4, 4), ('div2k', 2.5, 9), ('benchmark', 2.5, 3), ('benchmark', (2, 3.2), 4),
-        ('benchmark', [3.0, 2.0], 3), ('div2k', (1.5, 1), 8), ('benchmark', 3 * 1.1, 4), ('benchmark', 1.1 + 1.9, 3),
+        ('benchmark', [3.0, 2.0], 3), ('div2k', (1.5, 1), 8), ('benchmark', 3 * 1.1, 4), ('benchmark', 0.1 * 3 * 10, 3),
     ],
 )  # fmt: skip
 def test_border_is_cut_exactly(protocol, scale, border):

@@ -10,7 +10,8 @@ from torch import Tensor
 from clit_basicsr.archs.implicit import Features, skip_connection
 from clit_basicsr.archs.lit_arch import LITBase
 from clit_basicsr.errors import UserError
-from clit_basicsr.ops.coords import Frame, upsample_bilinear
+from clit_basicsr.ops.coords import Frame
+from clit_basicsr.ops.upsampled import Upsampling
 
 # Scales of one branch, (y, x).
 Factors = tuple[tuple[float, float], ...]
@@ -116,32 +117,38 @@ class CLIT(LITBase):
         return split_scale(scale, self.num_trained_branches)
 
     def decode(self, feat: Features, coord: Tensor, cell: Tensor, scales) -> Tensor:
+        bias = self._bias()
+        z1 = self.conv_in(feat.z)
+        out: Tensor | float = 0.0
+        for branch, grid in zip(self.branches, self._grids(feat, scales), strict=False):
+            out = branch(z1, feat.frame, coord, cell, bias, grid) + self.residual * out  # equation (9)
+        return skip_connection(feat, coord) + 0.5 * out
+
+    def _grids(self, feat: Features, scales) -> list[Upsampling | None]:
         factors = parse_factors(scales)
         if len(factors) > len(self.branches):
             raise ValueError(f'{len(factors)} scale factors for a network of {len(self.branches)} branches')
-        z1 = self.conv_in(feat.z)
-        bias = self._bias()
-        out = self.branches[0](z1, feat.frame, coord, cell, bias)
+        grids: list[Upsampling | None] = [None]
         product = (1.0, 1.0)
-        for branch, factor in zip(self.branches[1:], factors[:-1], strict=False):
+        for factor in factors[:-1]:
             product = (product[0] * factor[0], product[1] * factor[1])
-            z, frame = self._upsampled(z1, feat.frame, product)
-            out = branch(z, frame, coord, cell, bias) + self.residual * out  # equation (9)
-        return skip_connection(feat, coord) + 0.5 * out
+            grids.append(self._upsampling(feat, product))
+        return grids
 
-    def _upsampled(self, z1: Tensor, frame: Frame, product: tuple[float, float]) -> tuple[Tensor, Frame]:
-        """Equation (8): Z_i, the window of Z_1 read at the pixel centres of a grid finer by s_1 ... s_(i-1)."""
+    def _upsampling(self, feat: Features, product: tuple[float, float]) -> Upsampling:
+        """Equation (8): the window of the grid finer by s_1 ... s_(i-1) at whose pixel centres Z_1 is read."""
         size, bounds = [], []
         for axis in (0, 1):
-            n, start, length = frame.size[axis], frame.origin[axis], z1.shape[2 + axis]
+            n, start, length = feat.frame.size[axis], feat.frame.origin[axis], feat.z.shape[2 + axis]
             fine = round(n * product[axis])
             size.append(fine)
             # Where the window ends inside the image, its last pixel has no neighbour to interpolate towards.
             first = 0 if start == 0 else math.ceil((start + 0.5) * fine / n)
             stop = fine if start + length >= n else math.floor((start + length - 0.5) * fine / n)
             bounds.append((first, stop))
-        z = upsample_bilinear(z1, frame, (size[0], size[1]), bounds[0], bounds[1], self.upsampling_padding)
-        return z, Frame((size[0], size[1]), (bounds[0][0], bounds[1][0]))
+        target = Frame((size[0], size[1]), (bounds[0][0], bounds[1][0]))
+        window = (bounds[0][1] - bounds[0][0], bounds[1][1] - bounds[1][0])
+        return Upsampling(feat.frame, target, window, self.upsampling_padding)
 
 
 def _accept_fewer_branches(net: CLIT, state_dict, prefix, *_) -> None:

@@ -41,6 +41,16 @@ class Features(NamedTuple):
         window = (..., slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
         return self._replace(z=self.z[window], lq=self.lq[window], frame=Frame(self.frame.size, (y0, x0)))
 
+    def over_margin(self, size: tuple[int, int]) -> tuple['Features', tuple[int, int]]:
+        """The same features with the margin as a part of the image, and the size of the result (H, W) with its margin.
+
+        Only where the margin is a whole number of HR pixels; otherwise features and size stay as they are.
+        """
+        scaled = [hr * n / lr for hr, lr, n in zip(size, self.image, self.frame.size, strict=True)]
+        if any(value != int(value) for value in scaled):
+            return self, size
+        return self._replace(image=self.frame.size), (int(scaled[0]), int(scaled[1]))
+
 
 class ImplicitNet(nn.Module):
     """Base of the implicit networks: an encoder and a continuous decoder.
@@ -154,7 +164,7 @@ class ImplicitNet(nn.Module):
                 )
                 rows = _hr_range(size[0], h, y0, y0 + tile_size)
                 cols = _hr_range(size[1], w, x0, x0 + tile_size)
-                self._fill(out, feat, size, rows, cols, scales)
+                self._fill(out, *feat.over_margin(size), rows, cols, scales)
         return out
 
     def _encode_window(self, lq: Tensor, image: tuple[int, int], rows=(0, None), cols=(0, None)) -> Features:

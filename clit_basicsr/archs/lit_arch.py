@@ -8,10 +8,13 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from clit_basicsr.archs.implicit import MAX_QUERIES, Features, ImplicitNet, skip_connection
+from clit_basicsr.archs.lit_dense import fill
+from clit_basicsr.archs.lit_frequency import FrequencyBranch
 from clit_basicsr.archs.mlp import build_mlp
 from clit_basicsr.errors import UserError
-from clit_basicsr.ops import PositionalBias, local_attention
+from clit_basicsr.ops import PositionalBias, backends, local_attention
 from clit_basicsr.ops.coords import Frame
+from clit_basicsr.ops.upsampled import Upsampling, upsample, upsampled_conv
 
 
 class PositionEncoder(nn.Module):
@@ -68,33 +71,60 @@ class LITBranch(nn.Module):
         positions = 1 if aggregation == 'sum' else self.grid_size**2
         self.decoder = build_mlp(positions * dim + (2 if cell else 0), hidden_dims, activation=nn.GELU)
 
-    def forward(self, z: Tensor, frame: Frame, coord: Tensor, cell: Tensor, bias: PositionalBias | None) -> Tensor:
+    def backend(self, z: Tensor, coord: Tensor | None = None) -> str:
+        """The backend of :mod:`clit_basicsr.ops` that answers this branch's queries."""
+        q = None if self.conv_q is None else z
+        return backends.select(None, z, q=q, k=q, coord=coord, aggregation=self.aggregation)
+
+    def project(self, z: Tensor, upsampling: Upsampling | None, backend: str) -> tuple[Tensor | None, ...]:
+        """q, k and v, (B, C, h, w) each, on the finer grid if there is one; q, k are None without local attention."""
+        convs = (self.conv_q, self.conv_k, self.conv_v)
+        if upsampling is not None and backend != 'reference':
+            return tuple(
+                upsampled_conv(z, conv.weight, cast(Tensor, conv.bias), upsampling, backend)
+                for conv in cast(tuple[nn.Conv2d, ...], convs)
+            )
+        z = z if upsampling is None else upsample(z, upsampling)
+        return tuple(None if conv is None else conv(z) for conv in convs)
+
+    def forward(
+        self,
+        z: Tensor,
+        frame: Frame,
+        coord: Tensor,
+        cell: Tensor,
+        bias: PositionalBias | None,
+        upsampling: Upsampling | None = None,
+    ) -> Tensor:
         """Values at the queries, in units of the published domain (x - 0.5) / 0.5, without the skip connection.
 
         Args:
             z: (B, C, h, w), features: the window of their grid that ``frame`` describes.
             coord: (B, Q, 2).
             cell: (B, 2) or (B, Q, 2).
+            upsampling: the finer grid that the branch works on, where it is not that of z.
 
         Returns:
             Tensor: (B, Q, 3).
         """
-        q = None if self.conv_q is None else self.conv_q(z)
-        k = None if self.conv_k is None else self.conv_k(z)
-        v = self.conv_v(z)
+        backend = self.backend(z, coord)
+        q, k, v = self.project(z, upsampling, backend)
+        frame = frame if upsampling is None else upsampling.target
         relative_cell = None
         if self.cell:
             cell = cell.unsqueeze(1) if cell.dim() == 2 else cell
             relative_cell = (cell * cell.new_tensor(frame.size)).expand(-1, coord.shape[1], 2)
         first_layer = cast(nn.Linear, self.decoder[0])
-        step = max(1, MAX_QUERIES // coord.shape[0])
+        # With gradients the fast backends bound their memory themselves.
+        whole = backend != 'reference' and torch.is_grad_enabled()
+        step = coord.shape[1] if whole else max(1, MAX_QUERIES // coord.shape[0])
         out = []
         for start in range(0, coord.shape[1], step):
             part = slice(start, start + step)
             first = local_attention(
                 q,
                 k,
-                v,
+                cast(Tensor, v),
                 coord[:, part],
                 frame,
                 first_layer.weight,
@@ -104,6 +134,7 @@ class LITBranch(nn.Module):
                 bias=bias,
                 cell=None if relative_cell is None else relative_cell[:, part],
                 aggregation=self.aggregation,
+                backend=backend,
             )
             out.append(self.decoder[1:](first))
         return torch.cat(out, dim=1)
@@ -111,6 +142,9 @@ class LITBranch(nn.Module):
 
 class LITBase(ImplicitNet):
     """What LIT and CLIT have in common: the first convolution, the bias encoder and one or several branches."""
+
+    # Equation (9): weight of the branch before.
+    residual = 0.75
 
     def __init__(
         self,
@@ -125,6 +159,7 @@ class LITBase(ImplicitNet):
         cell: bool,
         aggregation: str,
         upscale: float,
+        first_conv: bool = True,
     ) -> None:
         super().__init__(encoder, upscale)
         if grid_size < 1 or grid_size % 2 == 0:
@@ -135,7 +170,7 @@ class LITBase(ImplicitNet):
             raise UserError(f'num_branches must be at least 1; got {num_branches}.')
         if aggregation not in ('flatten', 'sum'):
             raise UserError(f"aggregation must be 'flatten' or 'sum'; got {aggregation!r}.")
-        self.conv_in = nn.Conv2d(self.encoder.out_channels, dim, 3, 1, 1)
+        self.conv_in: nn.Module = nn.Conv2d(self.encoder.out_channels, dim, 3, 1, 1) if first_conv else nn.Identity()
         self.position_encoder = None
         if local_attention and position_encoding is not None:
             self.position_encoder = PositionEncoder(num_heads, position_encoding)
@@ -151,6 +186,17 @@ class LITBase(ImplicitNet):
 
     def _bias(self) -> PositionalBias | None:
         return None if self.position_encoder is None else self.position_encoder()
+
+    def _grids(self, feat: Features, scales) -> list[Upsampling | None]:
+        """The grid of every active branch; None is the features' own."""
+        return [None]
+
+    def _fill(self, out: Tensor, feat: Features, size, rows: tuple[int, int], cols: tuple[int, int], scales) -> None:
+        backend = self.branches[0].backend(feat.z)
+        if backend == 'reference' or feat.image != feat.frame.size:
+            super()._fill(out, feat, size, rows, cols, scales)
+        else:
+            fill(out, feat, size, rows, cols, self, self._grids(feat, scales), backend)
 
 
 @ARCH_REGISTRY.register()
@@ -173,6 +219,12 @@ class LIT(LITBase):
         cell (bool): Whether the decoder sees the size of the HR pixel (Table 3, -c). Default: True.
         aggregation (str): 'flatten' keeps the weighted values of all G x G positions, as the paper does; 'sum' adds
             them up. Default: 'flatten'.
+        frequency_dims (int): P, numbers per position that the frequency block adds (Table 3, -f is 0); 0: no such
+            block. Default: 0.
+        frequency_scale (float): The block's frequencies are 2^linspace(0, frequency_scale, P / 4) - 1. Default: 6.
+        local_ensemble (bool): Average the answers of the four LR pixels around a query (Table 3). Default: False.
+        first_conv (bool): Whether a convolution to C channels comes first; the authors' ``lit.py`` has none. Default:
+            True.
         upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.
     """
 
@@ -187,6 +239,10 @@ class LIT(LITBase):
         local_attention: bool = True,
         cell: bool = True,
         aggregation: str = 'flatten',
+        frequency_dims: int = 0,
+        frequency_scale: float = 6,
+        local_ensemble: bool = False,
+        first_conv: bool = True,
         upscale: float = 4,
     ) -> None:
         super().__init__(
@@ -201,7 +257,23 @@ class LIT(LITBase):
             cell,
             aggregation,
             upscale,
+            first_conv,
         )
+        if frequency_dims or local_ensemble or not first_conv:
+            branch = FrequencyBranch(
+                dim if first_conv else self.encoder.out_channels,
+                dim,
+                num_heads,
+                grid_size,
+                hidden_dims,
+                local_attention,
+                cell,
+                aggregation,
+                frequency_dims,
+                frequency_scale,
+                local_ensemble,
+            )
+            self.branches = nn.ModuleList([branch])
 
     def decode(self, feat: Features, coord: Tensor, cell: Tensor, scales) -> Tensor:
         out = self.branches[0](self.conv_in(feat.z), feat.frame, coord, cell, self._bias())

@@ -100,10 +100,13 @@ def load_network(
     logging.getLogger('basicsr').info(
         f'Loading {type(net).__name__} model from {load_path}, with param key: [{param_key}].'
     )
-    if strict and (difference := differences(net.state_dict(), weights)):
-        raise UserError(f'{load_path} does not fit the network {type(net).__name__}: {difference}')
-    self._print_different_keys_loading(net, weights, strict)
-    net.load_state_dict(weights, strict=strict)
+    if not strict:
+        self._print_different_keys_loading(net, weights, strict)
+    try:
+        net.load_state_dict(weights, strict=strict)
+    except RuntimeError as error:
+        difference = differences(net.state_dict(), weights)
+        raise UserError(f'{load_path} does not fit the network {type(net).__name__}: {difference}') from error
 
 
 def read_checkpoint(path: str | Path) -> dict:

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from os import path as osp
 
 import cv2
-import torch
 from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import tensor2img
@@ -79,35 +78,24 @@ class ImplicitSRModel(SRModel):
             self.model_ema(decay=self.ema_decay)
 
     def test(self) -> None:
-        """Enlarges ``self.lq`` to the size of ``self.gt``, or at the validation set's scale where there is none."""
+        """Enlarges ``self.lq`` at the validation set's scale; outside of a validation, at the network's own."""
         # The bare network: a wrapped one would wait for ranks that take no part in validation.
         net = self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
         net.eval()
-        size = tuple(self.gt.shape[-2:]) if hasattr(self, 'gt') else None
-        self.output = self._upscale(net, size)
-        self.net_g.train(self.is_train)
-
-    def _upscale(self, net: ImplicitNet, size: tuple[int, int] | None) -> Tensor:
+        scale = getattr(self, 'val_scale', (net.default_scale,) * 2)
         val = self.opt.get('val') or {}
-        if size is None:
-            size = tuple(round(n * s) for n, s in zip(self.lq.shape[-2:], self.val_scale, strict=True))
-        if not val.get('self_ensemble'):
-            return net.upscale(self.lq, size, tile=val.get('tile'))
-        total = torch.zeros_like(self.lq[..., :1, :1]).expand(*self.lq.shape[:2], *size).clone()
-        for transpose in (False, True):
-            for flips in ((), (2,), (3,), (2, 3)):
-                lq = self.lq.transpose(2, 3) if transpose else self.lq
-                out = net.upscale(lq.flip(flips), size[::-1] if transpose else size, tile=val.get('tile')).flip(flips)
-                total += out.transpose(2, 3) if transpose else out
-        return total / 8
+        if val.get('self_ensemble'):
+            self.output = self_ensemble(net, self.lq, scale, val.get('tile'))
+        else:
+            self.output = net.upscale(self.lq, scale=scale, tile=val.get('tile'))
+        self.net_g.train(self.is_train)
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img: bool) -> None:
         """The host's validation, with float metrics by each set's own protocol and pictures saved per set."""
-        dataset_opt = dataloader.dataset.opt
-        name, val = dataset_opt['name'], self.opt.get('val') or {}
+        dataset = dataloader.dataset
+        name, val = dataset.opt['name'], self.opt.get('val') or {}
         metrics = val.get('metrics') or {}
-        scale = dataset_opt.get('scale', 1)
-        self.val_scale = tuple(scale) if isinstance(scale, (list, tuple)) else (scale, scale)
+        self.val_scale = dataset_scale(dataset)
         if metrics:
             self._initialize_best_metric_results(name)
         self.metric_results = dict.fromkeys(metrics, 0.0)
@@ -119,7 +107,7 @@ class ImplicitSRModel(SRModel):
             if save_img:
                 self._save_picture(name, image_name, current_iter)
             if hasattr(self, 'gt'):
-                for metric, value in self._measure(metrics, dataset_opt).items():
+                for metric, value in self._measure(metrics, dataset).items():
                     self.metric_results[metric] += value
             # A whole picture each: let go of them before the next one is enlarged.
             for attribute in ('gt', 'lq', 'output'):
@@ -131,15 +119,16 @@ class ImplicitSRModel(SRModel):
             self._log_validation_metric_values(current_iter, name, tb_logger)
             self._append_to_table(name, current_iter)
 
-    def _measure(self, metrics: dict, dataset_opt: dict) -> dict[str, float]:
+    def _measure(self, metrics: dict, dataset) -> dict[str, float]:
         """Every metric for the current picture: ours on float tensors, the host's on rounded 8-bit images."""
         values = {}
         eight_bit = None
         for name, metric_opt in metrics.items():
             function = METRIC_REGISTRY.get(metric_opt['type'])
             if getattr(function, 'takes_float_tensors', False):
-                protocol = {key: dataset_opt[key] for key in ('protocol', 'scale') if key in dataset_opt}
-                values[name] = calculate_metric({'img': self.output, 'img2': self.gt, **protocol}, metric_opt)
+                pair = {'img': self.output, 'img2': self.gt, 'scale': self.val_scale}
+                pair['protocol'] = getattr(dataset, 'protocol', 'div2k')
+                values[name] = calculate_metric(pair, metric_opt)
             else:
                 eight_bit = eight_bit or {'img': tensor2img([self.output]), 'img2': tensor2img([self.gt])}
                 values[name] = calculate_metric(eight_bit, metric_opt)
@@ -160,3 +149,31 @@ class ImplicitSRModel(SRModel):
         with open(osp.join(self.opt['path']['log'], 'validation.csv'), 'a', newline='') as file:
             for metric, value in self.metric_results.items():
                 csv.writer(file).writerow([current_iter, dataset_name, metric, f'{value:.6f}'])
+
+
+def dataset_scale(dataset) -> tuple[float, float]:
+    """The (y, x) scale of a validation set, ours or the host's."""
+    scale = getattr(dataset, 'scale', None) or dataset.opt.get('scale')
+    if scale is None:
+        raise UserError(f'datasets: {dataset.opt["name"]}: scale is missing.')
+    return tuple(scale) if isinstance(scale, (list, tuple)) else (scale, scale)
+
+
+def self_ensemble(net: ImplicitNet, lq: Tensor, scale: tuple[float, float], tile: dict | None = None) -> Tensor:
+    """The mean of a picture's enlargements under the eight flips and transpositions (Timofte et al., 2016).
+
+    Args:
+        lq: (B, 3, h, w).
+        scale: (y, x).
+
+    Returns:
+        Tensor: (B, 3, H, W).
+    """
+    total = lq.new_zeros(())
+    for transpose in (False, True):
+        image, factors = (lq.transpose(2, 3), scale[::-1]) if transpose else (lq, scale)
+        for axes in ((), (2,), (3,), (2, 3)):
+            out = net.upscale(image.flip(axes), scale=factors, tile=tile).flip(axes)
+            out = out.transpose(2, 3) if transpose else out
+            total = total + out
+    return total / 8

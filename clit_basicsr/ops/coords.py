@@ -59,7 +59,7 @@ def read_pixels(feat: Tensor, y: Tensor, x: Tensor) -> Tensor:
     return F.embedding(index, feat.flatten(2).transpose(1, 2).flatten(0, 1))
 
 
-def _taps(coord: Tensor, frame: Frame, axis: int, length: int, padding: str) -> list[tuple[Tensor, Tensor]]:
+def bilinear_taps(coord: Tensor, frame: Frame, axis: int, length: int, padding: str) -> list[tuple[Tensor, Tensor]]:
     """The two pixels beside each coordinate along one axis, as (index into the window, weight) pairs."""
     n, start = frame.size[axis], frame.origin[axis]
     position = sampling_position(coord, n)
@@ -86,8 +86,8 @@ def sample_bilinear(feat: Tensor, coord: Tensor, frame: Frame, padding: str = 'z
     Returns:
         Tensor: (B, Q, C).
     """
-    rows = _taps(coord[..., 0], frame, 0, feat.shape[2], padding)
-    cols = _taps(coord[..., 1], frame, 1, feat.shape[3], padding)
+    rows = bilinear_taps(coord[..., 0], frame, 0, feat.shape[2], padding)
+    cols = bilinear_taps(coord[..., 1], frame, 1, feat.shape[3], padding)
     out = torch.zeros((), dtype=feat.dtype, device=feat.device)
     for y, wy in rows:
         for x, wx in cols:
@@ -109,7 +109,7 @@ def upsample_bilinear(
     for axis, bounds in ((0, rows), (1, cols)):
         centers = pixel_centers(size[axis], *bounds, device=feat.device, dtype=torch.float32)
         out = torch.zeros((), dtype=feat.dtype, device=feat.device)
-        for index, weight in _taps(centers, frame, axis, feat.shape[2 + axis], padding):
+        for index, weight in bilinear_taps(centers, frame, axis, feat.shape[2 + axis], padding):
             shape = (-1, 1) if axis == 0 else (-1,)
             out = out + weight.to(feat.dtype).view(shape) * feat.index_select(2 + axis, index)
         feat = out
@@ -145,12 +145,13 @@ def relative_coord(coord: Tensor, frame: Frame, grid_size: int) -> Tensor:
     Returns:
         Tensor: (B, Q, G, 2): [..., i, 0] is the distance in y to the grid's row i, [..., i, 1] in x to its column i.
     """
-    r = grid_size // 2
-    distances = []
-    for axis in (0, 1):
-        n = frame.size[axis]
-        center = nearest_index(coord[..., axis], n).to(coord.dtype) * (2 / n) + (-1 + 1 / n)
-        offset = torch.arange(-r, r + 1, device=coord.device, dtype=coord.dtype) * (2 / n)
-        position = center.unsqueeze(-1) + offset
-        distances.append((coord[..., axis, None] - position) * n)
-    return torch.stack(distances, dim=-1)
+    return torch.stack([relative_axis(coord[..., axis], frame, grid_size, axis) for axis in (0, 1)], dim=-1)
+
+
+def relative_axis(coord: Tensor, frame: Frame, grid_size: int, axis: int) -> Tensor:
+    """:func:`relative_coord` along one axis (0 is y): coord (...) -> (..., G)."""
+    r, n = grid_size // 2, frame.size[axis]
+    center = nearest_index(coord, n).to(coord.dtype) * (2 / n) + (-1 + 1 / n)
+    offset = torch.arange(-r, r + 1, device=coord.device, dtype=coord.dtype) * (2 / n)
+    position = center.unsqueeze(-1) + offset
+    return (coord.unsqueeze(-1) - position) * n

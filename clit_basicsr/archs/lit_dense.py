@@ -1,0 +1,106 @@
+"""A whole picture from LIT's branches by the fast backends, in bands, so that no map of C channels is ever whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from clit_basicsr.archs.implicit import Features
+from clit_basicsr.ops.coords import upsample_bilinear
+from clit_basicsr.ops.dense import Maps, dense_first_layer
+from clit_basicsr.ops.upsampled import Upsampling, narrowed
+
+if TYPE_CHECKING:
+    from clit_basicsr.archs.lit_arch import LITBase, LITBranch
+
+# HR rows of the skip connection that are made at once.
+SKIP_ROWS = 64
+
+
+def fill(
+    out: Tensor,
+    feat: Features,
+    size: tuple[int, int],
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    net: LITBase,
+    grids: list[Upsampling | None],
+    backend: str,
+) -> None:
+    """Answers the HR pixels rows x cols into ``out``, branch by branch: equation (9) is summed up in the result itself.
+
+    Args:
+        out: (B, 3, H, W).
+        feat: a window of features that holds all that these pixels read.
+        size: (H, W).
+        grids: for every active branch the grid that it works on, None for that of the features.
+    """
+    window = out[..., rows[0] : rows[1], cols[0] : cols[1]].zero_()
+    for module, grid in zip(net.branches, grids, strict=False):
+        branch = cast('LITBranch', module)
+        window *= net.residual
+        for image in range(len(out)):
+            part = feat._replace(z=feat.z[image : image + 1], lq=feat.lq[image : image + 1])
+            _add_branch(out[image], part, size, rows, cols, net, branch, grid, backend)
+    for start in range(*rows, SKIP_ROWS):
+        stop = min(start + SKIP_ROWS, rows[1])
+        skip = upsample_bilinear(feat.lq, feat.frame, size, (start, stop), cols, padding='border')
+        part_out = out[..., start:stop, cols[0] : cols[1]]
+        part_out.mul_(0.5).add_(skip)
+
+
+def _add_branch(
+    out: Tensor,
+    feat: Features,
+    size: tuple[int, int],
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    net: LITBase,
+    branch: LITBranch,
+    grid: Upsampling | None,
+    backend: str,
+) -> None:
+    """Adds one branch's values to out (3, H, W)."""
+    frame = feat.frame if grid is None else grid.target
+    height, width = feat.z.shape[2:] if grid is None else grid.size
+    first_layer = cast(nn.Linear, branch.decoder[0])
+    weight: Tensor = first_layer.weight
+    offset: Tensor = first_layer.bias
+    if branch.cell:
+        cell = offset.new_tensor([2 / n for n in size]) * offset.new_tensor(frame.size)
+        weight, offset = weight[:, :-2], offset + weight[:, -2:] @ cell
+
+    def project(start: int, stop: int) -> Maps:
+        if grid is None:
+            low, high = max(start - 1, 0), min(stop + 1, height)
+            maps = branch.project(_conv_rows(net.conv_in, feat.z, low, high), None, backend)
+            q, k, v = (cast(Tensor, t)[:, :, start - low : stop - low] for t in maps)
+            return q, k, v
+        narrow, (first, last) = narrowed(grid, (start, stop), feat.z.shape[2])
+        return cast(Maps, branch.project(_conv_rows(net.conv_in, feat.z, first, last), narrow, backend))
+
+    blocks = dense_first_layer(
+        project,
+        frame,
+        (height, width),
+        size,
+        rows,
+        cols,
+        weight,
+        offset,
+        num_heads=branch.num_heads,
+        grid_size=branch.grid_size,
+        bias=net._bias(),
+        backend=backend,
+    )
+    for y, x, first in blocks:
+        out[:, y, x] += branch.decoder[1:](first).permute(2, 0, 1)
+
+
+def _conv_rows(conv: nn.Module, z: Tensor, start: int, stop: int) -> Tensor:
+    """Rows start ... stop - 1 of a 3 x 3 convolution's output, channels last in memory."""
+    low = max(start - 1, 0)
+    part = z[:, :, low : stop + 1].contiguous(memory_format=torch.channels_last)
+    return conv(part)[:, :, start - low : stop - low]

@@ -1,0 +1,76 @@
+"""Which implementation computes the local attention, and why another one cannot.
+
+``reference`` is the definition (:mod:`clit_basicsr.ops.reference`); ``torch`` is the same by the faster formulas in
+plain torch. One function per backend, :data:`REASONS`, says why it cannot run a call; selection and error message both
+ask it.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from torch import Tensor
+
+from clit_basicsr.errors import UserError
+from clit_basicsr.ops import torch_backend
+
+
+def _reference_reason(v: Tensor | None, **call) -> str | None:
+    return None
+
+
+def _torch_reason(v: Tensor | None, **call) -> str | None:
+    if call.get('q', v) is None or call.get('k', v) is None:
+        return 'without q and k there is no attention to speed up'
+    if call.get('aggregation', 'flatten') != 'flatten':
+        return f'aggregation {call["aggregation"]!r} has no fast path'
+    if any(t is not None and t.requires_grad for t in (call.get('coord'),)):
+        return 'it has no gradient with respect to coord'
+    return None
+
+
+# Fastest first: 'auto' takes the first without a reason against it.
+REASONS: dict[str, Callable[..., str | None]] = {
+    'torch': _torch_reason,
+    'reference': _reference_reason,
+}
+
+_default = os.environ.get('CLIT_BACKEND', 'auto')
+
+
+def select(backend: str | None, v: Tensor | None = None, **call) -> str:
+    """The backend that computes a call of :func:`clit_basicsr.ops.local_attention` with these arguments.
+
+    Args:
+        backend: a name, 'auto', or None for the default: that of :func:`use_backend`, else of the environment variable
+            CLIT_BACKEND, else 'auto'.
+
+    Raises:
+        UserError: a backend asked for by name is unknown or cannot run, with the cause.
+    """
+    backend = backend or _default
+    if backend == 'auto':
+        return next(name for name, reason in REASONS.items() if reason(v, **call) is None)
+    if backend not in REASONS:
+        raise UserError(f'backend must be one of auto, {", ".join(REASONS)}; got {backend!r}.')
+    cause = REASONS[backend](v, **call)
+    if cause is not None:
+        raise UserError(f'backend {backend!r} cannot run here: {cause}.')
+    return backend
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Makes a backend the default within a ``with`` block."""
+    global _default
+    before, _default = _default, backend
+    try:
+        yield
+    finally:
+        _default = before
+
+
+def module(backend: str) -> ModuleType:
+    """The module that holds a backend's kernels."""
+    return {'torch': torch_backend}[backend]

@@ -1,0 +1,125 @@
+"""Local attention for a whole grid of queries, in bands: the road of ``upscale``. Only the result is ever whole."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from clit_basicsr.ops import library
+from clit_basicsr.ops.axes import Axis, make_axis
+from clit_basicsr.ops.coords import Frame
+from clit_basicsr.ops.reference import PositionalBias
+
+# Bytes of one band of q, k and v, and queries per step: both bound the memory, neither changes the result.
+BAND_BYTES = 48 << 20
+STEP_QUERIES = 8192
+
+# From this number of queries per feature pixel on it is cheaper to share a window than to treat every query alone.
+SHARING_PAYS = 1.5
+
+Maps = tuple[Tensor, Tensor, Tensor]
+
+
+def dense_first_layer(
+    project: Callable[[int, int], Maps],
+    frame: Frame,
+    window: tuple[int, int],
+    size: tuple[int, int],
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    weight: Tensor,
+    offset: Tensor,
+    *,
+    num_heads: int,
+    grid_size: int,
+    bias: PositionalBias | None,
+    backend: str,
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Equations (1)-(7) up to the first activation for the HR pixels rows x cols, block by block.
+
+    Args:
+        project: gives q, k and v, each (1, C, y1 - y0, w), of the rows y0 ... y1 - 1 of the window.
+        frame: the window's place in the feature grid.
+        window: (h, w) of the window.
+        size: (H, W) of the whole HR grid.
+        rows, cols: the HR pixels that are asked for.
+        weight, offset: (O, G * G * C), (O,): the first layer, the constant share of cell included.
+
+    Yields:
+        HR rows, HR columns (in the whole grid) and the layer's output there, (R, S, O).
+    """
+    y, x = (
+        make_axis(axis, frame, window[axis], size[axis], bounds, grid_size, num_heads, bias, weight)
+        for axis, bounds in ((0, rows), (1, cols))
+    )
+    halo = max(grid_size // 2, 1)
+    channels = weight.shape[1] // grid_size**2
+    band = max(4, BAND_BYTES // (3 * 4 * channels * window[1]) - 2 * halo)
+    linear = _shared if len(y.nearest) * len(x.nearest) >= SHARING_PAYS * _pixels(y) * _pixels(x) else _direct
+    for top, (start, stop) in _groups(y, band):
+        low = max(top - halo, 0)
+        q, k, v = (t.permute(0, 2, 3, 1) for t in project(low, min(top + band + halo, window[0])))
+        for part, across in _blocks(y, x, start, stop):
+            y_part, x_part = _moved(_part(y, part), low), _part(x, across)
+            begin, end = max(int(y_part.nearest[0]) - halo, 0), int(y_part.nearest[-1]) + halo + 1
+            window_q, window_k, window_v = (t[:, begin:end] for t in (q, k, v))
+            first = linear(window_q, window_k, window_v, weight, offset, _moved(y_part, begin), x_part, backend)[0]
+            yield _shift(part, rows[0]), _shift(across, cols[0]), first
+
+
+def _shared(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, offset: Tensor, y: Axis, x: Axis, backend: str) -> Tensor:
+    return library.dense_linear(q, k, v, weight, offset, list(y), list(x), backend)
+
+
+def _direct(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, offset: Tensor, y: Axis, x: Axis, backend: str) -> Tensor:
+    """The same as :func:`_shared`, query by query."""
+    low, high = (y.weights[:, tap, None, None] * q[0, y.taps[:, tap]] for tap in (0, 1))
+    rows = low + high  # (R, w, C)
+    low, high = (x.weights[:, tap, None] * rows[:, x.taps[:, tap]] for tap in (0, 1))
+    query = low + high  # (R, S, C)
+    num_rows, num_cols = len(y.nearest), len(x.nearest)
+    bias_y = y.bias.repeat_interleave(num_cols, dim=0).unsqueeze(0)  # (1, R * S, G, H)
+    bias_x = x.bias.repeat(num_rows, 1, 1).unsqueeze(0)
+    nearest = y.nearest.repeat_interleave(num_cols).unsqueeze(0), x.nearest.repeat(num_rows).unsqueeze(0)
+    attention = library.attention(query.flatten(0, 1).unsqueeze(0), k, bias_y, bias_x, *nearest, backend)
+    out = library.attend_linear(attention, v, weight, *nearest, backend) + offset
+    return out.unflatten(1, (num_rows, num_cols))
+
+
+def _pixels(axis: Axis) -> int:
+    return int(axis.nearest[-1] - axis.nearest[0]) + 1
+
+
+def _part(axis: Axis, part: slice) -> Axis:
+    return Axis(*(field[part] for field in axis))
+
+
+def _moved(axis: Axis, by: int) -> Axis:
+    """The same queries over a window that begins ``by`` pixels later."""
+    return axis._replace(nearest=axis.nearest - by, taps=(axis.taps - by).clamp(min=0))
+
+
+def _shift(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
+
+
+def _groups(axis: Axis, count: int) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Queries whose nearest pixels lie within ``count`` pixels of each other: (first pixel, their range)."""
+    first, last = int(axis.nearest[0]), int(axis.nearest[-1])
+    begin = torch.arange(first, last + 1 + count, count, device=axis.nearest.device)
+    edges = torch.searchsorted(axis.nearest, begin).tolist()
+    for i, (start, stop) in enumerate(pairwise(edges)):
+        if stop > start:
+            yield first + i * count, (start, stop)
+
+
+def _blocks(y: Axis, x: Axis, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
+    """Cuts the rows start ... stop - 1 into blocks of about STEP_QUERIES queries that never share a pixel."""
+    per_pixel = len(y.nearest) / _pixels(y) * len(x.nearest) / _pixels(x)
+    width = min(_pixels(x), max(32, int(STEP_QUERIES / per_pixel)))
+    height = max(1, int(STEP_QUERIES / per_pixel / width))
+    rows = _part(y, slice(start, stop))
+    for _, (r0, r1) in _groups(rows, height):
+        for _, (c0, c1) in _groups(x, width):
+            yield slice(start + r0, start + r1), slice(c0, c1)

@@ -1,0 +1,71 @@
+"""Local attention at any queries: the road of training. Picks the backend and feeds its kernels."""
+
+from torch import Tensor
+
+from clit_basicsr.ops import backends, library, reference
+from clit_basicsr.ops.axes import axis_bias
+from clit_basicsr.ops.coords import Frame, nearest_index, relative_axis, sample_bilinear
+from clit_basicsr.ops.reference import PositionalBias
+
+
+def local_attention(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor,
+    coord: Tensor,
+    frame: Frame,
+    weight: Tensor,
+    weight_bias: Tensor,
+    *,
+    num_heads: int = 8,
+    grid_size: int = 7,
+    bias: PositionalBias | None = None,
+    cell: Tensor | None = None,
+    aggregation: str = 'flatten',
+    backend: str | None = None,
+) -> Tensor:
+    """Local attention and the decoder's first linear layer: see :func:`clit_basicsr.ops.reference.local_attention`.
+
+    Args:
+        backend: 'auto', 'reference', 'torch' or 'cpu'; None: the default (:func:`clit_basicsr.ops.use_backend`). The
+            fast backends save q, k, v and the attention weights for the backward pass and make everything else again.
+
+    Returns:
+        Tensor: (B, Q, O).
+
+    Raises:
+        UserError: a backend asked for by name cannot run this call, with the cause.
+    """
+    backend = backends.select(backend, v, q=q, k=k, coord=coord, aggregation=aggregation)
+    if q is None or k is None or backend == 'reference':
+        return reference.local_attention(
+            q,
+            k,
+            v,
+            coord,
+            frame,
+            weight,
+            weight_bias,
+            num_heads=num_heads,
+            grid_size=grid_size,
+            bias=bias,
+            cell=cell,
+            aggregation=aggregation,
+        )
+    tables, nearest = [], []
+    for axis in (0, 1):
+        if bias is None:
+            tables.append(v.new_zeros(*coord.shape[:2], grid_size, num_heads))
+        else:
+            tables.append(axis_bias(relative_axis(coord[..., axis], frame, grid_size, axis), bias, axis))
+        nearest.append(nearest_index(coord[..., axis], frame.size[axis]) - frame.origin[axis])
+    query = sample_bilinear(q, coord, frame)
+    attention = library.attention(query, channels_last(k), *tables, *nearest, backend)
+    positions = grid_size * grid_size * v.shape[1]
+    out = library.attend_linear(attention, channels_last(v), weight[:, :positions], *nearest, backend) + weight_bias
+    return out if cell is None else out + cell @ weight[:, positions:].t()
+
+
+def channels_last(feat: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h, w, C), as the kernels take it; free where the memory already lies so."""
+    return feat.permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,47 @@
+"""Lays out the photographs that scikit-image ships as a training set and a held-out picture: datasets/quickstart/.
+
+The training photographs are cut into sub-images, as one does for DIV2K too: a crop then costs the decoding of a small file.
+"""
+
+import math
+import os
+from pathlib import Path
+
+import skimage
+from PIL import Image
+
+TRAIN = ['astronaut.png', 'coffee.png', 'rocket.jpg', 'motorcycle_left.png', 'hubble_deep_field.jpg', 'ihc.png']
+TRAIN += ['brick.png', 'camera.png', 'coins.png', 'grass.png', 'gravel.png']
+HELD_OUT = 'chelsea.png'
+SIDE = 256
+
+
+def save(image: Image.Image, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f'.{target.name}')
+    image.save(unfinished)
+    os.replace(unfinished, target)
+
+
+def sub_images(image: Image.Image) -> list[Image.Image]:
+    """Squares of 256 pixels that cover the image, as few as possible; they overlap where they must."""
+    starts = []
+    for length in (image.height, image.width):
+        count = math.ceil(length / SIDE)
+        starts.append([round(i * (length - SIDE) / max(count - 1, 1)) for i in range(count)])
+    return [image.crop((x, y, x + SIDE, y + SIDE)) for y in starts[0] for x in starts[1]]
+
+
+def main() -> None:
+    source, target = Path(skimage.__file__).parent / 'data', Path('datasets/quickstart')
+    count = 0
+    for name in TRAIN:
+        for i, part in enumerate(sub_images(Image.open(source / name).convert('RGB')), 1):
+            save(part, target / 'train' / f'{Path(name).stem}_s{i:03d}.png')
+            count += 1
+    save(Image.open(source / HELD_OUT).convert('RGB'), target / 'val' / HELD_OUT)
+    print(f'{target}: {count} sub-images of {len(TRAIN)} photographs to train on, {HELD_OUT} held out')
+
+
+if __name__ == '__main__':
+    main()

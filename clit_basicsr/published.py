@@ -46,8 +46,8 @@ LAYOUTS: dict[str, Layout] = {
 ENCODER_LAYOUTS: dict[str, Layout] = {
     'EDSR': layouts.EDSR_PYTORCH,
     'RCAN': layouts.RCAN_PYTORCH,
-    'RDN': (('{rest}', '{rest}'),),
-    'SwinIR': (('{rest}', '{rest}'),),
+    'RDN': layouts.SAME,
+    'SwinIR': layouts.SAME,
 }
 # Layers that the published networks build and never use.
 UNUSED = re.compile(r'encoder\.(sub|add)_mean\..+|pe_encoder\.proj\..+')

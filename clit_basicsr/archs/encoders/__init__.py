@@ -4,6 +4,7 @@ from copy import deepcopy
 from inspect import signature
 
 from clit_basicsr.archs.encoders.cnn import EDSREncoder, MSRResNetEncoder, RCANEncoder, RDNEncoder, RRDBNetEncoder
+from clit_basicsr.archs.encoders.pretrained import Pretrained, load_pretrained
 from clit_basicsr.archs.encoders.swinir import SwinIREncoder
 from clit_basicsr.archs.encoders.trunk import RawPixels, Trunk
 from clit_basicsr.errors import UserError
@@ -17,15 +18,15 @@ ENCODERS: dict[str, type[Trunk]] = {
     'SwinIR': SwinIREncoder,
 }
 # The options that are ours, for every type; see Trunk.
-COMMON_OPTIONS = ('img_range', 'rgb_mean', 'feat_scale', 'frozen')
+COMMON_OPTIONS = ('img_range', 'rgb_mean', 'feat_scale', 'keep_normalization', 'frozen')
 
 
 def build_encoder(opt: dict) -> Trunk:
     """Builds an encoder from the ``encoder`` block of an option file: ``type`` and the options of the host's network.
 
     Beside them, for every type: ``img_range`` and ``rgb_mean`` (the input is (x - mean) * range), ``feat_scale`` (a
-        factor for the
-    features; ~: 2 / img_range where that is less than 1) and ``frozen`` (the weights stay as they are; default: false).
+    factor for the features; ~: 2 / img_range where that is less than 1), ``frozen`` (the weights stay as they are;
+    default: false) and ``keep_normalization`` (see :func:`load_pretrained`).
 
     Raises:
         UserError: the type is not among :data:`ENCODERS`, or an option is not one of the host's.
@@ -43,6 +44,7 @@ def build_encoder(opt: dict) -> Trunk:
         if opt.pop(key, 3) != 3:
             raise UserError(f'network_g:encoder:{key} must be 3: images are RGB.')
     feat_scale, frozen = opt.pop('feat_scale', None), opt.pop('frozen', False)
+    opt.pop('keep_normalization', None)  # read when a pretrained trunk is loaded
     encoder = ENCODERS[kind](**opt)
     if feat_scale is not None:
         encoder.feat_scale.fill_(feat_scale)
@@ -57,4 +59,4 @@ def encoder_options(kind: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name not in ('opt', 'kwargs')))
 
 
-__all__ = ['ENCODERS', 'RawPixels', 'Trunk', 'build_encoder', 'encoder_options']
+__all__ = ['ENCODERS', 'Pretrained', 'RawPixels', 'Trunk', 'build_encoder', 'encoder_options', 'load_pretrained']

@@ -8,7 +8,7 @@ from torch import Tensor
 from clit_basicsr.errors import UserError
 
 # Pairs (their key, our key). A name in braces stands for one part of the key and is the same on both sides; a number
-# that only their key has ({n}, {m}: the place of a layer behind a list of blocks) has to be told when renaming back.
+# that only their key has (the place of a layer behind a list of blocks) has to be told when renaming back.
 Layout = tuple[tuple[str, str], ...]
 _PARTS = {'i': r'\d+', 'j': r'\d+', 'n': r'\d+', 'm': r'\d+', 'q': '[qkv]', 'p': r'\w+', 'rest': '.+'}
 
@@ -29,6 +29,23 @@ RCAN_PYTORCH: Layout = (
     ('body.{i}.body.{n}.{p}', 'body.{i}.conv.{p}'),
     ('body.{m}.{p}', 'conv_after_body.{p}'),
 )
+
+# MMagic's RDNNet, and https://github.com/yjn870/RDN-pytorch
+RDN_MMAGIC: Layout = (
+    ('sfe{i}.{p}', 'SFENet{i}.{p}'),
+    ('rdbs.{i}.layers.{j}.conv.{p}', 'RDBs.{i}.convs.{j}.conv.0.{p}'),
+    ('rdbs.{i}.lff.{p}', 'RDBs.{i}.LFF.{p}'),
+    ('gff.{i}.{p}', 'GFF.{i}.{p}'),
+)
+# https://github.com/xinntao/ESRGAN
+RRDB_ESRGAN: Layout = (
+    ('conv_first.{p}', 'conv_first.{p}'),
+    ('RRDB_trunk.{i}.RDB{j}.conv{n}.{p}', 'body.{i}.rdb{j}.conv{n}.{p}'),
+    ('trunk_conv.{p}', 'conv_body.{p}'),
+)
+# MMagic's MSRResNet
+MSRRESNET_MMAGIC: Layout = (('conv_first.{p}', 'conv_first.{p}'), ('trunk_net.{rest}', 'body.{rest}'))
+SAME: Layout = (('{rest}', '{rest}'),)
 
 
 def rename(weights: dict[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -56,7 +73,7 @@ def rename_back(weights: dict[str, Tensor], layout: Layout, **places: int) -> di
     for key, value in weights.items():
         for pattern, theirs in table:
             if match := pattern.fullmatch(key):
-                renamed[theirs.format(**places, **match.groupdict())] = value
+                renamed[theirs.format(**{**places, **match.groupdict()})] = value
                 break
         else:
             raise UserError(f'{key!r} has no place in the published layout.')

@@ -64,9 +64,7 @@ class SwinIREncoder(Trunk, SwinIR):
 
 
 def _keep_masks(trunk: SwinIREncoder, state_dict, prefix, *_) -> None:
-    """The attention masks follow from ``img_size`` alone and are made anew for every other size: any file's are as
-    good.
-    """
+    """Lets any file's attention masks pass: they follow from ``img_size`` alone and are made anew for other sizes."""
     for key, value in trunk.named_buffers(prefix=prefix.rstrip('.')):
-        if key.endswith('attn_mask'):
+        if key.endswith(('attn_mask', 'relative_position_index')):
             state_dict[key] = value

@@ -114,6 +114,18 @@ def read_file(path: str) -> dict:
     return {key: spec[key] for key in ('name', 'args', 'sd')}
 
 
+def from_file(path: str) -> dict:
+    """A published checkpoint as the content of one of ours, to be saved by :func:`save_checkpoint`."""
+    spec = read_file(path)
+    converted = convert(spec['name'], spec['sd'], **meta_of(spec['args']))
+    return {
+        'params': converted.params,
+        'network_g': converted.network_g,
+        'published_args': spec['args'],
+        'published_unused': converted.unused,
+    }
+
+
 def meta_of(args: dict) -> dict:
     """What :func:`load` wants to know beside the weights, from a published checkpoint's ``args``."""
     encoder = args.get('encoder_spec') or {}

@@ -1,7 +1,7 @@
 """Networks, registered in the host's ARCH_REGISTRY: one file per system."""
 
 from clit_basicsr.archs.bicubic_arch import Bicubic
-from clit_basicsr.archs.checkpoint import build_network
+from clit_basicsr.archs.checkpoint import build_network, load_checkpoint, save_checkpoint
 from clit_basicsr.archs.clit_arch import CLIT
 from clit_basicsr.archs.liif_arch import LIIF
 from clit_basicsr.archs.lit_arch import LIT
@@ -9,4 +9,15 @@ from clit_basicsr.archs.lte_arch import LTE
 from clit_basicsr.archs.metasr_arch import MetaSR
 from clit_basicsr.archs.rdn_arch import RDN
 
-__all__ = ['CLIT', 'LIIF', 'LIT', 'LTE', 'RDN', 'Bicubic', 'MetaSR', 'build_network']
+__all__ = [
+    'CLIT',
+    'LIIF',
+    'LIT',
+    'LTE',
+    'RDN',
+    'Bicubic',
+    'MetaSR',
+    'build_network',
+    'load_checkpoint',
+    'save_checkpoint',
+]

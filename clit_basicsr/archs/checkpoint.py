@@ -1,6 +1,7 @@
 """Networks from options, and checkpoints that know their options."""
 
 import inspect
+import json
 import os
 import pickle
 from copy import deepcopy
@@ -9,7 +10,10 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from clit_basicsr.archs.safetensors_file import read_safetensors, write_safetensors
 from clit_basicsr.errors import UserError
+
+SAFETENSORS = '.safetensors'
 
 
 def build_network(network_g: dict) -> nn.Module:
@@ -36,6 +40,8 @@ def read_checkpoint(path: str) -> dict:
     Raises:
         UserError: there is no such file, it is damaged, or it holds more than tensors and plain values.
     """
+    if path.endswith(SAFETENSORS):
+        return _read_safetensors(path)
     if not os.path.isfile(path):
         raise UserError(f'there is no checkpoint {path}.')
     try:
@@ -52,6 +58,18 @@ def read_checkpoint(path: str) -> dict:
     return content
 
 
+def _read_safetensors(path: str) -> dict:
+    tensors, metadata = read_safetensors(path)
+    content: dict = {'params': tensors}
+    for key, text in metadata.items():
+        if key != 'format':
+            try:
+                content[key] = json.loads(text)
+            except ValueError:
+                content[key] = text  # another program's
+    return content
+
+
 def load_weights(net: nn.Module, weights: dict[str, Tensor], source: str = 'the weights') -> None:
     """Loads weights, every one of them.
 
@@ -64,3 +82,61 @@ def load_weights(net: nn.Module, weights: dict[str, Tensor], source: str = 'the 
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         shown = ' '.join(' '.join(lines).split())[:300]
         raise UserError(f'{source} do not fit {type(net).__name__}: {shown}') from error
+
+
+def save_checkpoint(path: str, content: dict) -> None:
+    """Writes a checkpoint; a partial file of that name never exists.
+
+    Args:
+        path: ending in .safetensors: the weights that a network answers with (``params_ema``, or else ``params``), and
+            all plain values as JSON in the metadata; otherwise the host's format.
+        content: ``params`` and, if there are any, ``params_ema``, key -> tensor; ``network_g``, type and options; plain
+            values beside them as wanted.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise UserError(f'there is no folder {folder} to write {os.path.basename(path)} into.')
+    if path.endswith(SAFETENSORS):
+        left_out = ('params', 'params_ema', 'published_unused')
+        metadata = {key: json.dumps(plain(value)) for key, value in content.items() if key not in left_out}
+        write_safetensors(path, content.get('params_ema') or content['params'], {'format': 'pt', **metadata})
+        return
+    if 'network_g' in content:
+        content = {**content, 'network_g': plain(content['network_g'])}
+    temporary = f'{path}.tmp'
+    torch.save(content, temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: str, param_key: str = 'params_ema') -> nn.Module:
+    """The network of a checkpoint that holds its options, in evaluation mode, on the CPU.
+
+    Args:
+        path: what ``train`` or ``convert`` saved.
+        param_key: 'params_ema' (the averaged weights, or ``params`` where there are none) or 'params'.
+
+    Raises:
+        UserError: the file cannot be read, holds no options, or weights that are not those of the network.
+    """
+    content = read_checkpoint(path)
+    if 'network_g' not in content:
+        hint = 'convert it first (basicsr convert)' if 'model' in content else 'give an option file beside it'
+        raise UserError(f'{path} does not say which network it is of (no network_g in it); {hint}.')
+    key = param_key if param_key in content else 'params'
+    if key not in content:
+        raise UserError(f'{path} holds no weights (neither params nor params_ema).')
+    net = build_network(content['network_g'])
+    weights = {name.removeprefix('module.'): value for name, value in content[key].items()}
+    load_weights(net, weights, f'the weights in {path}')
+    return net.eval()
+
+
+def plain(value):
+    """The same options in dicts, lists, texts, numbers, booleans and None: what JSON and ``weights_only`` know."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    raise UserError(f'an option of type {type(value).__name__} cannot be saved with a network.')

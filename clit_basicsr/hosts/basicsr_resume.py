@@ -52,7 +52,7 @@ def save_atomically(content: dict, path: str | Path) -> None:
 def save_network(
     self: Any, net: nn.Module | list, net_label: str, current_iter: int, param_key: str | list[str] = 'params'
 ) -> None:
-    """`BaseModel.save_network`, atomic."""
+    """`BaseModel.save_network`, atomic; the file holds the network's options too, so that it needs no option file."""
     if self.opt['rank'] != 0:
         return
     nets = net if isinstance(net, list) else [net]
@@ -63,6 +63,11 @@ def save_network(
         }
         for one, key in zip(nets, keys, strict=True)
     }
+    from clit_basicsr.archs.checkpoint import plain  # not above: it imports the host, which is being imported then
+
+    options = net_label.replace('net_', 'network_', 1)
+    if self.opt.get(options):
+        content[options] = plain(self.opt[options])
     label = 'latest' if current_iter == -1 else current_iter
     save_atomically(content, Path(self.opt['path']['models']) / f'{net_label}_{label}.pth')
 

@@ -1,0 +1,50 @@
+"""``basicsr convert``: checkpoints of the published repositories into ours and back, .pth into .safetensors and
+back.
+"""
+
+import argparse
+import os
+
+import torch
+
+from clit_basicsr import published
+from clit_basicsr.archs import build_network, save_checkpoint
+from clit_basicsr.archs.checkpoint import load_weights, read_checkpoint
+from clit_basicsr.errors import UserError
+
+HELP = 'Convert a checkpoint: published CLIT, LIT, LIIF, LTE, Meta-SR into ours or back; .pth, .safetensors.'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('input', help='a published checkpoint, or one of ours (.pth or .safetensors)')
+    parser.add_argument('output', help='the file to write: .pth, or .safetensors')
+    parser.add_argument('--to-published', action='store_true', help='write the layout of the published repositories')
+    parser.add_argument('--param_key', default='params_ema', help='the weights that --to-published takes')
+
+
+def run(args: argparse.Namespace) -> None:
+    content = read_checkpoint(args.input)
+    if 'model' in content:
+        content = published.from_file(args.input)
+        net = build_network(content['network_g'])
+        load_weights(net, content['params'], f'the weights in {args.input}')
+        content['params'] = net.state_dict()  # with the encoder's normalisation
+    if 'network_g' not in content:
+        raise UserError(f'{args.input} does not say which network it is of (no network_g in it).')
+    if args.to_published:
+        _write_published(content, args.output, args.param_key)
+    else:
+        save_checkpoint(args.output, content)
+    print(f'{args.input} -> {args.output}: {content["network_g"]["type"]}')
+
+
+def _write_published(content: dict, path: str, param_key: str) -> None:
+    if not path.endswith(('.pth', '.pt')):
+        raise UserError(f'the published layout is a .pth file; {path} is none.')
+    weights = content[param_key if param_key in content else 'params']
+    spec = published.to_published(
+        content['network_g'], weights, content.get('published_unused'), content.get('published_args')
+    )
+    temporary = f'{path}.tmp'
+    torch.save({'model': spec}, temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,55 @@
+"""``basicsr info``: what is available here, or what a checkpoint is."""
+
+import argparse
+
+from torch import Tensor
+
+from clit_basicsr import published
+from clit_basicsr.archs import build_network
+from clit_basicsr.archs.checkpoint import load_weights, read_checkpoint
+
+HELP = 'Tell what is in a checkpoint.'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('file', help="a checkpoint: ours, the host's, a published one, .safetensors")
+
+
+def run(args: argparse.Namespace) -> None:
+    print('\n'.join(describe(args.file)))
+
+
+def describe(path: str) -> list[str]:
+    """Lines about a checkpoint. Raises UserError for a file that is none, or does not hold what it says."""
+    content = read_checkpoint(path)
+    lines = [path]
+    if 'model' in content:
+        spec = published.read_file(path)
+        lines.append(f'  published checkpoint: {spec["name"]}, {_million(spec["sd"])}')
+        content = published.from_file(path)
+    weights = {key: value for key, value in content.items() if key in ('params', 'params_ema')}
+    if not weights:
+        tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+        return [*lines, f'  {len(tensors)} tensors, {_million(tensors)}; keys: {", ".join(list(content)[:6])}']
+    if 'network_g' not in content:
+        lines.append('  a checkpoint without the options of its network')
+        return [*lines, *(f'  {key}: {len(value)} tensors, {_million(value)}' for key, value in weights.items())]
+    network_g = content['network_g']
+    net = build_network(network_g)
+    for key, value in weights.items():
+        load_weights(net, value, f'the weights {key} in {path}')
+    lines.append(f'  network: {network_g["type"]}, {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters')
+    if hasattr(net, 'num_trained_branches'):
+        lines.append(f'  trained branches: {net.num_trained_branches} of {len(list(net.branches.children()))}')
+    lines += [f'  {key}: {value}' for key, value in network_g.items() if key != 'type']
+    encoder = getattr(net, 'encoder', None)
+    if hasattr(encoder, 'input_range'):
+        mean = [round(value, 4) for value in encoder.input_mean.flatten().tolist()]
+        lines.append(
+            f'  input: (x - {mean}) * {encoder.input_range.item():g}, features * {encoder.feat_scale.item():g}'
+        )
+    return [*lines, f'  weights: {", ".join(weights)}']
+
+
+def _million(weights: dict) -> str:
+    return f'{sum(value.numel() for value in weights.values() if isinstance(value, Tensor)) / 1e6:.2f} M numbers'

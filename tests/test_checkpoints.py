@@ -1,0 +1,170 @@
+"""Checkpoints that know their options, safetensors, and the conversion of published files."""
+
+import argparse
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+from test_golden import FILES, PEERS, read, relative_difference
+
+from clit_basicsr import published
+from clit_basicsr.archs import build_network, load_checkpoint, save_checkpoint
+from clit_basicsr.archs.safetensors_file import read_safetensors, write_safetensors
+from clit_basicsr.cli import convert, info
+from clit_basicsr.errors import UserError
+from clit_basicsr.hosts.basicsr_resume import save_network
+
+OPTIONS = {
+    'type': 'CLIT',
+    'encoder': {'type': 'EDSR', 'num_feat': 8, 'num_block': 1},
+    'num_branches': 2,
+    'dim': 8,
+    'num_heads': 2,
+    'grid_size': 3,
+    'hidden_dims': (8,),
+}
+
+
+def run(module, *arguments):
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    module.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def same_weights(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(1)
+    net = build_network(OPTIONS)
+    net.trained_branches.fill_(1)
+    return net.eval()
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_a_checkpoint_needs_no_option_file(suffix, net, tmp_path):
+    path = str(tmp_path / f'net.{suffix}')
+    wrong = {key: torch.zeros_like(value) for key, value in net.state_dict().items()}
+    save_checkpoint(path, {'params': wrong, 'params_ema': net.state_dict(), 'network_g': OPTIONS})
+    loaded = load_checkpoint(path)
+    assert same_weights(loaded.state_dict(), net.state_dict())
+    assert loaded.num_trained_branches == 1
+    x = torch.rand(1, 3, 5, 6)
+    assert torch.equal(loaded.upscale(x, scale=2.5), net.upscale(x, scale=2.5))
+    assert [p.name for p in tmp_path.iterdir()] == [f'net.{suffix}']
+
+
+def test_what_training_saves(net, tmp_path):
+    class Model:
+        opt = {'rank': 0, 'network_g': OPTIONS, 'path': {'models': str(tmp_path)}}
+
+        def get_bare_model(self, one):
+            return one
+
+    save_network(Model(), net, 'net_g', 7)
+    loaded = load_checkpoint(str(tmp_path / 'net_g_7.pth'))
+    assert same_weights(loaded.state_dict(), net.state_dict())
+
+
+def test_safetensors_of_every_type(tmp_path):
+    tensors = {str(t): torch.arange(-3, 5).to(t).reshape(2, 4) for t in (torch.float64, torch.float32, torch.bfloat16)}
+    tensors |= {str(t): torch.arange(8).to(t) for t in (torch.float16, torch.int64, torch.int32, torch.int16)}
+    tensors |= {'u8': torch.arange(3, dtype=torch.uint8), 'b': torch.tensor([True, False, True])}
+    tensors |= {'scalar': torch.tensor(2.5), 'empty': torch.zeros(0, 3), 'turned': torch.rand(3, 5).t()}
+    write_safetensors(tmp_path / 'a.safetensors', tensors, {'ä': 'ö'})
+    read_back, metadata = read_safetensors(tmp_path / 'a.safetensors')
+    assert same_weights(read_back, tensors)
+    assert metadata == {'ä': 'ö'}
+
+
+def test_safetensors_by_hand(tmp_path):
+    header = json.dumps({'x': {'dtype': 'F32', 'shape': [1, 2], 'data_offsets': [0, 8]}}).encode()
+    (tmp_path / 'a.safetensors').write_bytes(struct.pack('<Q', len(header)) + header + struct.pack('<2f', 1.5, -2))
+    tensors, metadata = read_safetensors(tmp_path / 'a.safetensors')
+    assert tensors['x'].tolist() == [[1.5, -2.0]]
+    assert metadata == {}
+
+
+def test_safetensors_of_the_library(tmp_path):
+    library = pytest.importorskip('safetensors.torch')
+    tensors = {'a': torch.rand(2, 3), 'n': torch.tensor(3)}
+    library.save_file(tensors, tmp_path / 'a.safetensors', {'k': 'v'})
+    assert same_weights(read_safetensors(tmp_path / 'a.safetensors')[0], tensors)
+    write_safetensors(tmp_path / 'b.safetensors', tensors, {'k': 'v'})
+    assert same_weights(library.load_file(tmp_path / 'b.safetensors'), tensors)
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_damaged_files(suffix, net, tmp_path):
+    path = tmp_path / f'net.{suffix}'
+    save_checkpoint(str(path), {'params': net.state_dict(), 'network_g': OPTIONS})
+    whole = path.read_bytes()
+    for content in (b'', whole[:5], whole[: len(whole) // 2], whole[:-1], b'\xff' * 100):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=path.name) as error:
+            load_checkpoint(str(path))
+        assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ({'params': {}}, 'no network_g'),
+        ({'model': {}}, 'basicsr convert'),
+        ({'network_g': OPTIONS}, 'holds no weights'),
+        ({'params': {}, 'network_g': OPTIONS}, 'do not fit CLIT'),
+        ({'params': {}, 'network_g': {'type': 'XLIT'}}, "'XLIT' is no network"),
+        ({'params': {}, 'network_g': {**OPTIONS, 'heads': 2}}, "no option 'heads'"),
+    ],
+)
+def test_files_of_something_else(content, message, tmp_path):
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(UserError, match=message) as error:
+        load_checkpoint(str(tmp_path / 'a.pth'))
+    assert '\n' not in str(error.value)
+
+
+def test_options_that_are_not_plain(net, tmp_path):
+    with pytest.raises(UserError, match='ndarray'):
+        save_checkpoint(str(tmp_path / 'a.pth'), {'params': {}, 'network_g': {'x': np.zeros(2)}})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('name', [*FILES[:1], FILES[3], *(name for name in PEERS if not name.endswith('dense_x3'))])
+def test_published_file_there_and_back(name, tmp_path, capsys):
+    meta, weights, data = read(name)
+    converted = published.convert(meta['kind'], weights, **{k: v for k, v in meta.items() if k != 'kind'})
+    args = published.to_published(converted.network_g, converted.params, converted.unused)['args']
+    torch.save({'model': {'name': meta['kind'], 'args': args, 'sd': weights}, 'epoch': 3}, tmp_path / 'theirs.pth')
+    run(convert, tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
+    run(convert, tmp_path / 'ours.pth', tmp_path / 'ours.safetensors')
+    run(convert, '--to-published', tmp_path / 'ours.pth', tmp_path / 'back.pth')
+    back = torch.load(tmp_path / 'back.pth', weights_only=True)['model']
+    assert same_weights(back['sd'], weights)
+    assert (back['name'], back['args']) == (meta['kind'], args)
+    for file in ('ours.pth', 'ours.safetensors'):
+        net = load_checkpoint(str(tmp_path / file))
+        assert same_weights(net.state_dict(), published.load_file(str(tmp_path / 'theirs.pth')).state_dict())
+        if 'out' in data:
+            with torch.no_grad():
+                out = net(data['inp'] * 0.5 + 0.5, data['coord'], data['cell'])
+            assert relative_difference((out - 0.5) / 0.5, data['out']) < 1e-5
+    for file in ('theirs.pth', 'ours.pth', 'ours.safetensors'):
+        run(info, tmp_path / file)
+        assert f'network: {type(net).__name__}' in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['back.pth', 'ours.pth', 'ours.safetensors', 'theirs.pth']
+
+
+def test_networks_without_published_code(tmp_path):
+    encoder = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
+    for options, message in (
+        ({**OPTIONS, 'encoder': encoder}, 'position_encoding: paper'),
+        ({**OPTIONS, 'position_encoding': 'published'}, 'range 255'),
+        ({'type': 'Bicubic'}, 'no published code for Bicubic'),
+    ):
+        with pytest.raises(UserError, match=message):
+            published.to_published(options, build_network(options).state_dict())

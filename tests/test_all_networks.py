@@ -1,0 +1,138 @@
+"""What holds for every registered network, whatever it does inside."""
+
+import inspect
+
+import pytest
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+
+from clit_basicsr import archs
+from clit_basicsr.archs.implicit import ImplicitNet
+from clit_basicsr.archs.ipe_arch import integrated_encoding
+from clit_basicsr.ops.coords import make_coord
+
+EDSR = {'type': 'EDSR', 'num_feat': 6, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
+SWINIR = {'type': 'SwinIR', 'img_size': 8, 'embed_dim': 8, 'depths': [2], 'num_heads': [2], 'window_size': 4}
+HEAD = {'dim': 8, 'num_heads': 2, 'grid_size': 3, 'hidden_dims': [8, 8], 'position_encoding': 'published'}
+# name: (type, options)
+NETWORKS = {
+    'LIT': ('LIT', HEAD),
+    'LIT_frequency': ('LIT', {**HEAD, 'frequency_dims': 8}),
+    'LIT_frequency_ensemble': ('LIT', {**HEAD, 'frequency_dims': 8, 'local_ensemble': True, 'first_conv': False}),
+    'LIT_ensemble': ('LIT', {**HEAD, 'local_ensemble': True}),
+    'LIT_ensemble_sum': ('LIT', {**HEAD, 'local_ensemble': True, 'aggregation': 'sum'}),
+    'LIT_frequency_no_attention': ('LIT', {**HEAD, 'frequency_dims': 8, 'local_attention': False}),
+    'LIT_no_attention': ('LIT', {**HEAD, 'local_attention': False}),
+    'LIT_no_bias_no_cell': ('LIT', {**HEAD, 'position_encoding': None, 'cell': False}),
+    'LIT_grid_1': ('LIT', {**HEAD, 'grid_size': 1}),
+    'LIT_sum': ('LIT', {**HEAD, 'aggregation': 'sum'}),
+    'CLIT': ('CLIT', {**HEAD, 'num_branches': 2}),
+    'LIIF': ('LIIF', {'hidden_dims': [8, 8]}),
+    'LIIF_bare': ('LIIF', {'hidden_dims': [8], 'local_ensemble': False, 'feat_unfold': False, 'cell': False}),
+    'LTE': ('LTE', {'dim': 8, 'hidden_dims': [8, 8]}),
+    'LTE_no_ensemble': ('LTE', {'dim': 8, 'hidden_dims': [8], 'local_ensemble': False}),
+    'MetaSR': ('MetaSR', {'hidden_dims': [8]}),
+    'UltraSR': ('UltraSR', {'dim': 8, 'num_hidden': 3, 'num_freqs': 4}),
+    'IPE': ('IPE', {'hidden_dims': [8, 8], 'num_freqs': 4}),
+    'Bicubic': ('Bicubic', {}),
+}
+
+
+def build(name, encoder=EDSR):
+    torch.manual_seed(0)
+    kind, options = NETWORKS[name]
+    return archs.build_network({'type': kind, **options, **({} if kind == 'Bicubic' else {'encoder': encoder})}).eval()
+
+
+def queries(size, batch):
+    return make_coord(size).expand(batch, -1, 2), torch.tensor([2 / size[0], 2 / size[1]]).expand(batch, 2)
+
+
+def test_every_registered_network_is_here():
+    ours = {name for name, value in ARCH_REGISTRY if inspect.isclass(value) and issubclass(value, ImplicitNet)}
+    assert ours == {kind for kind, _ in NETWORKS.values()}
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_output_and_gradients(name):
+    net, lq = build(name).train(), torch.rand(2, 3, 7, 6).requires_grad_()
+    coord, cell = queries((25, 20), 2)
+    scales = [1.7, 2.1] if name == 'CLIT' else None
+    out = net(lq, coord[:, ::3], cell, scales)
+    assert out.shape == (2, coord[:, ::3].shape[1], 3)
+    assert out.isfinite().all()
+    out.square().sum().backward()
+    assert lq.grad.isfinite().all()
+    for key, parameter in net.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        # One value for all positions cancels in the softmax, and a grid of one position has nothing to choose from.
+        silent = key == 'position_encoder.proj.bias' or (
+            name == 'LIT_grid_1' and key.startswith(('position_encoder', 'branches.0.conv_q', 'branches.0.conv_k'))
+        )
+        assert silent or parameter.grad.abs().max() > 0, key
+
+
+@pytest.mark.parametrize('encoder', [EDSR, SWINIR], ids=['EDSR', 'SwinIR'])
+@pytest.mark.parametrize('name', NETWORKS)
+def test_a_picture_is_the_answer_to_all_its_pixels(name, encoder, monkeypatch):
+    if name == 'Bicubic' and encoder is SWINIR:
+        pytest.skip('has no encoder')
+    monkeypatch.setattr('clit_basicsr.archs.implicit.PIECE', 11)
+    net = build(name, encoder)
+    for lq_size, size in (((7, 5), (17, 16)), ((6, 9), (12, 36)), ((5, 5), (27, 31))):
+        lq = torch.rand(2, 3, *lq_size)
+        coord, cell = queries(size, 2)
+        with torch.no_grad():
+            expected = net.query(net.encode(lq), coord, cell).transpose(1, 2).unflatten(2, size)
+            # one cell for each query
+            each = net.query(net.encode(lq), coord, cell.unsqueeze(1).expand(-1, coord.shape[1], 2))
+        assert torch.equal(each.transpose(1, 2).unflatten(2, size), expected)
+        # where the image has a margin, coordinates are made anew and rounded
+        tolerance = 1e-5 if encoder is EDSR else 2e-4
+        assert (net.upscale(lq, size) - expected).abs().max() < tolerance
+
+
+@pytest.mark.parametrize('encoder', [EDSR, SWINIR], ids=['EDSR', 'SwinIR'])
+@pytest.mark.parametrize('name', NETWORKS)
+def test_tiles(name, encoder):
+    if name == 'Bicubic' and encoder is SWINIR:
+        pytest.skip('has no encoder')
+    net, lq = build(name, encoder), torch.rand(1, 3, 29, 34)
+    whole = net.upscale(lq, scale=2.5)
+    pad = net.reach + 4  # four 3 x 3 convolutions
+    if encoder is SWINIR:  # a window, a shifted window, three convolutions; tiles begin at whole windows
+        pad = net.reach + 3 + 4 + 8
+    tiled = net.upscale(lq, scale=2.5, tile={'tile_size': 9, 'tile_pad': pad})
+    assert (tiled - whole).abs().max() < (1e-5 if encoder is EDSR else 2e-4)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_tiny_images(name):
+    net = build(name)
+    for size in ((1, 1), (1, 6), (2, 1)):
+        for scale in (1, 2.5, 9):
+            out = net.upscale(torch.rand(1, 3, *size), scale=scale)
+            assert out.shape[2:] == (round(size[0] * scale), round(size[1] * scale))
+            assert out.isfinite().all()
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_images_of_a_batch_do_not_touch_each_other(name):
+    net, lq = build(name), torch.rand(2, 3, 6, 5)
+    changed = torch.stack((lq[0], lq[1] * 0.5))
+    coord, cell = queries((13, 11), 2)
+    with torch.no_grad():
+        a, b = net(lq, coord, cell), net(changed, coord, cell)
+    assert torch.allclose(a[0], b[0], atol=1e-6)
+    assert not torch.equal(a[1], b[1])
+
+
+def test_integrated_encoding_is_the_mean_over_the_pixel():
+    dx, size = torch.tensor([0.3, -0.7], dtype=torch.float64), torch.tensor([0.5, 0.2], dtype=torch.float64)
+    freqs = torch.tensor([1.0, 4.0], dtype=torch.float64)
+    t = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000 - 0.5
+    points = dx + t.unsqueeze(1) * size
+    angle = points.unsqueeze(-1) * freqs
+    expected = torch.cat((angle.sin().mean(dim=0).flatten(), angle.cos().mean(dim=0).flatten()))
+    assert torch.allclose(integrated_encoding(dx, size, freqs), expected, atol=1e-7)

@@ -68,9 +68,8 @@ def main() -> None:
     gains = {name: ours[name] - bicubic[name] for name in GOALS}
     reached = all(gains[name] >= goal for name, goal in GOALS.items())
     summary = ', '.join(f'{gain:+.2f} dB at {name}' for name, gain in gains.items())
-    print(
-        f'quickstart: {"done" if reached else "BELOW ITS GOAL"}; {summary} over bicubic; {seconds // 60} min {seconds % 60} s'
-    )
+    verdict, took = 'done' if reached else 'BELOW ITS GOAL', f'{seconds // 60} min {seconds % 60} s'
+    print(f'quickstart: {verdict}; {summary} over bicubic; {took}')
     raise SystemExit(not reached)
 
 

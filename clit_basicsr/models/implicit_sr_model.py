@@ -8,11 +8,12 @@ from os import path as osp
 import cv2
 from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import tensor2img
+from basicsr.utils import get_root_logger, tensor2img
 from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
 from torch import Tensor
 from tqdm import tqdm
 
+from clit_basicsr.archs.encoders import load_pretrained
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.errors import UserError
 
@@ -58,6 +59,22 @@ class ImplicitSRModel(SRModel):
                 f'network_g:type {opt["network_g"]["type"]} cannot answer at single points, which {opt["model_type"]} '
                 'needs; take LIT or CLIT, for example.'
             )
+
+    def init_training_settings(self) -> None:
+        self._load_encoder()
+        super().init_training_settings()
+
+    def _load_encoder(self) -> None:
+        """``path:pretrain_network_encoder``, before the EMA network is copied and before the optimizer is made."""
+        path = self.opt['path']
+        file = path.get('pretrain_network_encoder')
+        if file is None or path.get('pretrain_network_g') is not None:  # a whole network, on resume too, has its own
+            return
+        network = self.opt['network_g']
+        loaded = load_pretrained(self.get_bare_model(self.net_g).encoder, network['encoder'], file)
+        # The normalisation that came with the weights is an option of the network from now on.
+        network['encoder'] = loaded.options
+        get_root_logger().info(loaded.message)
 
     def feed_data(self, data: dict) -> None:
         """Takes a batch: `lq` (B,3,h,w) and `gt` (B,3,H,W); in training `gt` (B,Q,3), `coord`, `cell`, `scales`."""

@@ -6,6 +6,7 @@ the parts that are ours (a model, network or dataset of this package) are checke
 
 from __future__ import annotations
 
+import copy
 from os import path as osp
 from pathlib import Path
 from typing import Any
@@ -146,9 +147,14 @@ def check_network(block: dict, where: str, cls: type) -> None:
     if not is_ours(cls):
         return
     options, required = options_of(cls)
-    check_block({key: value for key, value in block.items() if key != 'type'}, where, options, required)
-    if 'encoder' in options:
-        check_encoder(block['encoder'], joined(where, 'encoder'))
+    values = {key: value for key, value in block.items() if key != 'type'}
+    check_block(values, where, options, required)
+    if values.get('encoder') is not None:
+        check_encoder(values['encoder'], joined(where, 'encoder'))
+    try:
+        cls(**copy.deepcopy(values))  # what depends on several options, the network alone knows
+    except (UserError, TypeError) as error:
+        raise UserError(f'{where}: {error}') from error
 
 
 def check_encoder(block: dict, where: str) -> None:
@@ -166,8 +172,9 @@ def check_dataset(dataset: dict, where: str) -> None:
     cls = dataset_class(dataset)
     if is_ours(cls):
         check_block(dataset, where, cls.OPTIONS)  # type: ignore[attr-defined]
-        if dataset.get('dataroot_gt') is None:
-            raise UserError(f'{where}:dataroot_gt is missing')
+        for key in ('dataroot_gt', 'scale'):
+            if key in cls.OPTIONS and dataset.get(key) is None:  # type: ignore[attr-defined]
+                raise UserError(f'{where}:{key} is missing')
     if dataset['phase'] == 'train':
         check_loader(dataset, where)
     lmdb = (dataset.get('io_backend') or {}).get('type') == 'lmdb'
@@ -183,6 +190,11 @@ def check_dataset(dataset: dict, where: str) -> None:
     listed = dataset.get('meta_info_file')
     if isinstance(listed, str) and not osp.isfile(listed):
         raise UserError(f'{where}:meta_info_file: {listed} does not exist')
+    if is_ours(cls):
+        try:
+            cls(dataset)  # finds the images, reads none
+        except UserError as error:
+            raise UserError(f'{where}: {error}') from error
 
 
 def check_loader(dataset: dict, where: str) -> None:

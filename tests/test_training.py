@@ -194,7 +194,7 @@ def test_a_stage_starts_from_the_checkpoint_of_the_one_before(whole_run, tmp_pat
 @pytest.mark.slow
 def test_two_processes_train_together(tmp_path):
     folder = prepare(tmp_path / 'ranks', count=5)
-    launcher = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29511', '-m', 'clit_basicsr']
+    launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '-m', 'clit_basicsr']
     result = run(folder, 'train', '-opt', 'options.yml', '--launcher', 'pytorch', program=launcher)
     assert result.returncode == 0, result.stderr[-3000:]
     assert validations(folder)[-1] == (12, 'x6.5', 'host_psnr')

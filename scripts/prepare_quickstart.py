@@ -1,6 +1,7 @@
 """Lays out the photographs that scikit-image ships as a training set and a held-out picture: datasets/quickstart/.
 
-The training photographs are cut into sub-images, as one does for DIV2K too: a crop then costs the decoding of a small file.
+The training photographs are cut into sub-images, as one does for DIV2K too: a crop then costs the decoding of a small
+file.
 """
 
 import math

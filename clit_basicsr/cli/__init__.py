@@ -1,0 +1,73 @@
+"""The command ``basicsr``: one module per sub-command, each with HELP, add_arguments(parser) and run(args)."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+import clit_basicsr
+from clit_basicsr.errors import UserError
+
+COMMANDS = ('train', 'test', 'convert', 'info')
+DISTRIBUTION = 'clit-basicsr'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line (default: this process's) and returns its exit code: 1 for a UserError, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        tell_of_other_command()
+        check_command(arguments)
+        args = make_parser().parse_args(arguments)
+        importlib.import_module(f'clit_basicsr.cli.{args.command}').run(args)
+    except UserError as error:
+        print(f'basicsr: error: {one_line(error)}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('basicsr: interrupted', file=sys.stderr)
+        return 130
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='basicsr',
+        description='BasicSR with LIT and CLIT, arbitrary-scale super-resolution.',
+        epilog='basicsr COMMAND --help tells the options of a command.',
+    )
+    parser.add_argument('--version', action='version', version=f'{DISTRIBUTION} {clit_basicsr.__version__}')
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
+    for name in COMMANDS:
+        module = importlib.import_module(f'clit_basicsr.cli.{name}')
+        module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
+    return parser
+
+
+def check_command(arguments: list[str]) -> None:
+    """Argparse would answer an unknown command with all the known ones; the nearest is more to the point."""
+    if arguments and not arguments[0].startswith('-') and arguments[0] not in COMMANDS:
+        near = difflib.get_close_matches(arguments[0], COMMANDS, n=1, cutoff=0.0)[0]
+        raise UserError(f'unknown command {arguments[0]!r}; the nearest is {near!r}, basicsr --help lists them')
+
+
+def tell_of_other_command() -> None:
+    """BasicSR ships no console command; should it, or another distribution, have one named like ours, say so."""
+    for entry in metadata.entry_points(group='console_scripts', name='basicsr'):
+        owner = entry.dist.metadata['Name'] if entry.dist else DISTRIBUTION
+        if re.sub(r'[-_.]+', '-', owner).lower() != DISTRIBUTION:
+            print(
+                f'basicsr: {owner} has a command named basicsr too ({entry.value}); this is the one of {DISTRIBUTION}, '
+                'which python -m clit_basicsr always is',
+                file=sys.stderr,
+            )
+
+
+def one_line(error: UserError) -> str:
+    """The message alone; torch wraps what is raised in a data loader's worker into the text of a traceback."""
+    lines = str(error).strip().splitlines() or ['unknown error']
+    return lines[-1].removeprefix(f'{UserError.__module__}.{UserError.__name__}: ')

@@ -1,0 +1,168 @@
+"""From the command line to the dictionary that the host's pipelines work on; in place of the host's parse_options."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import pkgutil
+import random
+from os import path as osp
+from typing import Any
+
+import clit_basicsr  # noqa: F401  before the host is imported
+from clit_basicsr.cli import option_file
+from clit_basicsr.cli.check_options import check_options, check_structure, dataset_class, is_ours
+from clit_basicsr.data.schedule import parse_stages
+from clit_basicsr.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """BasicSR's own flags."""
+    parser.add_argument('-opt', '--opt', required=True, metavar='FILE', help='option file, YAML')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
+    parser.add_argument(
+        '--auto_resume', action='store_true', help='go on from the newest checkpoint of this experiment'
+    )
+    parser.add_argument('--debug', action='store_true', help='validate, save and log within a few iterations')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='given by the launcher')
+    parser.add_argument(
+        '--force_yml',
+        nargs='+',
+        metavar='KEY=VALUE',
+        help='options in place of those in the file: train:ema_decay=0.999 train:stages:0:lr=1e-4',
+    )
+
+
+def run_pipeline(name: str, args: argparse.Namespace) -> None:
+    """Runs the host's `train_pipeline` or `test_pipeline` in the working directory.
+
+    Everything that can be told to be wrong is told before the host is given control, and so before a file is made.
+    """
+    opt = option_file.read_option_file(args.opt)
+    option_file.force(opt, args.force_yml)
+    host: Any = importlib.import_module(f'basicsr.{name}')
+    register()
+
+    def parse_options(root_path: str, is_train: bool) -> tuple[dict, argparse.Namespace]:
+        return complete(opt, args, root_path, is_train), args
+
+    hosts_own, host.parse_options = host.parse_options, parse_options
+    try:
+        getattr(host, f'{name}_pipeline')(os.getcwd())
+    finally:
+        host.parse_options = hosts_own
+
+
+def register() -> None:
+    """Imports the files whose classes stand in the host's registries, found by suffix as the host finds its own."""
+    for room, suffix in (('archs', '_arch'), ('data', '_dataset'), ('models', '_model'), ('metrics', '')):
+        package = importlib.import_module(f'clit_basicsr.{room}')
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name.endswith(suffix):
+                importlib.import_module(f'{package.__name__}.{module.name}')
+
+
+def complete(opt: dict, args: argparse.Namespace, root_path: str, is_train: bool) -> dict:
+    """Checks the options and fills in what the host's parse_options fills in, and what is ours.
+
+    Args:
+        opt: The option file with `--force_yml` applied; changed in place.
+        root_path: Where experiments/ or results/ are made.
+
+    Raises:
+        UserError: see `check_options`.
+    """
+    opt['is_train'], opt['auto_resume'], opt['dist'] = is_train, args.auto_resume, args.launcher != 'none'
+    opt['path'] = opt.get('path') or {}
+    check_structure(opt)
+    if args.debug and not opt['name'].startswith('debug'):
+        opt['name'] = 'debug_' + opt['name']
+    set_num_gpu(opt)
+    expand_paths(opt)
+    set_output_folders(opt, root_path)
+    check_options(opt)
+    start_processes(opt, args.launcher)
+    inject(opt)
+    return opt
+
+
+def set_num_gpu(opt: dict) -> None:
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if opt['num_gpu'] == 'auto':
+        opt['num_gpu'] = gpus
+    if opt['num_gpu'] > 0 and not gpus:
+        raise UserError(f'num_gpu: {opt["num_gpu"]}, but torch finds no GPU; set num_gpu: 0 or auto')
+    if opt['num_gpu'] > gpus and not opt['dist']:
+        raise UserError(f'num_gpu: {opt["num_gpu"]}, but torch finds {gpus}; set num_gpu: auto or fewer')
+    if opt['dist'] and gpus and not opt['num_gpu']:
+        raise UserError('num_gpu: 0 with a launcher on a machine with GPUs: hide them with CUDA_VISIBLE_DEVICES=')
+
+
+def expand_paths(opt: dict) -> None:
+    for phase, dataset in opt['datasets'].items():
+        dataset['phase'] = phase.split('_')[0]
+        options = getattr(dataset_class(dataset), 'OPTIONS', None)
+        if 'scale' in opt and options is None:  # the host's, as the host does
+            dataset['scale'] = opt['scale']
+        elif 'scale' in opt and 'scale' in options:
+            dataset.setdefault('scale', opt['scale'])
+        for key in ('dataroot_gt', 'dataroot_lq'):
+            if isinstance(dataset.get(key), str):
+                dataset[key] = osp.expanduser(dataset[key])
+    for key, value in opt['path'].items():
+        if isinstance(value, str) and ('resume_state' in key or 'pretrain_network' in key):
+            opt['path'][key] = osp.expanduser(value)
+
+
+def set_output_folders(opt: dict, root_path: str) -> None:
+    if not opt['is_train']:
+        results = osp.join(root_path, 'results', opt['name'])
+        opt['path'].update(results_root=results, log=results, visualization=osp.join(results, 'visualization'))
+        return
+    experiment = osp.join(root_path, 'experiments', opt['name'])
+    opt['path'].update(
+        experiments_root=experiment,
+        models=osp.join(experiment, 'models'),
+        training_states=osp.join(experiment, 'training_states'),
+        log=experiment,
+        visualization=osp.join(experiment, 'visualization'),
+    )
+    if 'debug' in opt['name']:
+        if opt.get('val'):
+            opt['val']['val_freq'] = 8
+        opt['logger'].update(print_freq=1, save_checkpoint_freq=8)
+
+
+def start_processes(opt: dict, launcher: str) -> None:
+    """Joins the other processes of a distributed run, and seeds: every rank knows the same `manual_seed`."""
+    import torch
+    from basicsr.utils import set_random_seed
+    from basicsr.utils.dist_util import get_dist_info, init_dist
+
+    if opt['dist']:
+        init_dist(launcher, **(opt.get('dist_params') or {}) if launcher == 'slurm' else {})
+    else:
+        print('Disable distributed.', flush=True)
+    opt['rank'], opt['world_size'] = get_dist_info()
+    if opt.get('manual_seed') is None:
+        seed = [random.randint(1, 10000)]
+        if opt['dist']:  # the ranks share the order of images, which is drawn from it
+            torch.distributed.broadcast_object_list(seed)
+        opt['manual_seed'] = seed[0]
+    set_random_seed(opt['manual_seed'] + opt['rank'])
+
+
+def inject(opt: dict) -> None:
+    """What the host does not know: a dataset sees its own block only, and the stages say how long a training is."""
+    if not opt['is_train']:
+        return
+    train = opt['train']
+    stages, start_stage = train.get('stages'), train.get('start_stage', 1)
+    if stages:
+        train['total_iter'] = sum(stage.iters for stage in parse_stages(stages, start_stage))
+    dataset = opt['datasets']['train']
+    if is_ours(dataset_class(dataset)):
+        dataset.update(manual_seed=opt['manual_seed'], stages=stages, start_stage=start_stage)

@@ -8,11 +8,12 @@ from os import path as osp
 import cv2
 from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import tensor2img
+from basicsr.utils import get_root_logger, tensor2img
 from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
 from torch import Tensor
 from tqdm import tqdm
 
+from clit_basicsr.archs.encoders import load_pretrained
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.errors import UserError
 
@@ -22,6 +23,10 @@ class ImplicitSRModel(SRModel):
     """The host's SRModel for implicit networks: training on sampled queries, validation at any scale.
 
     Options beside the host's:
+        path:
+            pretrain_network_encoder (str): A checkpoint of a network that contains the encoder, the host's, the
+                original repository's or MMagic's; see :func:`clit_basicsr.archs.encoders.load_pretrained`. Default:
+                none.
         val:
             self_ensemble (bool): Average over the eight flips and transpositions. Default: False.
             tile (dict): ``{tile_size, tile_pad}`` in LR pixels: the network sees one padded tile at a time. Default:
@@ -58,6 +63,18 @@ class ImplicitSRModel(SRModel):
                 f'network_g:type {opt["network_g"]["type"]} cannot answer at single points, which {opt["model_type"]} '
                 'needs; take LIT or CLIT, for example.'
             )
+
+    def init_training_settings(self) -> None:
+        """The host's, with the pretrained encoder loaded before the EMA network is made from options and weights."""
+        path = self.opt['path']
+        # The checkpoint of a whole network (a resumed run's, too) has its own encoder.
+        if path.get('pretrain_network_encoder') and not path.get('pretrain_network_g'):
+            options = self.opt['network_g']
+            encoder = self.get_bare_model(self.net_g).encoder
+            loaded = load_pretrained(encoder, options['encoder'], path['pretrain_network_encoder'])
+            options['encoder'] = loaded.options
+            get_root_logger().info(loaded.message)
+        super().init_training_settings()
 
     def feed_data(self, data: dict) -> None:
         """Takes a batch: `lq` (B,3,h,w) and `gt` (B,3,H,W); in training `gt` (B,Q,3), `coord`, `cell`, `scales`."""

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         tell_of_other_command()
         check_command(arguments)
-        args = make_parser().parse_args(arguments)
+        args = make_parser(arguments[0] if arguments else None).parse_args(arguments)
         importlib.import_module(f'clit_basicsr.cli.{args.command}').run(args)
     except UserError as error:
         print(f'basicsr: error: {one_line(error)}', file=sys.stderr)
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(wanted: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the wanted sub-command, or of all of them: the modules of some take seconds to import."""
     parser = argparse.ArgumentParser(
         prog='basicsr',
         description='BasicSR with LIT and CLIT, arbitrary-scale super-resolution.',
@@ -42,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action='version', version=f'{DISTRIBUTION} {clit_basicsr.__version__}')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
-    for name in COMMANDS:
+    for name in [wanted] if wanted in COMMANDS else COMMANDS:
         module = importlib.import_module(f'clit_basicsr.cli.{name}')
         module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
     return parser

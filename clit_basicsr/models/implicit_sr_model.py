@@ -23,10 +23,6 @@ class ImplicitSRModel(SRModel):
     """The host's SRModel for implicit networks: training on sampled queries, validation at any scale.
 
     Options beside the host's:
-        path:
-            pretrain_network_encoder (str): A checkpoint of a network that contains the encoder, the host's, the
-                original repository's or MMagic's; see :func:`clit_basicsr.archs.encoders.load_pretrained`. Default:
-                none.
         val:
             self_ensemble (bool): Average over the eight flips and transpositions. Default: False.
             tile (dict): ``{tile_size, tile_pad}`` in LR pixels: the network sees one padded tile at a time. Default:
@@ -65,16 +61,20 @@ class ImplicitSRModel(SRModel):
             )
 
     def init_training_settings(self) -> None:
-        """The host's, with the pretrained encoder loaded before the EMA network is made from options and weights."""
-        path = self.opt['path']
-        # The checkpoint of a whole network (a resumed run's, too) has its own encoder.
-        if path.get('pretrain_network_encoder') and not path.get('pretrain_network_g'):
-            options = self.opt['network_g']
-            encoder = self.get_bare_model(self.net_g).encoder
-            loaded = load_pretrained(encoder, options['encoder'], path['pretrain_network_encoder'])
-            options['encoder'] = loaded.options
-            get_root_logger().info(loaded.message)
+        self._load_encoder()
         super().init_training_settings()
+
+    def _load_encoder(self) -> None:
+        """``path:pretrain_network_encoder``, before the EMA network is copied and before the optimizer is made."""
+        path = self.opt['path']
+        file = path.get('pretrain_network_encoder')
+        if file is None or path.get('pretrain_network_g') is not None:  # a whole network, on resume too, has its own
+            return
+        network = self.opt['network_g']
+        loaded = load_pretrained(self.get_bare_model(self.net_g).encoder, network['encoder'], file)
+        # The normalisation that came with the weights is an option of the network from now on.
+        network['encoder'] = loaded.options
+        get_root_logger().info(loaded.message)
 
     def feed_data(self, data: dict) -> None:
         """Takes a batch: `lq` (B,3,h,w) and `gt` (B,3,H,W); in training `gt` (B,Q,3), `coord`, `cell`, `scales`."""

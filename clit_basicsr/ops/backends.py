@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from clit_basicsr.errors import UserError
-from clit_basicsr.ops import torch_backend
+from clit_basicsr.ops import cpu_backend, native, torch_backend
 
 
 def _reference_reason(v: Tensor | None, **call) -> str | None:
@@ -30,8 +31,22 @@ def _torch_reason(v: Tensor | None, **call) -> str | None:
     return None
 
 
+def _cpu_reason(v: Tensor | None, **call) -> str | None:
+    cause = _torch_reason(v, **call)
+    if cause is None and v is not None and (v.device.type != 'cpu' or v.dtype not in (torch.float32, torch.float64)):
+        cause = f'it takes float32 and float64 on the CPU, not {v.dtype} on {v.device.type}'
+    return cause or _native_reason()
+
+
+@torch.compiler.assume_constant_result
+def _native_reason() -> str | None:
+    cause = native.problem()
+    return None if cause is None else f'its kernels are not built: {cause}'
+
+
 # Fastest first: 'auto' takes the first without a reason against it.
 REASONS: dict[str, Callable[..., str | None]] = {
+    'cpu': _cpu_reason,
     'torch': _torch_reason,
     'reference': _reference_reason,
 }
@@ -73,4 +88,4 @@ def use_backend(backend: str) -> Iterator[None]:
 
 def module(backend: str) -> ModuleType:
     """The module that holds a backend's kernels."""
-    return {'torch': torch_backend}[backend]
+    return {'torch': torch_backend, 'cpu': cpu_backend}[backend]

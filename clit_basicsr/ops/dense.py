@@ -56,7 +56,9 @@ def dense_first_layer(
     halo = max(grid_size // 2, 1)
     channels = weight.shape[1] // grid_size**2
     band = max(4, BAND_BYTES // (3 * 4 * channels * window[1]) - 2 * halo)
-    linear = _shared if len(y.nearest) * len(x.nearest) >= SHARING_PAYS * _pixels(y) * _pixels(x) else _direct
+    sharing = len(y.nearest) * len(x.nearest) >= SHARING_PAYS * _pixels(y) * _pixels(x)
+    packed = library.pack(weight, num_heads, grid_size, backend) if sharing else weight
+    linear = library.dense_linear if sharing else _direct
     for top, (start, stop) in _groups(y, band):
         low = max(top - halo, 0)
         q, k, v = (t.permute(0, 2, 3, 1) for t in project(low, min(top + band + halo, window[0])))
@@ -64,19 +66,27 @@ def dense_first_layer(
             y_part, x_part = _moved(_part(y, part), low), _part(x, across)
             begin, end = max(int(y_part.nearest[0]) - halo, 0), int(y_part.nearest[-1]) + halo + 1
             window_q, window_k, window_v = (t[:, begin:end] for t in (q, k, v))
-            first = linear(window_q, window_k, window_v, weight, offset, _moved(y_part, begin), x_part, backend)[0]
+            first = linear(
+                window_q, window_k, window_v, packed, offset, list(_moved(y_part, begin)), list(x_part), backend
+            )[0]
             yield _shift(part, rows[0]), _shift(across, cols[0]), first
 
 
-def _shared(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, offset: Tensor, y: Axis, x: Axis, backend: str) -> Tensor:
-    return library.dense_linear(q, k, v, weight, offset, list(y), list(x), backend)
-
-
-def _direct(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, offset: Tensor, y: Axis, x: Axis, backend: str) -> Tensor:
-    """The same as :func:`_shared`, query by query."""
+def _direct(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    rows: list[Tensor],
+    cols: list[Tensor],
+    backend: str,
+) -> Tensor:
+    """The same as :func:`~clit_basicsr.ops.library.dense_linear`, query by query."""
+    y, x = Axis(*rows), Axis(*cols)
     low, high = (y.weights[:, tap, None, None] * q[0, y.taps[:, tap]] for tap in (0, 1))
-    rows = low + high  # (R, w, C)
-    low, high = (x.weights[:, tap, None] * rows[:, x.taps[:, tap]] for tap in (0, 1))
+    lines = low + high  # (R, w, C)
+    low, high = (x.weights[:, tap, None] * lines[:, x.taps[:, tap]] for tap in (0, 1))
     query = low + high  # (R, S, C)
     num_rows, num_cols = len(y.nearest), len(x.nearest)
     bias_y = y.bias.repeat_interleave(num_cols, dim=0).unsqueeze(0)  # (1, R * S, G, H)

@@ -141,25 +141,31 @@ def _upsampled_conv_gradient(ctx, grad):
 upsampled_conv.register_autograd(_upsampled_conv_gradient, setup_context=_upsampled_conv_context)
 
 
+@custom_op('clit::pack', mutates_args=())
+def pack(weight: Tensor, heads: int, grid: int, backend: str) -> Tensor:
+    """A first layer as the backend's :func:`dense_linear` reads it."""
+    return backends.module(backend).pack(weight, heads, grid)
+
+
 @custom_op('clit::dense_linear', mutates_args=())
 def dense_linear(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    weight: Tensor,
+    packed: Tensor,
     bias: Tensor,
     rows: list[Tensor],
     cols: list[Tensor],
     backend: str,
 ) -> Tensor:
     """See :func:`clit_basicsr.ops.torch_backend.dense_linear`; rows and cols are the fields of an Axis."""
-    return backends.module(backend).dense_linear(q, k, v, weight, bias, tuple(rows), tuple(cols))
+    return backends.module(backend).dense_linear(q, k, v, packed, bias, tuple(rows), tuple(cols))
 
 
 @dense_linear.register_fake
-def _(q, k, v, weight, bias, rows, cols, backend):
+def _(q, k, v, packed, bias, rows, cols, backend):
     torch._check(q.shape == k.shape == v.shape, lambda: f'{q.shape=} {k.shape=} {v.shape=}')
-    return q.new_empty(q.shape[0], rows[0].shape[0], cols[0].shape[0], weight.shape[0])
+    return q.new_empty(q.shape[0], rows[0].shape[0], cols[0].shape[0], bias.shape[0])
 
 
 def _check_scattered(queries: Tensor, maps: Tensor, y: Tensor, x: Tensor) -> None:

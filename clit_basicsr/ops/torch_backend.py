@@ -16,6 +16,7 @@ __all__ = [
     'attention',
     'attention_backward',
     'dense_linear',
+    'pack',
     'upsampled_conv',
     'upsampled_conv_backward',
 ]
@@ -158,11 +159,16 @@ def _add_rows(table: Tensor, index: Tensor, rows: Tensor) -> None:
         table.index_add_(0, index.flatten(), rows)
 
 
+def pack(weight: Tensor, heads: int, grid: int) -> Tensor:
+    """The first layer (O, G * G * C) as :func:`dense_linear` reads it, here (H, G * G, C / H, O)."""
+    return weight.t().unflatten(0, (grid * grid, heads, -1)).transpose(0, 1).contiguous()
+
+
 def dense_linear(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    weight: Tensor,
+    packed: Tensor,
     bias: Tensor,
     rows: tuple[Tensor, Tensor, Tensor, Tensor],
     cols: tuple[Tensor, Tensor, Tensor, Tensor],
@@ -174,17 +180,17 @@ def dense_linear(
 
     Args:
         q, k, v: (B, h, w, C), the same window of the feature grid.
-        weight, bias: (O, G * G * C), (O,).
+        packed: the first layer, from :func:`pack`.
+        bias: (O,).
         rows, cols: the two axes (:class:`~clit_basicsr.ops.axes.Axis`) of the R x S queries.
 
     Returns:
         Tensor: (B, R, S, O).
     """
-    grid, heads = rows[3].shape[1:]
+    grid = rows[3].shape[1]
     columns = _Columns(cols, v.shape[2])
     k, v = _padded(k, grid // 2), _padded(v, grid // 2)
-    shared = weight.t().unflatten(0, (grid * grid, heads, -1)).transpose(0, 1).contiguous()  # (H, G * G, C / H, O)
-    out = q.new_empty(len(q), len(rows[0]), len(cols[0]), len(weight))
+    out = q.new_empty(len(q), len(rows[0]), len(cols[0]), len(bias))
     pixels, counts = torch.unique_consecutive(rows[0], return_counts=True)
     for b in range(len(q)):
         stop = 0
@@ -199,7 +205,7 @@ def dense_linear(
                     _window(k[b], y, columns.first + tile.start, tile.stop - tile.start, grid),
                     _window(v[b], y, columns.first + tile.start, tile.stop - tile.start, grid),
                     (rows[3][start:stop], columns.bias[tile]),
-                    shared,
+                    packed,
                     bias,
                 )
                 columns.place(first, tile, out[b, start:stop])

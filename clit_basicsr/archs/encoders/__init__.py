@@ -1,9 +1,7 @@
 """Encoders: the trunks of super-resolution networks of the host, without their upsamplers."""
 
-from collections.abc import Sequence
 from copy import deepcopy
 from inspect import signature
-from typing import Any
 
 from clit_basicsr.archs.encoders.cnn import EDSREncoder, MSRResNetEncoder, RCANEncoder, RDNEncoder, RRDBNetEncoder
 from clit_basicsr.archs.encoders.pretrained import Pretrained, load_pretrained
@@ -19,14 +17,8 @@ ENCODERS: dict[str, type[Trunk]] = {
     'MSRResNet': MSRResNetEncoder,
     'SwinIR': SwinIREncoder,
 }
-# The options that are ours, for every type, and their types; see build_encoder.
-COMMON_OPTIONS: dict[str, Any] = {
-    'img_range': float,
-    'rgb_mean': Sequence[float],
-    'feat_scale': float | None,
-    'keep_normalization': bool,
-    'frozen': bool,
-}
+# The options that are ours, for every type; see Trunk.
+COMMON_OPTIONS = ('img_range', 'rgb_mean', 'feat_scale', 'keep_normalization', 'frozen')
 
 
 def build_encoder(opt: dict) -> Trunk:

@@ -1,0 +1,74 @@
+"""The kernels of :mod:`clit_basicsr.ops.torch_backend` in C++ (``csrc/``): single and double precision, on the CPU."""
+
+import torch
+from torch import Tensor
+
+from clit_basicsr.ops.torch_conv import upsampled_conv, upsampled_conv_backward
+
+__all__ = [
+    'attend_linear',
+    'attend_linear_backward',
+    'attention',
+    'attention_backward',
+    'dense_linear',
+    'pack',
+    'upsampled_conv',
+    'upsampled_conv_backward',
+]
+
+
+def attention(query: Tensor, k: Tensor, bias_y: Tensor, bias_x: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    grid, heads = bias_y.shape[2:]
+    out = query.new_empty(*query.shape[:2], heads, grid * grid)
+    torch.ops.clit_cpu.attention(*_contiguous(query, k, bias_y, bias_x, y, x), out)
+    return out
+
+
+def attention_backward(
+    grad: Tensor, out: Tensor, query: Tensor, k: Tensor, y: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    heads, grid = out.shape[2], round(out.shape[3] ** 0.5)
+    grad_query, grad_k = query.new_empty(query.shape), k.new_zeros(k.shape)
+    grad_y, grad_x = (query.new_empty(*query.shape[:2], grid, heads) for _ in range(2))
+    arguments = _contiguous(grad, out, query, k, y, x)
+    torch.ops.clit_cpu.attention_backward(*arguments, grad_query, grad_k, grad_y, grad_x)
+    return grad_query, grad_k, grad_y, grad_x
+
+
+def pack(weight: Tensor, heads: int, grid: int) -> Tensor:
+    """The first layer (O, G * G * C) as the kernels read it: (G * G, O / panel, C, panel), filled up with zeros."""
+    panel = torch.ops.clit_cpu.panel(weight.dtype == torch.float64)
+    missing = -len(weight) % panel
+    padded = torch.nn.functional.pad(weight, (0, 0, 0, missing))
+    return padded.unflatten(1, (grid * grid, -1)).unflatten(0, (-1, panel)).permute(2, 0, 3, 1).contiguous()
+
+
+def attend_linear(attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    grid = round(attention.shape[3] ** 0.5)
+    out = attention.new_empty(*attention.shape[:2], len(weight))
+    packed = pack(weight, attention.shape[2], grid)
+    torch.ops.clit_cpu.attend_linear(*_contiguous(attention, v, packed, y, x), grid, out)
+    return out
+
+
+def attend_linear_backward(
+    grad: Tensor, attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    grid = round(attention.shape[3] ** 0.5)
+    grad_attention, grad_v = attention.new_empty(attention.shape), v.new_zeros(v.shape)
+    grad_weight = weight.new_empty(weight.shape)
+    arguments = _contiguous(grad, grad.flatten(0, 1).t(), attention, v, weight, y, x)
+    torch.ops.clit_cpu.attend_linear_backward(*arguments, grid, grad_attention, grad_v, grad_weight)
+    return grad_attention, grad_v, grad_weight
+
+
+def dense_linear(
+    q: Tensor, k: Tensor, v: Tensor, packed: Tensor, bias: Tensor, rows: tuple[Tensor, ...], cols: tuple[Tensor, ...]
+) -> Tensor:
+    out = q.new_empty(len(q), len(rows[0]), len(cols[0]), len(bias))
+    torch.ops.clit_cpu.dense_linear(*_contiguous(q, k, v, packed, bias, *rows, *cols), out)
+    return out
+
+
+def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.contiguous() for t in tensors)

@@ -1,0 +1,280 @@
+// Queries anywhere, the road of training: attention weights, and the first layer on attention-weighted values that are
+// gathered, used and forgotten chunk by chunk. Each sum is made by one thread in a fixed order.
+#include "tensors.h"
+#include "vec.h"
+#include "window.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace clit {
+namespace {
+
+constexpr int64_t kChunk = 192;
+
+// What all of these kernels are given: maps (B, h, w, C), pixels y, x (B, Q).
+struct Queries {
+  int64_t batch, count, channels;
+  int heads, dim;
+  const int64_t *y, *x;
+  Window window;
+
+  Queries(const Tensor& map, const Tensor& y_, const Tensor& x_, int64_t grid, int64_t heads_)
+      : batch(map.size(0)),
+        count(y_.size(1)),
+        channels(map.size(3)),
+        heads(heads_),
+        dim(channels / heads_),
+        y(read<int64_t>(y_)),
+        x(read<int64_t>(x_)),
+        window{map.size(1), map.size(2), int(grid)} {}
+
+  int positions() const { return window.positions(); }
+  int64_t map_size() const { return window.height * window.width * channels; }
+  int64_t total() const { return batch * count; }
+  // Where a query's window pixel g lies in the maps, -1 outside.
+  int64_t address(int64_t n, int g) const {
+    const int64_t pixel = window.pixel(y[n], x[n], g);
+    return pixel < 0 ? -1 : n / count * map_size() + pixel * channels;
+  }
+};
+
+template <typename T>
+void softmax(T* a, int n) {
+  constexpr int L = kLanes<T>;
+  T largest = a[0];
+  for (int i = 1; i < n; ++i) largest = std::max(largest, a[i]);
+  T total = 0;
+  for (int i = 0; i < n; i += L) {
+    T part[L];
+    for (int j = 0; j < L; ++j) part[j] = i + j < n ? a[i + j] - largest : T(-80);
+    store(part, exp_negative(load(part)));
+    for (int j = 0; j < L && i + j < n; ++j) total += a[i + j] = part[j];
+  }
+  for (int i = 0; i < n; ++i) a[i] /= total;
+}
+
+template <typename T>
+void attention_of(const Queries& all, const T* query, const T* k, const T* bias_y, const T* bias_x, T* out) {
+  const T scale = T(1) / std::sqrt(T(all.dim));
+  const int grid = all.window.grid, positions = all.positions();
+  parallel((all.total() + kChunk - 1) / kChunk, [&](int64_t chunk) {
+    for (int64_t n = chunk * kChunk; n < std::min(all.total(), (chunk + 1) * kChunk); ++n) {
+      T* result = out + n * all.heads * positions;
+      for (int g = 0; g < positions; ++g) {
+        const int64_t at = all.address(n, g);
+        const T *by = bias_y + (n * grid + g / grid) * all.heads, *bx = bias_x + (n * grid + g % grid) * all.heads;
+        for (int h = 0; h < all.heads; ++h) {
+          const T product =
+              at < 0 ? T(0) : scale * dot(query + n * all.channels + h * all.dim, k + at + h * all.dim, all.dim);
+          result[h * positions + g] = logit(product, by[h], bx[h]);
+        }
+      }
+      for (int h = 0; h < all.heads; ++h) softmax(result + h * positions, positions);
+    }
+  });
+}
+
+// One head of one image at a time: its gradients belong to it alone.
+template <typename T>
+void attention_backward_of(const Queries& all, const T* grad, const T* out, const T* query, const T* k, T* grad_query,
+                           T* grad_k, T* grad_y, T* grad_x) {
+  const T scale = T(1) / std::sqrt(T(all.dim));
+  const int grid = all.window.grid, positions = all.positions(), heads = all.heads, dim = all.dim;
+  parallel(all.batch * heads, [&](int64_t item) {
+    const int h = item % heads;
+    std::vector<T> scaled(dim);
+    for (int64_t n = item / heads * all.count; n < (item / heads + 1) * all.count; ++n) {
+      const T *value = out + (n * heads + h) * positions, *gradient = grad + (n * heads + h) * positions;
+      T* to_query = grad_query + n * all.channels + h * dim;
+      const T total = dot(value, gradient, positions);
+      for (int c = 0; c < dim; ++c) to_query[c] = 0, scaled[c] = scale * query[n * all.channels + h * dim + c];
+      for (int i = 0; i < grid; ++i) grad_y[(n * grid + i) * heads + h] = grad_x[(n * grid + i) * heads + h] = 0;
+      for (int g = 0; g < positions; ++g) {
+        const T logit_gradient = softmax_gradient(value[g], gradient[g], total);
+        grad_y[(n * grid + g / grid) * heads + h] += logit_gradient;
+        grad_x[(n * grid + g % grid) * heads + h] += logit_gradient;
+        const int64_t at = all.address(n, g);
+        if (at < 0) continue;
+        axpy(logit_gradient * scale, k + at + h * dim, to_query, dim);
+        axpy(logit_gradient, scaled.data(), grad_k + at + h * dim, dim);
+      }
+    }
+  });
+}
+
+// Attention-weighted values of one window position, channels c0 ... c0 + n - 1, for the queries q0 ... q1 - 1.
+template <typename T>
+void weigh(const Queries& all, const T* attention, const T* v, int g, int64_t q0, int64_t q1, int64_t c0, int64_t n,
+           int64_t stride, T* out) {
+  const int positions = all.positions();
+  for (int64_t q = q0; q < q1; ++q, out += stride) {
+    const int64_t at = all.address(q, g);
+    if (at < 0) {
+      std::fill(out, out + n, T(0));
+      continue;
+    }
+    for (int64_t c = c0; c < c0 + n;) {
+      const int64_t h = c / all.dim, end = std::min((h + 1) * all.dim, c0 + n);
+      const T a = attention[(q * all.heads + h) * positions + g];
+      for (; c < end; ++c) out[c - c0] = a * v[at + c];
+    }
+  }
+}
+
+template <typename T>
+void attend_linear_of(const Queries& all, const T* attention, const T* v, const T* packed, int64_t outputs, T* out) {
+  constexpr int64_t kDepth = 128;  // rows of a panel that stay in the first-level cache
+  const int64_t padded = round_up<T>(outputs), panels = padded / kPanel<T>, channels = all.channels;
+  parallel((all.total() + kChunk - 1) / kChunk, [&](int64_t chunk) {
+    const int64_t q0 = chunk * kChunk, q1 = std::min(all.total(), q0 + kChunk), m = q1 - q0;
+    Buffer<T> z(m * channels), result(m * padded);
+    std::fill(result.get(), result.get() + m * padded, T(0));
+    std::vector<const T*> a(m);
+    std::vector<T*> c(m);
+    for (int g = 0; g < all.positions(); ++g) {
+      weigh(all, attention, v, g, q0, q1, 0, channels, channels, z.get());
+      for (int64_t panel = 0; panel < panels; ++panel)
+        for (int64_t depth = 0; depth < channels; depth += kDepth) {
+          for (int64_t i = 0; i < m; ++i)
+            a[i] = z.get() + i * channels + depth, c[i] = result.get() + i * padded + panel * kPanel<T>;
+          multiply_rows<T, true>(m, std::min(kDepth, channels - depth), a.data(), 1,
+                                 packed + ((g * panels + panel) * channels + depth) * kPanel<T>, c.data());
+        }
+    }
+    for (int64_t i = 0; i < m; ++i)
+      std::copy(result.get() + i * padded, result.get() + i * padded + outputs, out + (q0 + i) * outputs);
+  });
+}
+
+// One window position and panel of channels at a time. grad: (O, B * Q).
+template <typename T>
+void weight_gradient_of(const Queries& all, const T* grad, const T* attention, const T* v, int64_t outputs, T* out) {
+  constexpr int64_t kDepth = 128;
+  const int64_t channels = all.channels, panels = round_up<T>(channels) / kPanel<T>, total = all.total();
+  parallel(all.positions() * panels, [&](int64_t item) {
+    const int g = item / panels;
+    const int64_t c0 = item % panels * kPanel<T>, n = std::min<int64_t>(kPanel<T>, channels - c0);
+    Buffer<T> z(kDepth * kPanel<T>), result(outputs * kPanel<T>);
+    std::fill(z.get(), z.get() + kDepth * kPanel<T>, T(0));
+    std::fill(result.get(), result.get() + outputs * kPanel<T>, T(0));
+    std::vector<const T*> a(outputs);
+    std::vector<T*> c(outputs);
+    for (int64_t o = 0; o < outputs; ++o) c[o] = result.get() + o * kPanel<T>;
+    for (int64_t q0 = 0; q0 < total; q0 += kDepth) {
+      const int64_t q1 = std::min(total, q0 + kDepth);
+      weigh(all, attention, v, g, q0, q1, c0, n, kPanel<T>, z.get());
+      for (int64_t o = 0; o < outputs; ++o) a[o] = grad + o * total + q0;
+      multiply_rows<T, true>(outputs, q1 - q0, a.data(), 1, z.get(), c.data());
+    }
+    for (int64_t o = 0; o < outputs; ++o)
+      std::copy(c[o], c[o] + n, out + (o * all.positions() + g) * channels + c0);
+  });
+}
+
+// A few whole heads of one image at a time. grad: (B, Q, O); weight: (O, G * G * C).
+template <typename T>
+void value_gradient_of(const Queries& all, const T* grad, const T* attention, const T* v, const T* weight,
+                       int64_t outputs, T* grad_attention, T* grad_v) {
+  const int positions = all.positions(), dim = all.dim;
+  const int64_t together = std::max(1, kPanel<T> / dim), blocks = (all.heads + together - 1) / together;
+  parallel(all.batch * blocks, [&](int64_t item) {
+    const int64_t b = item / blocks, h0 = item % blocks * together;
+    const int64_t h1 = std::min<int64_t>(all.heads, h0 + together), c0 = h0 * dim, n = (h1 - h0) * dim;
+    const int64_t padded = round_up<T>(n);
+    Buffer<T> panel(outputs * padded), gradient(kChunk * padded);
+    const T* a[kChunk];
+    T* c[kChunk];
+    for (int64_t q0 = b * all.count; q0 < (b + 1) * all.count; q0 += kChunk) {
+      const int64_t m = std::min(kChunk, (b + 1) * all.count - q0);
+      for (int g = 0; g < positions; ++g) {
+        for (int64_t p = 0; p < padded; p += kPanel<T>) {
+          T* to = panel.get();
+          for (int64_t o = 0; o < outputs; ++o)
+            for (int64_t j = p; j < p + kPanel<T>; ++j)
+              *to++ = j < n ? weight[(o * positions + g) * all.channels + c0 + j] : T(0);
+          for (int64_t i = 0; i < m; ++i) a[i] = grad + (q0 + i) * outputs, c[i] = gradient.get() + i * padded + p;
+          multiply_rows<T, false>(m, outputs, a, 1, panel.get(), c);
+        }
+        for (int64_t i = 0; i < m; ++i) {
+          const int64_t at = all.address(q0 + i, g);
+          for (int64_t h = h0; h < h1; ++h) {
+            const int64_t slot = ((q0 + i) * all.heads + h) * positions + g;
+            const T* row = gradient.get() + i * padded + (h - h0) * dim;
+            grad_attention[slot] = at < 0 ? T(0) : dot(row, v + at + h * dim, dim);
+            if (at >= 0) axpy(attention[slot], row, grad_v + at + h * dim, dim);
+          }
+        }
+      }
+    }
+  });
+}
+
+// Columns of one panel of a packed matrix.
+int64_t panel(bool of_double) { return of_double ? kPanel<double> : kPanel<float>; }
+
+void attention(Tensor query, Tensor k, Tensor bias_y, Tensor bias_x, Tensor y, Tensor x, Tensor out) {
+  const Queries all(k, y, x, bias_y.size(2), bias_y.size(3));
+  const auto call = [&](auto zero) {
+    using T = decltype(zero);
+    attention_of<T>(all, read<T>(query), read<T>(k), read<T>(bias_y), read<T>(bias_x), write<T>(out));
+  };
+  is_double(k) ? call(double()) : call(float());
+}
+
+void attention_backward(Tensor grad, Tensor out, Tensor query, Tensor k, Tensor y, Tensor x, Tensor grad_query,
+                        Tensor grad_k, Tensor grad_y, Tensor grad_x) {
+  const Queries all(k, y, x, grad_y.size(2), grad_y.size(3));
+  const auto call = [&](auto zero) {
+    using T = decltype(zero);
+    attention_backward_of<T>(all, read<T>(grad), read<T>(out), read<T>(query), read<T>(k), write<T>(grad_query),
+                             write<T>(grad_k), write<T>(grad_y), write<T>(grad_x));
+  };
+  is_double(k) ? call(double()) : call(float());
+}
+
+void attend_linear(Tensor attention, Tensor v, Tensor packed, Tensor y, Tensor x, int64_t grid, Tensor out) {
+  const Queries all(v, y, x, grid, attention.size(2));
+  const auto call = [&](auto zero) {
+    using T = decltype(zero);
+    attend_linear_of<T>(all, read<T>(attention), read<T>(v), read<T>(packed), out.size(2), write<T>(out));
+  };
+  is_double(v) ? call(double()) : call(float());
+}
+
+void attend_linear_backward(Tensor grad, Tensor grad_columns, Tensor attention, Tensor v, Tensor weight, Tensor y,
+                            Tensor x, int64_t grid, Tensor grad_attention, Tensor grad_v, Tensor grad_weight) {
+  const Queries all(v, y, x, grid, attention.size(2));
+  const auto call = [&](auto zero) {
+    using T = decltype(zero);
+    weight_gradient_of<T>(all, read<T>(grad_columns), read<T>(attention), read<T>(v), weight.size(0),
+                          write<T>(grad_weight));
+    value_gradient_of<T>(all, read<T>(grad), read<T>(attention), read<T>(v), read<T>(weight), weight.size(0),
+                         write<T>(grad_attention), write<T>(grad_v));
+  };
+  is_double(v) ? call(double()) : call(float());
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(clit_cpu, m) {
+  m.def("panel(bool of_double) -> int");
+  m.def("attention(Tensor query, Tensor k, Tensor bias_y, Tensor bias_x, Tensor y, Tensor x, Tensor(a!) out) -> ()");
+  m.def(
+      "attention_backward(Tensor grad, Tensor out, Tensor query, Tensor k, Tensor y, Tensor x, Tensor(a!) grad_query, "
+      "Tensor(b!) grad_k, Tensor(c!) grad_y, Tensor(d!) grad_x) -> ()");
+  m.def("attend_linear(Tensor attention, Tensor v, Tensor packed, Tensor y, Tensor x, int grid, Tensor(a!) out) -> ()");
+  m.def(
+      "attend_linear_backward(Tensor grad, Tensor grad_columns, Tensor attention, Tensor v, Tensor weight, Tensor y, "
+      "Tensor x, int grid, Tensor(a!) grad_attention, Tensor(b!) grad_v, Tensor(c!) grad_weight) -> ()");
+}
+STABLE_TORCH_LIBRARY_IMPL(clit_cpu, CPU, m) {
+  m.impl("attention", TORCH_BOX(&attention));
+  m.impl("attention_backward", TORCH_BOX(&attention_backward));
+  m.impl("attend_linear", TORCH_BOX(&attend_linear));
+  m.impl("attend_linear_backward", TORCH_BOX(&attend_linear_backward));
+}
+STABLE_TORCH_LIBRARY_IMPL(clit_cpu, CompositeExplicitAutograd, m) { m.impl("panel", TORCH_BOX(&panel)); }
+
+}  // namespace clit

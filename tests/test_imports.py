@@ -1,0 +1,131 @@
+"""Who may import whom, read from the source: the rooms of the house, and what each may know of."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / 'clit_basicsr'
+FILES = sorted(PACKAGE.rglob('*.py'))
+
+# What each room may import of this package, and of other packages; None: anything.
+ROOMS = {
+    'ops': ({'ops'}, {'torch'}),
+    'archs': ({'archs', 'ops'}, {'torch', 'basicsr', 'numpy'}),
+    'data.schedule': (set(), set()),
+    'data': ({'data', 'ops'}, {'torch', 'basicsr', 'numpy', 'cv2', 'PIL', 'lmdb'}),
+    'metrics': ({'metrics'}, {'torch', 'basicsr', 'numpy'}),
+    'models': ({'models', 'archs', 'data.schedule', 'metrics'}, {'torch', 'basicsr', 'numpy', 'cv2', 'tqdm'}),
+    'published': ({'archs', 'ops'}, {'torch', 'basicsr', 'numpy'}),
+    'errors': (set(), set()),
+    'hosts': ({'ops', 'archs', 'data', 'models', 'metrics', 'hosts', 'published'}, None),
+    'cli': (None, None),
+}
+
+
+def imported(source, package):
+    """Dotted names of all modules that a source imports, anywhere in it; `from a import b` gives a.b."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split('.')
+            base = '.'.join(parents[: len(parents) - node.level + 1]) if node.level else ''
+            module = '.'.join(part for part in (base, node.module) if part)
+            yield from (f'{module}.{alias.name}' for alias in node.names)
+
+
+def breaches(room, source, package):
+    """The imports of a source that its room forbids."""
+    inside, outside = ROOMS[room]
+    found = []
+    for name in imported(source, package):
+        top, _, rest = name.partition('.')
+        if top == 'clit_basicsr':
+            allowed = (
+                inside is None or rest.startswith('errors') or any(f'{rest}.'.startswith(f'{one}.') for one in inside)
+            )
+        else:
+            allowed = outside is None or top in outside or top in sys.stdlib_module_names
+        if not allowed:
+            found.append(name)
+    return found
+
+
+def room_of(file):
+    parts = file.relative_to(PACKAGE).with_suffix('').parts
+    return next((room for room in ROOMS if parts[: room.count('.') + 1] == tuple(room.split('.'))), None)
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_upward_never(file):
+    room = room_of(file)
+    if room is None:
+        assert file.name in ('__init__.py', '__main__.py'), f'{file.name} is in no room'
+        return
+    package = '.'.join(('clit_basicsr', *file.relative_to(PACKAGE).parent.parts))
+    assert breaches(room, file.read_text(encoding='utf-8'), package) == []
+
+
+@pytest.mark.parametrize(
+    ('room', 'source', 'breach'),
+    [
+        ('ops', 'import basicsr', ['basicsr']),
+        ('ops', 'def f():\n    from clit_basicsr.archs import lit_arch', ['clit_basicsr.archs.lit_arch']),
+        ('ops', 'from clit_basicsr import archs', ['clit_basicsr.archs']),
+        ('ops', 'from ..data import images', ['clit_basicsr.data.images']),
+        ('models', 'from clit_basicsr.data.images import read', ['clit_basicsr.data.images.read']),
+        ('models', 'from clit_basicsr.data.schedule import Stage', []),
+        ('data.schedule', 'import torch', ['torch']),
+        ('hosts', 'import clit_basicsr.cli', ['clit_basicsr.cli']),
+        ('archs', 'from . import mlp\nfrom clit_basicsr.errors import UserError\nimport math', []),
+    ],
+)
+def test_the_rule_catches(room, source, breach):
+    assert breaches(room, source, f'clit_basicsr.{room}') == breach
+
+
+def test_files_are_one_thing_each():
+    roots = [PACKAGE, PACKAGE.parent / 'tests', PACKAGE.parent / 'scripts']
+    lengths = {
+        file: len(file.read_text(encoding='utf-8').splitlines()) for root in roots for file in root.rglob('*.py')
+    }
+    assert {file.name: length for file, length in lengths.items() if length >= 400} == {}
+
+
+def test_the_package_alone_imports_neither_torch_nor_the_host():
+    code = 'import sys, clit_basicsr; print([name for name in ("torch", "basicsr", "numpy") if name in sys.modules])'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == '[]'
+
+
+@pytest.mark.parametrize('order', ['import clit_basicsr, basicsr', 'import clit_basicsr.hosts; import basicsr.train'])
+def test_the_host_imports_with_all_fixes_after_the_package(order):
+    code = (
+        f'{order}\nimport sys, torchvision\n'
+        'from torchvision.transforms.functional_tensor import rgb_to_grayscale\n'
+        'import torch\nassert rgb_to_grayscale(torch.ones(1, 3, 2, 2)).shape == (1, 1, 2, 2)\n'
+        'train = sys.modules["basicsr.train"]\n'
+        'print(train.load_resume_state.__module__, train.CPUPrefetcher.__module__)'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ['clit_basicsr.hosts.basicsr_resume', 'clit_basicsr.hosts.basicsr_sampler']
+
+
+def test_the_host_alone_does_not_import_here():
+    """If this fails, the installed torchvision has the module that BasicSR wants: the alias has no reason any more."""
+    done = subprocess.run([sys.executable, '-c', 'import basicsr'], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert 'functional_tensor' in done.stderr or 'torchvision::nms' in done.stderr
+
+
+def test_schemas_are_declared_only_where_torchvision_cannot_load_its_library():
+    code = (
+        'import torch, clit_basicsr\nfrom clit_basicsr.hosts import import_hooks as hooks\n'
+        'loads = hooks.torchvision_library_loads()\nimport torchvision\n'
+        'print(bool(hooks._schemas) != loads, torchvision.extension._has_ops() == loads)'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ['True', 'True']

@@ -233,3 +233,38 @@ def test_what_cannot_be_trained_is_refused(changes, message):
 
     with pytest.raises(UserError, match=message):
         CumulativeSRModel.check_options({**changed(**changes), 'is_train': True, 'dist': False})
+
+
+STAGES_OF_ONE_BRANCH = [
+    {'branches': 1, 'iters': 2, 'lr': 0.01, 'milestones': [], 'scales': [[[1, 4]]]},
+    {'branches': 1, 'iters': 2, 'lr': 0.01, 'milestones': [1], 'scales': [[[1, 4]], [[4, 12]]]},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['LIIF', 'LTE'])
+def test_cumulative_training_of_the_peers_with_a_pretrained_encoder(kind, tmp_path):
+    from basicsr.archs.edsr_arch import EDSR
+
+    from clit_basicsr.archs import load_checkpoint
+
+    host = EDSR(3, 3, num_feat=4, num_block=1)
+    torch.save({'params_ema': host.state_dict()}, tmp_path / 'edsr.pth')
+    encoder = {'type': 'EDSR', 'num_feat': 4, 'num_block': 1, 'frozen': True}
+    options = changed(
+        network_g={'type': kind, 'encoder': encoder, 'hidden_dims': [8]},
+        path__pretrain_network_encoder=str(tmp_path / 'edsr.pth'),
+        train__stages=STAGES_OF_ONE_BRANCH,
+        train__ema_decay=0.9,
+    )
+    folder = prepare(tmp_path / kind, options)
+    log = train(folder).stderr
+    assert 'edsr.pth' in log
+    assert 'features times 0.007843' in log
+    path = str(folder / 'experiments' / 'tiny' / 'models' / 'net_g_4.pth')
+    for key in ('params', 'params_ema'):
+        net = load_checkpoint(path, key)
+        assert net.encoder.input_range.item() == 255
+        assert net.encoder.feat_scale.item() == pytest.approx(2 / 255)
+        assert torch.allclose(net.encoder.conv_first.weight, host.conv_first.weight, atol=1e-6)
+    assert torch.equal(load_checkpoint(path, 'params').encoder.conv_first.weight, host.conv_first.weight)

@@ -1,0 +1,68 @@
+"""The option files: each is accepted by the command, and the network that it describes is built and answers."""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from clit_basicsr.archs import build_network
+from clit_basicsr.cli import options
+from clit_basicsr.cli.option_file import read_option_file
+
+FOLDER = Path(__file__).parent.parent / 'options'
+FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('*.yml'))
+TRAINING = [name for name in FILES if not Path(name).name.startswith(('test', 'quickstart'))]
+DECODERS = ('LIT', 'CLIT', 'LIIF', 'LTE', 'MetaSR', 'UltraSR', 'IPE')
+TYPES = {name.lower(): name for name in DECODERS}
+ENCODERS = {'edsr': 'EDSR', 'rdn': 'RDN', 'swinir': 'SwinIR'}
+
+
+def completed(name, folder, monkeypatch):
+    """The options as `basicsr train` has them, with folders of the names that they expect in the working directory."""
+    monkeypatch.chdir(folder)
+    opt = read_option_file(str(FOLDER / name))
+    opt['num_gpu'] = 0
+    for dataset in opt['datasets'].values():
+        for key in ('dataroot_gt', 'dataroot_lq'):
+            if dataset.get(key):
+                Path(dataset[key]).mkdir(parents=True, exist_ok=True)
+    options.register()
+    args = argparse.Namespace(auto_resume=False, debug=False, launcher='none')
+    return options.complete(opt, args, str(folder), is_train=True)
+
+
+def test_every_decoder_has_a_file_for_every_encoder():
+    wanted = {f'train_{decoder}_{encoder}.yml' for decoder in TYPES for encoder in ENCODERS}
+    wanted |= {'train_liif_edsr_cumulative.yml', 'train_lte_edsr_cumulative.yml'}
+    wanted |= {f'ablations/table4_grid_{grid}.yml' for grid in (1, 3, 5, 7, 9, 15, 25)}
+    wanted |= {f'ablations/table3_{row}.yml' for row in ('no_attention', 'no_cell', 'ensemble', 'frequency')}
+    assert wanted <= set(FILES)
+
+
+@pytest.mark.parametrize('name', TRAINING)
+def test_training_options(name, tmp_path, monkeypatch):
+    opt = completed(name, tmp_path, monkeypatch)
+    network_g = opt['network_g']
+    assert opt['name'] == Path(name).stem
+    assert opt['train']['total_iter'] == sum(stage['iters'] for stage in opt['train']['stages'])
+    if match := re.fullmatch(r'train_(\w+?)_(edsr|rdn|swinir)(_cumulative)?\.yml', name):
+        assert network_g['type'] == TYPES[match[1]]
+        assert network_g['encoder']['type'] == ENCODERS[match[2]]
+        assert (len(opt['train']['stages']) > 1) == bool(match[3] or match[1] == 'clit')
+    elif grid := re.fullmatch(r'ablations/table4_grid_(\d+)\.yml', name):
+        assert network_g['grid_size'] == int(grid[1])
+    # The networks of RDN and SwinIR at their full size are built here too, but answer a single query.
+    net = build_network(network_g).eval()
+    with torch.no_grad():
+        out = net(torch.rand(1, 3, 8, 8), torch.zeros(1, 1, 2), torch.tensor([[0.1, 0.1]]))
+    assert out.shape == (1, 1, 3)
+    assert out.isfinite().all()
+
+
+def test_comments_name_their_own_file():
+    for name in TRAINING:
+        text = (FOLDER / name).read_text()
+        named = set(re.findall(r'-opt (\S+)', text))
+        assert named == {f'options/{name}'}

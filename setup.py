@@ -1,4 +1,4 @@
-"""Packaging of clit-basicsr: the package, its command, what it needs. Known-good versions stand in requirements*.txt."""
+"""Packaging of clit-basicsr: package, command, what it needs. Known-good versions stand in requirements*.txt."""
 
 import re
 from pathlib import Path

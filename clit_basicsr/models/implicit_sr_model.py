@@ -36,7 +36,7 @@ class ImplicitSRModel(SRModel):
         """Refuses options that this model cannot serve, before anything is created on disk.
 
         Raises:
-            UserError: losses that need whole pictures; several GPUs without a launcher.
+            UserError: no loss, or one that needs whole pictures; several GPUs without a launcher.
         """
         train = opt.get('train') or {}
         for key in ('perceptual_opt', 'gan_opt', 'ldl_opt'):
@@ -45,6 +45,8 @@ class ImplicitSRModel(SRModel):
                     f'train:{key} needs whole pictures, but {cls.__name__} trains on single pixels drawn from them; '
                     'remove it (pixel_opt is the loss here).'
                 )
+        if opt.get('is_train') and not train.get('pixel_opt'):
+            raise UserError('train:pixel_opt is missing; it is the loss, {type: L1Loss} in the papers.')
         if opt.get('is_train') and not opt.get('dist') and (opt.get('num_gpu') or 0) > 1:
             raise UserError(
                 f'{opt["num_gpu"]} GPUs, but no launcher: start with `torchrun --nproc_per_node={opt["num_gpu"]} '

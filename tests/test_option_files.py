@@ -28,6 +28,8 @@ def completed(name, folder, monkeypatch):
         for key in ('dataroot_gt', 'dataroot_lq'):
             if dataset.get(key):
                 Path(dataset[key]).mkdir(parents=True, exist_ok=True)
+                name = dataset.get('filename_tmpl', '{}').format('0801') if key == 'dataroot_lq' else '0801'
+                Path(dataset[key], f'{name}.png').touch()  # its name is found, its content is not read
     options.register()
     args = argparse.Namespace(auto_resume=False, debug=False, launcher='none')
     return options.complete(opt, args, str(folder), is_train=True)

@@ -6,8 +6,10 @@ ask it.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -22,11 +24,12 @@ def _reference_reason(v: Tensor | None, **call) -> str | None:
 
 
 def _torch_reason(v: Tensor | None, **call) -> str | None:
-    if call.get('q', v) is None or call.get('k', v) is None:
+    if any(name in call and call[name] is None for name in ('q', 'k')):
         return 'without q and k there is no attention to speed up'
     if call.get('aggregation', 'flatten') != 'flatten':
         return f'aggregation {call["aggregation"]!r} has no fast path'
-    if any(t is not None and t.requires_grad for t in (call.get('coord'),)):
+    coord = call.get('coord')
+    if coord is not None and coord.requires_grad:
         return 'it has no gradient with respect to coord'
     return None
 
@@ -42,6 +45,19 @@ def _cpu_reason(v: Tensor | None, **call) -> str | None:
 def _native_reason() -> str | None:
     cause = native.problem()
     return None if cause is None else f'its kernels are not built: {cause}'
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _tell_once() -> None:
+    """The user should know that the fast kernels are missing, but not at every call."""
+    cause = _native_reason()
+    if cause is not None:
+        warnings.warn(
+            f'the CPU kernels are not used, plain torch serves instead: {cause.splitlines()[0]} '
+            '(python -m clit_basicsr.info shows the whole reason)',
+            stacklevel=2,
+        )
 
 
 # Fastest first: 'auto' takes the first without a reason against it.
@@ -66,7 +82,10 @@ def select(backend: str | None, v: Tensor | None = None, **call) -> str:
     """
     backend = backend or _default
     if backend == 'auto':
-        return next(name for name, reason in REASONS.items() if reason(v, **call) is None)
+        backend = next(name for name, reason in REASONS.items() if reason(v, **call) is None)
+        if backend == 'torch' and v is not None and v.device.type == 'cpu':
+            _tell_once()
+        return backend
     if backend not in REASONS:
         raise UserError(f'backend must be one of auto, {", ".join(REASONS)}; got {backend!r}.')
     cause = REASONS[backend](v, **call)
@@ -87,5 +106,7 @@ def use_backend(backend: str) -> Iterator[None]:
 
 
 def module(backend: str) -> ModuleType:
-    """The module that holds a backend's kernels."""
+    """The module that holds a backend's kernels, loaded."""
+    if backend == 'cpu' and (cause := _native_reason()):
+        raise UserError(f"backend 'cpu' cannot run here: {cause}.")
     return {'torch': torch_backend, 'cpu': cpu_backend}[backend]

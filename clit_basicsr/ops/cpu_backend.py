@@ -36,18 +36,22 @@ def attention_backward(
 
 
 def pack(weight: Tensor, heads: int, grid: int) -> Tensor:
-    """The first layer (O, G * G * C) as the kernels read it: (G * G, O / panel, C, panel), filled up with zeros."""
+    """The first layer (O, G * G * C) as :func:`dense_linear` reads it: (H, G * G, O / panel, C / H, panel)."""
+    panels = _panels(weight, grid)
+    return panels.unflatten(2, (heads, -1)).permute(2, 0, 1, 3, 4).contiguous()
+
+
+def _panels(weight: Tensor, grid: int) -> Tensor:
+    """(O, G * G * C) -> (G * G, O / panel, C, panel): the outputs in panels, filled up with zeros."""
     panel = torch.ops.clit_cpu.panel(weight.dtype == torch.float64)
-    missing = -len(weight) % panel
-    padded = torch.nn.functional.pad(weight, (0, 0, 0, missing))
-    return padded.unflatten(1, (grid * grid, -1)).unflatten(0, (-1, panel)).permute(2, 0, 3, 1).contiguous()
+    padded = torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % panel))
+    return padded.unflatten(1, (grid * grid, -1)).unflatten(0, (-1, panel)).permute(2, 0, 3, 1)
 
 
 def attend_linear(attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Tensor) -> Tensor:
     grid = round(attention.shape[3] ** 0.5)
     out = attention.new_empty(*attention.shape[:2], len(weight))
-    packed = pack(weight, attention.shape[2], grid)
-    torch.ops.clit_cpu.attend_linear(*_contiguous(attention, v, packed, y, x), grid, out)
+    torch.ops.clit_cpu.attend_linear(*_contiguous(attention, v, _panels(weight, grid), y, x), grid, out)
     return out
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from clit_basicsr.ops import library
+from clit_basicsr.ops import backends, library
 from clit_basicsr.ops.axes import Axis, make_axis
 from clit_basicsr.ops.coords import Frame
 from clit_basicsr.ops.reference import PositionalBias
@@ -57,7 +57,7 @@ def dense_first_layer(
     channels = weight.shape[1] // grid_size**2
     band = max(4, BAND_BYTES // (3 * 4 * channels * window[1]) - 2 * halo)
     sharing = len(y.nearest) * len(x.nearest) >= SHARING_PAYS * _pixels(y) * _pixels(x)
-    packed = library.pack(weight, num_heads, grid_size, backend) if sharing else weight
+    packed = backends.module(backend).pack(weight, num_heads, grid_size) if sharing else weight
     linear = library.dense_linear if sharing else _direct
     for top, (start, stop) in _groups(y, band):
         low = max(top - halo, 0)

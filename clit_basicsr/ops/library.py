@@ -141,12 +141,6 @@ def _upsampled_conv_gradient(ctx, grad):
 upsampled_conv.register_autograd(_upsampled_conv_gradient, setup_context=_upsampled_conv_context)
 
 
-@custom_op('clit::pack', mutates_args=())
-def pack(weight: Tensor, heads: int, grid: int, backend: str) -> Tensor:
-    """A first layer as the backend's :func:`dense_linear` reads it."""
-    return backends.module(backend).pack(weight, heads, grid)
-
-
 @custom_op('clit::dense_linear', mutates_args=())
 def dense_linear(
     q: Tensor,

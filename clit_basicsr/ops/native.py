@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 CSRC = Path(__file__).parent / 'csrc'
+# Where an installation with CLIT_BUILD=cpu puts the library.
+PREBUILT = CSRC
 # The oldest torch whose stable ABI the kernels need: a library built against any torch serves this one and all later
 # ones.
 TARGET = '0x020a000000000000'
@@ -50,14 +52,19 @@ def _library(folder: Path) -> Path:
     return folder / f'clit_cpu-{_key()}.so'
 
 
+def compiler() -> str | None:
+    """The C++ compiler: g++, or what the environment variable CXX names."""
+    return shutil.which(os.environ.get('CXX', 'g++'))
+
+
 def build(folder: Path) -> Path:
     """Compiles the kernels into a folder.
 
     Raises:
         BuildError: there is no compiler, or it fails.
     """
-    compiler = shutil.which(os.environ.get('CXX', 'g++'))
-    if compiler is None:
+    gxx = compiler()
+    if gxx is None:
         raise BuildError(f'no C++ compiler: {os.environ.get("CXX", "g++")} was not found')
     spec = find_spec('torch')
     if spec is None or spec.origin is None:
@@ -67,7 +74,7 @@ def build(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(f'.{os.getpid()}.part')
     libraries = [f'-L{torch / "lib"}', '-ltorch', '-ltorch_cpu', '-lc10']
-    command = [compiler, *FLAGS, f'-I{torch / "include"}', *map(str, sources()), '-o', str(part), *libraries]
+    command = [gxx, *FLAGS, f'-I{torch / "include"}', *map(str, sources()), '-o', str(part), *libraries]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -82,7 +89,7 @@ def find() -> Path | None:
     """The library that was built for these sources and this processor, at installation or before; None if there is
     none.
     """
-    return next((path for path in (_library(CSRC), _library(_cache())) if path.exists()), None)
+    return next((path for path in (_library(PREBUILT), _library(_cache())) if path.exists()), None)
 
 
 @cache
@@ -105,7 +112,7 @@ def problem() -> str | None:
                 if path is None and log.exists():
                     return f'{log.read_text()}\n(kept in {log}; delete it to try again)'
                 if path is None:
-                    print('clit_basicsr: building the CPU kernels (once, about 20 s) ...', file=sys.stderr, flush=True)
+                    print('clit_basicsr: building the CPU kernels (once, about 10 s) ...', file=sys.stderr, flush=True)
                     path = build(folder)
         except BuildError as e:
             log.write_text(str(e))

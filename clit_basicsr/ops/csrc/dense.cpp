@@ -35,9 +35,10 @@ struct Axis {
   int64_t pixels() const { return begin.size() - 1; }
 };
 
-constexpr int64_t kTilePixels = 64;
-// Bytes of products and results that one tile works on: they have to stay in the second-level cache.
+// Bytes of products and results that one tile works on: they have to stay in the second-level cache. More pixels share the
+// reading of the weights, but leave less room for products where each pixel has many queries.
 constexpr int64_t kTileBytes = 1 << 20;
+constexpr int64_t tile_pixels(double queries_per_pixel) { return queries_per_pixel > 8 ? 32 : 64; }
 
 template <typename T>
 struct Dense {
@@ -135,9 +136,8 @@ struct Dense {
   template <int M>
   void products(const T* key, const T* query, int64_t lanes, T* out_row) const {
     const T* a[M];
-    T* c[M];
-    for (int i = 0; i < M; ++i) a[i] = key + i * dim, c[i] = out_row + i * lanes;
-    multiply<T, M, 1, false>(dim, a, 1, query, lanes, c);
+    for (int i = 0; i < M; ++i) a[i] = key + i * dim;
+    multiply<T, M, 1, false>(dim, a, 1, query, lanes, out_row, lanes);
   }
 
   void run(Tile& t) const {
@@ -165,7 +165,6 @@ struct Dense {
       std::fill(result.get() + m * padded + outputs, result.get() + (m + 1) * padded, T(0));
     }
     std::vector<const T*> a(std::max(pixels, queries));
-    std::vector<T*> c(std::max(pixels, queries));
     for (int h = 0; h < heads; ++h) {
       cut(k, t, h, keys.get());
       cut(v, t, h, values.get());
@@ -174,15 +173,14 @@ struct Dense {
                attention.get() + positions * t.lanes[p]);
       for (int g0 = 0; g0 < positions; g0 += step) {
         const int n = std::min(step, positions - g0);
-        build(t, h, g0, n, values.get(), shared.get(), a.data(), c.data());
+        build(t, h, g0, n, values.get(), shared.get(), a.data());
         for (int64_t p = 0; p < pixels; ++p) {
           const int64_t lanes = t.lanes[p + 1] - t.lanes[p], count = t.start[p + 1] - t.start[p];
           const T* weights = attention.get() + positions * t.lanes[p] + g0 * lanes;
-          for (int64_t panel = 0; panel < panels; ++panel) {
-            for (int64_t m = 0; m < count; ++m)
-              a[m] = weights + m, c[m] = result.get() + (t.start[p] + m) * padded + panel * kPanel<T>;
-            multiply_rows<T, true>(count, n, a.data(), lanes, shared.get() + (p * panels + panel) * n * kPanel<T>, c.data());
-          }
+          for (int64_t m = 0; m < count; ++m) a[m] = weights + m;
+          for (int64_t panel = 0; panel < panels; ++panel)
+            multiply_rows<T, true>(count, n, a.data(), lanes, shared.get() + (p * panels + panel) * n * kPanel<T>,
+                                   result.get() + t.start[p] * padded + panel * kPanel<T>, padded);
         }
       }
     }
@@ -195,18 +193,24 @@ struct Dense {
     }
   }
 
-  // The products of the positions g0 ... g0 + n - 1: [pixel][panel][n][kPanel].
-  void build(const Tile& t, int h, int g0, int n, const T* values, T* shared, const T** a, T** c) const {
+  // The products of the positions g0 ... g0 + n - 1: [pixel][panel][n][kPanel]. Weights are read once, in order.
+  void build(const Tile& t, int h, int g0, int n, const T* values, T* shared, const T** a) const {
     const int64_t nx = t.x1 - t.x0, pixels = (t.y1 - t.y0) * nx, panels = padded / kPanel<T>;
-    for (int64_t panel = 0; panel < panels; ++panel)
-      for (int g = g0; g < g0 + n; ++g) {
-        const T* weight = packed + ((g * panels + panel) * channels + h * dim) * kPanel<T>;
-        for (int64_t p = 0; p < pixels; ++p) {
-          a[p] = values + ((p / nx + g / window.grid) * patch_cols(t) + p % nx + g % window.grid) * dim;
-          c[p] = shared + ((p * panels + panel) * n + g - g0) * kPanel<T>;
-        }
-        multiply_rows<T, false>(pixels, dim, a, 1, weight, c);
+    const int64_t size = dim * kPanel<T>, stride = panels * n * kPanel<T>, full = pixels / kRows * kRows;
+    const int64_t fetch = kPanel<T> * kRows / std::max<int64_t>(full, 1);
+    const T* weight = packed + (int64_t(h) * window.positions() + g0) * panels * size;
+    for (int g = g0; g < g0 + n; ++g) {
+      const T** to = a;
+      for (int64_t y = g / window.grid; y < t.y1 - t.y0 + g / window.grid; ++y)
+        for (int64_t x = g % window.grid; x < nx + g % window.grid; ++x) *to++ = values + (y * patch_cols(t) + x) * dim;
+      for (int64_t panel = 0; panel < panels; ++panel, weight += size) {
+        T* c = shared + (panel * n + g - g0) * kPanel<T>;
+        for (int64_t p = 0; p < full; p += kRows)
+          multiply<T, kRows, kPanelVectors, false, true>(dim, a + p, 1, weight, kPanel<T>, c + p * stride, stride,
+                                                         weight + size + p / kRows * dim * fetch, fetch);
+        multiply_rows<T, false>(pixels - full, dim, a + full, 1, weight, c + full * stride, stride);
       }
+    }
   }
 };
 
@@ -216,8 +220,8 @@ void dense_linear_of(const Tensor& q, const Tensor& k, const Tensor& v, const Te
                      int64_t heads, const Tensor& out) {
   const int64_t batch = v.size(0), height = v.size(1), width = v.size(2), channels = v.size(3), outputs = offset.size(0);
   const int64_t padded = round_up<T>(outputs), map = height * width * channels;
-  const int64_t tile_x = std::min<int64_t>(kTilePixels, cols.pixels());
-  const int64_t tile_y = std::max<int64_t>(1, kTilePixels / tile_x);
+  const int64_t pixels = tile_pixels(double(num_rows * num_cols) / (rows.pixels() * cols.pixels()));
+  const int64_t tile_x = std::min(pixels, cols.pixels()), tile_y = std::max<int64_t>(1, pixels / tile_x);
   const int64_t tiles_x = (cols.pixels() + tile_x - 1) / tile_x, tiles_y = (rows.pixels() + tile_y - 1) / tile_y;
   parallel(batch * tiles_y * tiles_x, [&](int64_t i) {
     const int64_t b = i / (tiles_y * tiles_x), y = i / tiles_x % tiles_y * tile_y, x = i % tiles_x * tile_x;

@@ -132,15 +132,14 @@ void attend_linear_of(const Queries& all, const T* attention, const T* v, const 
     Buffer<T> z(m * channels), result(m * padded);
     std::fill(result.get(), result.get() + m * padded, T(0));
     std::vector<const T*> a(m);
-    std::vector<T*> c(m);
     for (int g = 0; g < all.positions(); ++g) {
       weigh(all, attention, v, g, q0, q1, 0, channels, channels, z.get());
       for (int64_t panel = 0; panel < panels; ++panel)
         for (int64_t depth = 0; depth < channels; depth += kDepth) {
-          for (int64_t i = 0; i < m; ++i)
-            a[i] = z.get() + i * channels + depth, c[i] = result.get() + i * padded + panel * kPanel<T>;
+          for (int64_t i = 0; i < m; ++i) a[i] = z.get() + i * channels + depth;
           multiply_rows<T, true>(m, std::min(kDepth, channels - depth), a.data(), 1,
-                                 packed + ((g * panels + panel) * channels + depth) * kPanel<T>, c.data());
+                                 packed + ((g * panels + panel) * channels + depth) * kPanel<T>,
+                                 result.get() + panel * kPanel<T>, padded);
         }
     }
     for (int64_t i = 0; i < m; ++i)
@@ -160,16 +159,14 @@ void weight_gradient_of(const Queries& all, const T* grad, const T* attention, c
     std::fill(z.get(), z.get() + kDepth * kPanel<T>, T(0));
     std::fill(result.get(), result.get() + outputs * kPanel<T>, T(0));
     std::vector<const T*> a(outputs);
-    std::vector<T*> c(outputs);
-    for (int64_t o = 0; o < outputs; ++o) c[o] = result.get() + o * kPanel<T>;
     for (int64_t q0 = 0; q0 < total; q0 += kDepth) {
       const int64_t q1 = std::min(total, q0 + kDepth);
       weigh(all, attention, v, g, q0, q1, c0, n, kPanel<T>, z.get());
       for (int64_t o = 0; o < outputs; ++o) a[o] = grad + o * total + q0;
-      multiply_rows<T, true>(outputs, q1 - q0, a.data(), 1, z.get(), c.data());
+      multiply_rows<T, true>(outputs, q1 - q0, a.data(), 1, z.get(), result.get(), kPanel<T>);
     }
     for (int64_t o = 0; o < outputs; ++o)
-      std::copy(c[o], c[o] + n, out + (o * all.positions() + g) * channels + c0);
+      std::copy(result.get() + o * kPanel<T>, result.get() + o * kPanel<T> + n, out + (o * all.positions() + g) * channels + c0);
   });
 }
 
@@ -185,7 +182,6 @@ void value_gradient_of(const Queries& all, const T* grad, const T* attention, co
     const int64_t padded = round_up<T>(n);
     Buffer<T> panel(outputs * padded), gradient(kChunk * padded);
     const T* a[kChunk];
-    T* c[kChunk];
     for (int64_t q0 = b * all.count; q0 < (b + 1) * all.count; q0 += kChunk) {
       const int64_t m = std::min(kChunk, (b + 1) * all.count - q0);
       for (int g = 0; g < positions; ++g) {
@@ -194,8 +190,8 @@ void value_gradient_of(const Queries& all, const T* grad, const T* attention, co
           for (int64_t o = 0; o < outputs; ++o)
             for (int64_t j = p; j < p + kPanel<T>; ++j)
               *to++ = j < n ? weight[(o * positions + g) * all.channels + c0 + j] : T(0);
-          for (int64_t i = 0; i < m; ++i) a[i] = grad + (q0 + i) * outputs, c[i] = gradient.get() + i * padded + p;
-          multiply_rows<T, false>(m, outputs, a, 1, panel.get(), c);
+          for (int64_t i = 0; i < m; ++i) a[i] = grad + (q0 + i) * outputs;
+          multiply_rows<T, false>(m, outputs, a, 1, panel.get(), gradient.get() + p, padded);
         }
         for (int64_t i = 0; i < m; ++i) {
           const int64_t at = all.address(q0 + i, g);

@@ -52,7 +52,7 @@ inline void store(T* p, vec<T> v) {
 }
 template <typename T>
 inline vec<T> fill(T value) {
-  return vec<T>{} + value;
+  return value - vec<T>{};  // x - 0 is x, which the compiler knows; x + 0 would be an addition
 }
 
 template <typename T>
@@ -109,17 +109,20 @@ inline vec<double> exp_negative(vec<double> x) {
 }
 
 // C[i][0 ... V vectors) (+)= sum over k of A[i][k] * B[k][...], for M rows: everything stays in registers.
-// a, c: the rows; A's elements are `step` apart; B's rows are `width` apart.
-template <typename T, int M, int V, bool kAccumulate>
+// a: A's rows, their elements `step` apart; B's rows are `width` apart, C's `stride`. Meanwhile memory from `ahead` on is fetched
+// into the cache, `fetch` numbers per k, evenly: a burst of requests would stop the products.
+template <typename T, int M, int V, bool kAccumulate, bool kFetch = false>
 inline __attribute__((always_inline)) void multiply(
-    int K, const T* const* a, int64_t step, const T* b, int64_t width, T* const* c) {
+    int K, const T* const* a, int64_t step, const T* b, int64_t width, T* c, int64_t stride,
+    const T* ahead = nullptr, int64_t fetch = 0) {
   constexpr int L = kLanes<T>;
   vec<T> acc[M][V];
 #pragma GCC unroll 8
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < V; ++j) acc[i][j] = kAccumulate ? load(c[i] + j * L) : vec<T>{};
+    for (int j = 0; j < V; ++j) acc[i][j] = kAccumulate ? load(c + i * stride + j * L) : vec<T>{};
   for (int k = 0; k < K; ++k) {
+    if constexpr (kFetch) __builtin_prefetch(ahead + k * fetch);
     vec<T> row[V];
 #pragma GCC unroll 4
     for (int j = 0; j < V; ++j) row[j] = load(b + k * width + j * L);
@@ -133,21 +136,21 @@ inline __attribute__((always_inline)) void multiply(
 #pragma GCC unroll 8
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < V; ++j) store(c[i] + j * L, acc[i][j]);
+    for (int j = 0; j < V; ++j) store(c + i * stride + j * L, acc[i][j]);
 }
 
 // The same for any number of rows, one panel wide.
 template <typename T, bool kAccumulate>
-inline void multiply_rows(int M, int K, const T* const* a, int64_t step, const T* panel, T* const* c) {
+inline void multiply_rows(int M, int K, const T* const* a, int64_t step, const T* panel, T* c, int64_t stride) {
   constexpr int V = kPanelVectors;
-  for (; M >= kRows; M -= kRows, a += kRows, c += kRows)
-    multiply<T, kRows, V, kAccumulate>(K, a, step, panel, kPanel<T>, c);
+  for (; M >= kRows; M -= kRows, a += kRows, c += kRows * stride)
+    multiply<T, kRows, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride);
   switch (M) {
-    case 5: multiply<T, 5, V, kAccumulate>(K, a, step, panel, kPanel<T>, c); break;
-    case 4: multiply<T, 4, V, kAccumulate>(K, a, step, panel, kPanel<T>, c); break;
-    case 3: multiply<T, 3, V, kAccumulate>(K, a, step, panel, kPanel<T>, c); break;
-    case 2: multiply<T, 2, V, kAccumulate>(K, a, step, panel, kPanel<T>, c); break;
-    case 1: multiply<T, 1, V, kAccumulate>(K, a, step, panel, kPanel<T>, c); break;
+    case 5: multiply<T, 5, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
+    case 4: multiply<T, 4, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
+    case 3: multiply<T, 3, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
+    case 2: multiply<T, 2, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
+    case 1: multiply<T, 1, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
   }
 }
 

@@ -1,0 +1,52 @@
+"""``python -m clit_basicsr.info``: which backends of the local attention can run here, and why others cannot."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import torch
+
+from clit_basicsr import __version__
+from clit_basicsr.ops import backends, native
+
+
+def _processor() -> str:
+    try:
+        with open('/proc/cpuinfo') as f:
+            return next(line.split(':', 1)[1].strip() for line in f if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Names and versions of what results depend on."""
+    try:
+        compiler = subprocess.run([native.compiler() or 'none', '--version'], capture_output=True, text=True).stdout
+    except OSError:
+        compiler = 'none'
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'
+    return {
+        'clit_basicsr': __version__,
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'compiler': (compiler.splitlines() or ['none'])[0],
+        'processor': f'{_processor()}, {os.cpu_count()} cores',
+        'gpu': gpu,
+    }
+
+
+def report() -> str:
+    """The whole page. Builds the CPU kernels if they have not been built yet."""
+    lines = [f'{name:14}{value}' for name, value in versions().items()]
+    lines += ['', 'backends of the local attention, fastest first:']
+    for name, reason in backends.REASONS.items():
+        cause = reason(None)
+        lines.append(f'{name:14}{"available" if cause is None else "not available: " + cause}')
+    lines += ['', f'{"kernels":14}{native.find() or "none"}']
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    print(report())
+    sys.exit()

@@ -7,16 +7,17 @@ from torch import Tensor
 from clit_basicsr import published
 from clit_basicsr.archs import build_network
 from clit_basicsr.archs.checkpoint import load_weights, read_checkpoint
+from clit_basicsr.info import report
 
-HELP = 'Tell what is in a checkpoint.'
+HELP = 'Tell what is in a checkpoint, or, without one, what can run here.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('file', help="a checkpoint: ours, the host's, a published one, .safetensors")
+    parser.add_argument('file', nargs='?', help="a checkpoint: ours, the host's, a published one, .safetensors")
 
 
 def run(args: argparse.Namespace) -> None:
-    print('\n'.join(describe(args.file)))
+    print(report() if args.file is None else '\n'.join(describe(args.file)))
 
 
 def describe(path: str) -> list[str]:

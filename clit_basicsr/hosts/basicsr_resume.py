@@ -36,9 +36,8 @@ def save_atomically(content: dict, path: str | Path) -> None:
     logger = logging.getLogger('basicsr')
     for left in (2, 1, 0):
         try:
-            with open(temporary, 'wb') as file:
-                torch.save(content, file)
-                file.flush()
+            torch.save(content, temporary)  # by name: given a Python file, it turns Ctrl-C into a RuntimeError
+            with open(temporary, 'rb+') as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             return

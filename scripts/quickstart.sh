@@ -6,6 +6,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 BEGAN=$SECONDS
 scripts/setup.sh
 
+# Threads that wait asleep: spinning ones cost a factor of ten where other programs want the same cores.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+
 PY=.venv/bin/python
 NAME=quickstart_clit_edsr
 [ -e datasets/quickstart/done ] || { "$PY" scripts/prepare_quickstart.py && touch datasets/quickstart/done; }

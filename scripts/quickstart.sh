@@ -18,5 +18,6 @@ else
   "$PY" -m clit_basicsr train -opt "options/$NAME.yml" --auto_resume "$@"
 fi
 echo 'quickstart: bicubic interpolation of the same picture, to compare'
-"$PY" -m clit_basicsr test -opt options/quickstart_bicubic.yml >/dev/null
+LOG=datasets/quickstart/bicubic.log
+"$PY" -m clit_basicsr test -opt options/quickstart_bicubic.yml >"$LOG" 2>&1 || { cat "$LOG" >&2; exit 1; }
 "$PY" scripts/quickstart_report.py --seconds "$((SECONDS - BEGAN))"

@@ -1,10 +1,12 @@
 """Local attention at any queries: the road of training. Picks the backend and feeds its kernels."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clit_basicsr.ops import backends, library, reference
 from clit_basicsr.ops.axes import axis_bias
-from clit_basicsr.ops.coords import Frame, nearest_index, relative_axis, sample_bilinear
+from clit_basicsr.ops.coords import Frame, bilinear_taps, nearest_index, relative_axis
 from clit_basicsr.ops.reference import PositionalBias
 
 
@@ -59,11 +61,23 @@ def local_attention(
         else:
             tables.append(axis_bias(relative_axis(coord[..., axis], frame, grid_size, axis), bias, axis))
         nearest.append(nearest_index(coord[..., axis], frame.size[axis]) - frame.origin[axis])
-    query = sample_bilinear(q, coord, frame)
+    query = _sample(q, coord, frame)
     attention = library.attention(query, channels_last(k), *tables, *nearest, backend)
     positions = grid_size * grid_size * v.shape[1]
     out = library.attend_linear(attention, channels_last(v), weight[:, :positions], *nearest, backend) + weight_bias
     return out if cell is None else out + cell @ weight[:, positions:].t()
+
+
+def _sample(feat: Tensor, coord: Tensor, frame: Frame) -> Tensor:
+    """:func:`~clit_basicsr.ops.coords.sample_bilinear` with one read, so that its backward pass adds to the map once."""
+    batch, _, height, width = feat.shape
+    rows = bilinear_taps(coord[..., 0], frame, 0, height, 'zeros')
+    cols = bilinear_taps(coord[..., 1], frame, 1, width, 'zeros')
+    image = torch.arange(batch, device=feat.device).view(-1, 1) * height
+    index = torch.stack([(image + y) * width + x for y, _ in rows for x, _ in cols], dim=-1)  # (B, Q, 4)
+    weight = torch.stack([wy * wx for _, wy in rows for _, wx in cols], dim=-1).to(feat.dtype)
+    pixels = F.embedding(index, channels_last(feat).flatten(0, 2))  # (B, Q, 4, C)
+    return torch.matmul(weight.unsqueeze(2), pixels).squeeze(2)
 
 
 def channels_last(feat: Tensor) -> Tensor:

@@ -40,6 +40,12 @@ struct Queries {
   }
 };
 
+// Asks for n numbers of a map before they are needed: neighbouring queries read distant places.
+template <typename T>
+void fetch(const T* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes<T>) __builtin_prefetch(p + i);
+}
+
 template <typename T>
 void softmax(T* a, int n) {
   constexpr int L = kLanes<T>;
@@ -63,7 +69,8 @@ void attention_of(const Queries& all, const T* query, const T* k, const T* bias_
     for (int64_t n = chunk * kChunk; n < std::min(all.total(), (chunk + 1) * kChunk); ++n) {
       T* result = out + n * all.heads * positions;
       for (int g = 0; g < positions; ++g) {
-        const int64_t at = all.address(n, g);
+        const int64_t at = all.address(n, g), next = n + 1 < all.total() ? all.address(n + 1, g) : -1;
+        if (next >= 0) fetch(k + next, all.channels);
         const T *by = bias_y + (n * grid + g / grid) * all.heads, *bx = bias_x + (n * grid + g % grid) * all.heads;
         for (int h = 0; h < all.heads; ++h) {
           const T product =
@@ -95,7 +102,8 @@ void attention_backward_of(const Queries& all, const T* grad, const T* out, cons
         const T logit_gradient = softmax_gradient(value[g], gradient[g], total);
         grad_y[(n * grid + g / grid) * heads + h] += logit_gradient;
         grad_x[(n * grid + g % grid) * heads + h] += logit_gradient;
-        const int64_t at = all.address(n, g);
+        const int64_t at = all.address(n, g), next = n + 1 < all.total() ? all.address(n + 1, g) : -1;
+        if (next >= 0) fetch(k + next + h * dim, dim), fetch(grad_k + next + h * dim, dim);
         if (at < 0) continue;
         axpy(logit_gradient * scale, k + at + h * dim, to_query, dim);
         axpy(logit_gradient, scaled.data(), grad_k + at + h * dim, dim);
@@ -109,8 +117,10 @@ template <typename T>
 void weigh(const Queries& all, const T* attention, const T* v, int g, int64_t q0, int64_t q1, int64_t c0, int64_t n,
            int64_t stride, T* out) {
   const int positions = all.positions();
+  constexpr int64_t kAhead = 6;
   for (int64_t q = q0; q < q1; ++q, out += stride) {
-    const int64_t at = all.address(q, g);
+    const int64_t at = all.address(q, g), later = q + kAhead < q1 ? all.address(q + kAhead, g) : -1;
+    if (later >= 0) fetch(v + later + c0, n);
     if (at < 0) {
       std::fill(out, out + n, T(0));
       continue;
@@ -179,30 +189,35 @@ void value_gradient_of(const Queries& all, const T* grad, const T* attention, co
   parallel(all.batch * blocks, [&](int64_t item) {
     const int64_t b = item / blocks, h0 = item % blocks * together;
     const int64_t h1 = std::min<int64_t>(all.heads, h0 + together), c0 = h0 * dim, n = (h1 - h0) * dim;
-    const int64_t padded = round_up<T>(n);
-    Buffer<T> panel(outputs * padded), gradient(kChunk * padded);
-    const T* a[kChunk];
-    for (int64_t q0 = b * all.count; q0 < (b + 1) * all.count; q0 += kChunk) {
-      const int64_t m = std::min(kChunk, (b + 1) * all.count - q0);
-      for (int g = 0; g < positions; ++g) {
+    const int64_t padded = round_up<T>(n), end = (b + 1) * all.count;
+    Buffer<T> panel(outputs * padded), gradient(positions * kChunk * padded);
+    std::vector<const T*> a(kChunk);
+    for (int64_t q0 = b * all.count; q0 < end; q0 += kChunk) {
+      const int64_t m = std::min(kChunk, end - q0);
+      for (int64_t i = 0; i < m; ++i) a[i] = grad + (q0 + i) * outputs;
+      for (int g = 0; g < positions; ++g)
         for (int64_t p = 0; p < padded; p += kPanel<T>) {
+          const int64_t width = std::min<int64_t>(kPanel<T>, n - p);
           T* to = panel.get();
-          for (int64_t o = 0; o < outputs; ++o)
-            for (int64_t j = p; j < p + kPanel<T>; ++j)
-              *to++ = j < n ? weight[(o * positions + g) * all.channels + c0 + j] : T(0);
-          for (int64_t i = 0; i < m; ++i) a[i] = grad + (q0 + i) * outputs;
-          multiply_rows<T, false>(m, outputs, a, 1, panel.get(), gradient.get() + p, padded);
+          for (int64_t o = 0; o < outputs; ++o, to += kPanel<T>) {
+            const T* from = weight + (o * positions + g) * all.channels + c0 + p;
+            std::copy(from, from + width, to);
+            std::fill(to + width, to + kPanel<T>, T(0));
+          }
+          multiply_rows<T, false>(m, outputs, a.data(), 1, panel.get(), gradient.get() + g * padded + p,
+                                  positions * padded);
         }
-        for (int64_t i = 0; i < m; ++i) {
-          const int64_t at = all.address(q0 + i, g);
-          for (int64_t h = h0; h < h1; ++h) {
-            const int64_t slot = ((q0 + i) * all.heads + h) * positions + g;
-            const T* row = gradient.get() + i * padded + (h - h0) * dim;
+      for (int64_t q = q0; q < q0 + m; ++q)
+        for (int g = 0; g < positions; ++g) {
+          const int64_t at = all.address(q, g), next = q + 1 < end ? all.address(q + 1, g) : -1;
+          if (next >= 0) fetch(v + next + c0, n), fetch(grad_v + next + c0, n);
+          const T* row = gradient.get() + ((q - q0) * positions + g) * padded;
+          for (int64_t h = h0; h < h1; ++h, row += dim) {
+            const int64_t slot = (q * all.heads + h) * positions + g;
             grad_attention[slot] = at < 0 ? T(0) : dot(row, v + at + h * dim, dim);
             if (at >= 0) axpy(attention[slot], row, grad_v + at + h * dim, dim);
           }
         }
-      }
     }
   });
 }

@@ -14,7 +14,7 @@ network adds to the bilinear picture, with which they grow. On a CPU with one th
     CLIT, trained    0.067 / 0.0012    6.1e-05 / 2.6e-06            0 / 0              0 / 0     0 / 0
 
 1.5e-05 is one rounding step of float32 at white. The last row is the network of the quick start (EDSR with 32 features
-and 4 blocks, which reaches 10 pixels) after its training: its seams are some 50 times those of EDSR-baseline with random
+and 4 blocks, which reaches 10 pixels) after its training: its seams are 50 times those of EDSR-baseline with random
 weights, which reaches 34, so the first three rows are no bound for trained networks. RCAN's channel attention averages
 over a tile instead of the image: something stays at any tile_pad.
 """

@@ -16,6 +16,9 @@ __all__ = [
     'upsampled_conv_backward',
 ]
 
+# Queries per pixel from which on sharing a window is cheaper than treating every query alone.
+SHARING_PAYS = 1.1
+
 
 def attention(query: Tensor, k: Tensor, bias_y: Tensor, bias_x: Tensor, y: Tensor, x: Tensor) -> Tensor:
     grid, heads = bias_y.shape[2:]

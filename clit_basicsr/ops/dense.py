@@ -12,11 +12,8 @@ from clit_basicsr.ops.coords import Frame
 from clit_basicsr.ops.reference import PositionalBias
 
 # Bytes of one band of q, k and v, and queries per step: both bound the memory, neither changes the result.
-BAND_BYTES = 48 << 20
+BAND_BYTES = 40 << 20
 STEP_QUERIES = 8192
-
-# From this number of queries per feature pixel on it is cheaper to share a window than to treat every query alone.
-SHARING_PAYS = 1.5
 
 Maps = tuple[Tensor, Tensor, Tensor]
 
@@ -56,20 +53,20 @@ def dense_first_layer(
     halo = max(grid_size // 2, 1)
     channels = weight.shape[1] // grid_size**2
     band = max(4, BAND_BYTES // (3 * 4 * channels * window[1]) - 2 * halo)
-    sharing = len(y.nearest) * len(x.nearest) >= SHARING_PAYS * _pixels(y) * _pixels(x)
-    packed = backends.module(backend).pack(weight, num_heads, grid_size) if sharing else weight
+    kernels = backends.module(backend)
+    sharing = len(y.nearest) * len(x.nearest) >= kernels.SHARING_PAYS * _pixels(y) * _pixels(x)
+    packed = kernels.pack(weight, num_heads, grid_size) if sharing else weight
     linear = library.dense_linear if sharing else _direct
     for top, (start, stop) in _groups(y, band):
         low = max(top - halo, 0)
-        q, k, v = (t.permute(0, 2, 3, 1) for t in project(low, min(top + band + halo, window[0])))
+        maps = [t.permute(0, 2, 3, 1) for t in project(low, min(top + band + halo, window[0]))]
         for part, across in _blocks(y, x, start, stop):
             y_part, x_part = _moved(_part(y, part), low), _part(x, across)
             begin, end = max(int(y_part.nearest[0]) - halo, 0), int(y_part.nearest[-1]) + halo + 1
-            window_q, window_k, window_v = (t[:, begin:end] for t in (q, k, v))
-            first = linear(
-                window_q, window_k, window_v, packed, offset, list(_moved(y_part, begin)), list(x_part), backend
-            )[0]
+            q, k, v = (t[:, begin:end] for t in maps)
+            first = linear(q, k, v, packed, offset, list(_moved(y_part, begin)), list(x_part), backend)[0]
             yield _shift(part, rows[0]), _shift(across, cols[0]), first
+        del maps, q, k, v, first  # before the next band is made
 
 
 def _direct(

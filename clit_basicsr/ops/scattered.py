@@ -69,7 +69,7 @@ def local_attention(
 
 
 def _sample(feat: Tensor, coord: Tensor, frame: Frame) -> Tensor:
-    """:func:`~clit_basicsr.ops.coords.sample_bilinear` with one read, so that its backward pass adds to the map once."""
+    """:func:`~clit_basicsr.ops.coords.sample_bilinear` with one read, so that its gradient is added to the map once."""
     batch, _, height, width = feat.shape
     rows = bilinear_taps(coord[..., 0], frame, 0, height, 'zeros')
     cols = bilinear_taps(coord[..., 1], frame, 1, width, 'zeros')

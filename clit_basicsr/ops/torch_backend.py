@@ -25,6 +25,9 @@ __all__ = [
 CHUNK = 256
 TILE = 32
 
+# Queries per pixel from which on sharing a window is cheaper than treating every query alone.
+SHARING_PAYS = 1.5
+
 
 def _chunks(batch: int, queries: int):
     """(image, slice of its queries): chunks never cross images, and their order never changes."""

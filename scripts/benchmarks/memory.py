@@ -1,0 +1,62 @@
+"""Peak memory of one workload in MB: memory.py NAME BACKEND THREADS. Called by benchmark.py, one process for each."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import cases
+
+from clit_basicsr.archs.implicit import Features
+from clit_basicsr.ops import use_backend
+from clit_basicsr.ops.coords import Frame
+
+
+def status(key: str) -> float:
+    """MB of an entry of this process's status: VmRSS now, VmHWM at the highest."""
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) / 1024
+    raise KeyError(key)
+
+
+def peak(function) -> float:
+    """MB by which a call raises the memory in use at its highest."""
+    Path('/proc/self/clear_refs').write_text('5')  # the highest becomes the present
+    before = status('VmRSS')
+    function()
+    return status('VmHWM') - before
+
+
+def dense(net, size: int, scale: float):
+    """A whole picture from given features into a given result: the encoder and both of these do not count."""
+    feat = Features(torch.rand(1, 64, size, size), torch.rand(1, 3, size, size), Frame((size, size)))
+    hr = round(size * scale)
+    out = torch.zeros(1, 3, hr, hr)
+
+    def call() -> None:
+        with torch.no_grad():
+            net._fill(out, feat, (hr, hr), (0, hr), (0, hr), net.plan_scales((scale, scale)))
+
+    return call
+
+
+def main() -> None:
+    name, backend, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    net = cases.network()
+    if name.startswith('dense'):
+        size, scale = name.split()[-2:]
+        call = dense(net, int(size.split('x')[0]), float(scale[1:]))
+        warm = dense(net, 8, 2)
+    else:
+        call = cases.training_step(net, next(case for case in cases.TRAINING if name.endswith(case.name)))
+        warm = cases.training_step(net, cases.Training('', 1, (2,)))
+    with use_backend(backend.split()[0]):
+        warm()  # libraries, threads and packed code are not the workload's
+        print(f'{peak(call):.0f}')
+
+
+if __name__ == '__main__':
+    main()

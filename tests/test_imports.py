@@ -19,6 +19,7 @@ ROOMS = {
     'metrics': ({'metrics'}, {'torch', 'basicsr', 'numpy'}),
     'models': ({'models', 'archs', 'data.schedule', 'metrics'}, {'torch', 'basicsr', 'numpy', 'cv2', 'tqdm'}),
     'published': ({'archs', 'ops'}, {'torch', 'basicsr', 'numpy'}),
+    'info': ({'ops', '__version__'}, {'torch'}),
     'errors': (set(), set()),
     'hosts': ({'ops', 'archs', 'data', 'models', 'metrics', 'hosts', 'published'}, None),
     'cli': (None, None),

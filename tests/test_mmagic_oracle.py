@@ -92,7 +92,7 @@ def test_pictures_are_those_of_mmagic(size, tmp_path):
 @pytest.mark.parametrize(
     ('kind', 'theirs_class', 'layer'),
     [
-        pytest.param('EDSR', EDSRNet, 'upsample', marks=pytest.mark.xfail(strict=True, reason='taken for range 255')),
+        ('EDSR', EDSRNet, 'upsample'),
         ('RDN', RDNNet, 'upscale'),
     ],
 )

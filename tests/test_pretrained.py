@@ -85,6 +85,7 @@ def test_original_rdn_has_range_255(tmp_path):
 
 def test_mmagic_checkpoint(tmp_path):
     net, features = host_network('EDSR')
+    net.img_range = 1  # as MMagic's EDSRNet works
     state = {f'generator.{k}': v for k, v in net.state_dict().items()} | {'data_preprocessor.mean': torch.zeros(3)}
     torch.save({'meta': {'iter': 3}, 'state_dict': state}, tmp_path / 'iter_3.pth')
     x = torch.rand(1, 3, 8, 8)

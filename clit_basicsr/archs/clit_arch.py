@@ -68,6 +68,7 @@ class CLIT(LITBase):
 
     # Equation (9): weight of the branch before.
     residual = 0.75
+    cascaded = True
     trained_branches: Tensor
 
     def __init__(

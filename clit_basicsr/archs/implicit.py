@@ -63,6 +63,9 @@ class ImplicitNet(nn.Module):
         upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.
     """
 
+    # Whether the network has branches, so that a query needs their factors.
+    cascaded = False
+
     def __init__(self, encoder: dict | None, upscale: float = 4) -> None:
         super().__init__()
         self.default_scale = upscale
@@ -90,7 +93,7 @@ class ImplicitNet(nn.Module):
                 f'coord must be (B, Q, 2) and cell (B, 2) or (B, Q, 2), got {coord.shape=} and {cell.shape=}'
             )
         (h, w), size = feat.image, feat.frame.size
-        if scales is None:
+        if scales is None and self.cascaded:
             hr = [round(2 / side) for side in cell.reshape(-1, 2)[0].tolist()]
             scales = self.plan_scales((hr[0] / h, hr[1] / w))
         if size != (h, w):  # the same places in the image with its margin

@@ -64,8 +64,8 @@ def load_pretrained(encoder: Trunk, options: dict, path: str, param_key: str | N
     Raises:
         UserError: the file cannot be read, or a weight of the trunk is missing in it or has another shape.
     """
-    weights, normalization = _trunk_weights(read_checkpoint(path), path, param_key)
     kind = options['type']
+    weights, normalization = _trunk_weights(read_checkpoint(path), path, param_key, kind)
     wanted = {
         key: value.shape
         for key, value in encoder.state_dict().items()
@@ -93,7 +93,7 @@ def load_pretrained(encoder: Trunk, options: dict, path: str, param_key: str | N
 
 
 def _trunk_weights(
-    content: dict, path: str, param_key: str | None
+    content: dict, path: str, param_key: str | None, kind: str
 ) -> tuple[dict[str, Tensor], tuple[float, Sequence[float]] | None]:
     """The weights in a file, prefixes removed, and the normalisation if the file itself tells it."""
     normalization: tuple[float, Sequence[float]] | None = None
@@ -108,6 +108,8 @@ def _trunk_weights(
     weights = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
     for prefix in ('module.', 'generator_ema.', 'generator.', 'encoder.'):
         inner = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        if inner and prefix.startswith('generator') and kind == 'EDSR':
+            normalization = (1, DIV2K_MEAN)  # MMagic's EDSR, unlike everyone else's, works on [0, 1]
         weights = inner or weights
     if 'input_range' in weights:
         normalization = (weights['input_range'].item(), weights['input_mean'].flatten().tolist())

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -47,9 +48,8 @@ def measure(case, function, backends: list[str], repeats: int) -> dict:
     seconds, rates = defaultdict(list), []
     for repeat in range(repeats + 1):
         for backend in backends:
-            if repeat == 0 or (backend in REFERENCES and repeat > 1):  # first round: warm up, references: twice are enough
-                if repeat > 1 or backend in REFERENCES:
-                    continue
+            if backend in REFERENCES and repeat != 1:
+                continue  # many times slower: once is enough
             rates.append(cases.machine_rate())
             spent = run(backend, function)
             if repeat:
@@ -77,8 +77,9 @@ def memory_table(backends: list[str]) -> str:
     """Each measurement in a process of its own (memory.py): a peak cannot be taken back."""
     script = Path(__file__).parent / 'memory.py'
     names = ['dense LIT 512x512 x4', 'dense CLIT-3 24x24 x18', *(f'train {case.name}' for case in cases.TRAINING)]
-    lines = ['## Peak memory, MB', '', '| workload | ' + ' | '.join(backends) + ' |', '|' + '---|' * (len(backends) +
-    1)] for name in names:
+    lines = ['## Peak memory, MB', '', '| workload | ' + ' | '.join(backends) + ' |']
+    lines.append('|' + '---|' * (len(backends) + 1))
+    for name in names:
         cells = [name]
         for backend in backends:
             command = [sys.executable, str(script), name, backend, str(torch.get_num_threads())]
@@ -103,8 +104,9 @@ def plot(rows: list[dict], backends: list[str], path: Path) -> None:
     axes.axhline(1, color='black', linewidth=0.8)
     axes.set_yscale('log')
     axes.set_ylabel('multiples of the arithmetic floor')
-    axes.set_xticks([x + 0.4 for x in range(len(rows))], [row['name'] for row in rows], rotation=25, ha='right',
-    fontsize=8) axes.legend()
+    names = [row['name'] for row in rows]
+    axes.set_xticks([x + 0.4 for x in range(len(rows))], names, rotation=25, ha='right', fontsize=8)
+    axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
@@ -122,18 +124,18 @@ def main() -> None:
     command = f'python {" ".join(sys.argv)}'
     parts = ['# Results', '', f'{datetime.date.today()}, {platform.system()}, `{command}`', '']
     parts += [f'- {name}: {value}' for name, value in versions().items()]
-    parts += ['', 'Seconds (multiples of the floor), medians; the rate is that of a oneDNN convolution in the same
-    run.', ''] net = cases.network()
+    parts += ['', 'Seconds (multiples of the floor), medians; floor by a oneDNN convolution of the same run.', '']
+    net = cases.network()
     results = {}
     if 'dense' in args.what:
         net.eval()
-        results['Whole pictures, encoder included'] = [
-            report(measure(case, lambda case=case: net.upscale(lq(case), scale=case.scale), args.backends,
-            args.repeats)) for case in cases.DENSE
+        title = 'Whole pictures, encoder included'
+        results[title] = [
+            report(measure(case, partial(net.upscale, lq(case), scale=case.scale), args.backends, args.repeats))
+            for case in cases.DENSE
             if args.only in case.name
         ]
-        parts.append(table('Whole pictures, encoder included', results['Whole pictures, encoder included'],
-        args.backends))
+        parts.append(table(title, results[title], args.backends))
     if 'train' in args.what:
         net.train()
         backends = [b for b in args.backends if b != 'reference 30000']

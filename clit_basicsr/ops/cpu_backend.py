@@ -47,7 +47,8 @@ def pack(weight: Tensor, heads: int, grid: int) -> Tensor:
 def _panels(weight: Tensor, grid: int) -> Tensor:
     """(O, G * G * C) -> (G * G, O / panel, C, panel): the outputs in panels, filled up with zeros."""
     panel = torch.ops.clit_cpu.panel(weight.dtype == torch.float64)
-    padded = torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % panel))
+    missing = -len(weight) % panel
+    padded = torch.nn.functional.pad(weight, (0, 0, 0, missing)) if missing else weight
     return padded.unflatten(1, (grid * grid, -1)).unflatten(0, (-1, panel)).permute(2, 0, 3, 1)
 
 

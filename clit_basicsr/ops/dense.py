@@ -12,8 +12,8 @@ from clit_basicsr.ops.coords import Frame
 from clit_basicsr.ops.reference import PositionalBias
 
 # Bytes of one band of q, k and v, and queries per step: both bound the memory, neither changes the result.
-BAND_BYTES = 40 << 20
-STEP_QUERIES = 8192
+BAND_BYTES = 32 << 20
+STEP_QUERIES = 4096
 
 Maps = tuple[Tensor, Tensor, Tensor]
 

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 # Queries per pass of the scattered kernels, and pixels per tile of the dense one: their working sets stay in the cache.
-CHUNK = 256
+CHUNK = 128
 TILE = 32
 
 # Queries per pixel from which on sharing a window is cheaper than treating every query alone.

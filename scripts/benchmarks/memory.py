@@ -31,7 +31,7 @@ def peak(function) -> float:
 
 def dense(net, size: int, scale: float):
     """A whole picture from given features into a given result: the encoder and both of these do not count."""
-    feat = Features(torch.rand(1, 64, size, size), torch.rand(1, 3, size, size), Frame((size, size)))
+    feat = Features(torch.rand(1, 64, size, size), torch.rand(1, 3, size, size), Frame((size, size)), (size, size))
     hr = round(size * scale)
     out = torch.zeros(1, 3, hr, hr)
 

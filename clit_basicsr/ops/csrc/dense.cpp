@@ -37,8 +37,8 @@ struct Axis {
 
 // Bytes of products and results that one tile works on: they have to stay in the second-level cache. More pixels share the
 // reading of the weights, but leave less room for products where each pixel has many queries.
-constexpr int64_t kTileBytes = 1 << 20;
-constexpr int64_t tile_pixels(double queries_per_pixel) { return queries_per_pixel > 8 ? 32 : 64; }
+constexpr int64_t kTileBytes = 5 << 18;
+constexpr int64_t tile_pixels(double queries_per_pixel) { return queries_per_pixel > 6 ? 32 : 64; }
 
 template <typename T>
 struct Dense {
@@ -156,7 +156,8 @@ struct Dense {
     const int grid = window.grid, positions = window.positions();
     const int64_t panels = padded / kPanel<T>;
     const int64_t left = kTileBytes - queries * padded * int64_t(sizeof(T));
-    const int step = std::clamp<int64_t>(left / (pixels * padded * int64_t(sizeof(T))), grid, positions);
+    const int largest = std::clamp<int64_t>(left / (pixels * padded * int64_t(sizeof(T))), grid, positions);
+    const int passes = (positions + largest - 1) / largest, step = (positions + passes - 1) / passes;
     Buffer<T> keys(patch_rows(t) * patch_cols(t) * dim), values(patch_rows(t) * patch_cols(t) * dim);
     Buffer<T> query(dim * widest), bias(2 * grid * widest), attention(positions * vectors);
     Buffer<T> shared(pixels * panels * step * kPanel<T>), result(queries * padded);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -181,33 +181,50 @@ def _format_of(path: str) -> Format:
     return FORMATS[suffix]
 
 
-def _read_pillow(path: str, im: Image.Image, start: bytes) -> Picture:
-    """A picture that Pillow knows; ``start``: the file's first 32 bytes."""
+def from_pillow(im: Image.Image, name: str = 'the picture') -> Picture:
+    """A picture that Pillow has opened or made; see :func:`read`. Pillow itself reads 16-bit colours as 8-bit ones.
+
+    Args:
+        name: what an error calls it.
+    """
     if im.mode == 'F' or (im.mode == 'I' and im.format != 'PPM'):
-        raise UserError(f'{path} holds numbers of 32 bits, whose range nobody knows; save it with 8 or 16 bits.')
+        raise UserError(f'{name} holds numbers of 32 bits, whose range nobody knows; save it with 8 or 16 bits.')
     notes, icc = [], im.info.get('icc_profile')
     if (frames := getattr(im, 'n_frames', 1)) > 1:
         notes.append(f'the first of {frames} frames is taken')
-    deep = im.mode not in DEEP_MODES and _is_deep(im, start)
-    im.load()  # tells a truncated file, which OpenCV may not
-    orientation = _orientation(im)
+    im.load()
+    orientation = _orientation(im)  # a TIFF is turned by loading it
     if im.mode in DEEP_MODES:
-        pixels = np.asarray(im).astype(np.uint16)
+        pixels = np.array(im).astype(np.uint16)
         if (transparent := im.info.get('transparency')) is not None:
             pixels = np.stack([pixels, np.where(pixels == transparent, 0, 65535).astype(np.uint16)], -1)
-    elif deep:
-        pixels = _read_opencv(path)
-        if im.format == 'PNG' and start[25] == PNG_GREY_ALPHA:  # which is RGB with alpha to OpenCV
-            pixels = pixels[..., [0, 3]]
     else:
         if im.mode in ('CMYK', 'YCbCr', 'LAB', 'HSV'):
             notes.append(f'{im.mode} becomes RGB')
             im, icc = _to_srgb(im), None
         color = 'L' if im.mode in ('1', 'L', 'LA', 'La') else 'RGB'
         mode = {'L': 'LA', 'RGB': 'RGBA'}[color] if im.has_transparency_data else color
-        pixels = np.asarray(im if im.mode == mode else im.convert(mode))
+        pixels = np.array(im if im.mode == mode else im.convert(mode))
+    return _picture(pixels, orientation, icc, notes)
+
+
+def _read_pillow(path: str, im: Image.Image, start: bytes) -> Picture:
+    """A file that Pillow knows; ``start``: its first 32 bytes."""
+    if im.mode in DEEP_MODES or not _is_deep(im, start):
+        return from_pillow(im, path)
+    im.load()  # tells a truncated file, which OpenCV may not
+    pixels = _read_opencv(path)
+    if im.format == 'PNG' and start[25] == PNG_GREY_ALPHA:  # which is RGB with alpha to OpenCV
+        pixels = pixels[..., [0, 3]]
+    return _picture(pixels, _orientation(im), im.info.get('icc_profile'))
+
+
+def _picture(pixels: np.ndarray, orientation: int, icc: bytes | None, notes: Iterable[str] = ()) -> Picture:
     pixels = _turn(pixels if pixels.ndim == 3 else pixels[..., None], orientation)
-    return Picture(np.ascontiguousarray(pixels), _fitting(icc, pixels), tuple(notes))
+    # A profile of another kind than the pixels, which is found in files, would do more harm than none.
+    kind = b'GRAY' if pixels.shape[2] < 3 else b'RGB '
+    icc = icc if icc and icc[16:20] == kind else None
+    return Picture(np.ascontiguousarray(pixels), icc, tuple(notes))
 
 
 def _read_deep_tiff(path: str) -> Picture | None:
@@ -221,18 +238,16 @@ def _read_deep_tiff(path: str) -> Picture | None:
         samples, icc, orientation = page.samplesperpixel, page.iccprofile, page.tags.valueof(274, default=1)
         if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB) or samples > 4:
             raise UserError(f'{path}: TIFF of 16 bits is read as grey or RGB, not {page.photometric.name}.')
-        if samples == 2:  # of the three libraries only this one
+        if samples == 2:  # of the three libraries only this one reads it
             pixels = page.asarray()
             if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
                 pixels = np.moveaxis(pixels, 0, -1)
-            pixels = _turn(pixels, orientation)
         else:
-            pixels = _read_opencv(path)  # turns it too
-            pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-        if pixels.shape[2] != samples:
+            pixels, orientation = _read_opencv(path), 1  # turned already
+        if samples != (pixels.shape[2] if pixels.ndim == 3 else 1):
             raise UserError(f'{path}: a TIFF of 16 bits and {samples} values per pixel of an unknown kind.')
-        notes = (f'the first of {len(file.pages)} pages is taken',) if len(file.pages) > 1 else ()
-    return Picture(np.ascontiguousarray(pixels), _fitting(icc, pixels), notes)
+        notes = [f'the first of {len(file.pages)} pages is taken'] if len(file.pages) > 1 else []
+    return _picture(pixels, orientation, icc, notes)
 
 
 def _read_opencv(path: str) -> np.ndarray:
@@ -286,12 +301,6 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return pixels
-
-
-def _fitting(icc: bytes | None, pixels: np.ndarray) -> bytes | None:
-    """The profile, if it is one for grey or for RGB as the pixels are: others harm more than none."""
-    kind = b'GRAY' if pixels.shape[2] < 3 else b'RGB '
-    return icc if icc and icc[16:20] == kind else None
 
 
 def _write_tiff(path: str, pixels: np.ndarray, icc: bytes | None) -> None:

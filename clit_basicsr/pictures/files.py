@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,9 @@ QUALITY = 95
 TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')  # the last two: BigTIFF
 DEEP_MODES = ('I', 'I;16', 'I;16B', 'I;16L', 'I;16N')  # of Pillow: grey, 16 bits
 PNG_GREY_ALPHA = 4  # a PNG's colour type
+
+# What it logs of damaged files is raised as well, and an error is one line.
+logging.getLogger('tifffile').addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def make(folder: Path) -> dict[str, tuple | str]:
     tifffile.imwrite(
         add('grey16_alpha.tif', (6, 9, 2, np.uint16)), la16, photometric='minisblack', extrasamples=['unassalpha']
     )
-    add('rgb16.ppm', (6, 9, 3, np.uint16), b'P6 9 6 65535\n' + rgb16.astype('>u2').tobytes())
+    add('map16.ppm', (6, 9, 3, np.uint16), b'P6 9 6 65535\n' + rgb16.astype('>u2').tobytes())
     # what is not
     add('empty.png', 'is empty', b'')
     add('text.png', 'no picture', b'Dear picture, \nwhere are you?\n')

@@ -167,7 +167,8 @@ def replacing(path: str) -> Iterator[str]:
         UserError: the file cannot be written there.
     """
     folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f'.{name}.{os.getpid()}.tmp')
+    stem, suffix = os.path.splitext(name)  # some libraries read the format from the suffix
+    temporary = os.path.join(folder, f'.{stem}.{os.getpid()}.tmp{suffix}')
     try:
         yield temporary
         os.replace(temporary, path)

@@ -103,6 +103,7 @@ def test_sizes_as_people_say_them(folder, net, options, size):
         (('--width', '8'), 'only enlarges'),
         (('--height', '3'), '-s 1 restores'),
         (('-s', '1e6'), 'GB'),
+        (('-s', '1e300'), 'ends at 2147483647'),
         (('-s', '2', '--tile', '0'), 'at least 1 pixel'),
         (('-s', '2', '--device', 'abacus'), 'no device'),
         (('-s', '2', '--model', 'nowhere'), 'trained here: tiny'),

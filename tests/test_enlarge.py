@@ -97,6 +97,11 @@ def test_tiles_follow_the_memory(net, monkeypatch):
     side = tiles.size + 2 * tiles.pad
     assert side**2 * memory.bytes_per_pixel(net.encoder) <= 10_000_000
     assert tiles.size > 40
+    # padding is never most of the work, unless memory forbids it
+    assert memory.plan_tiles(net, (3000, 4000), (16, 16)).size == 4 * REACH
+    assert memory.plan_tiles(net, (3000, 4000), (16, 16), tile=7)[:2] == (7, REACH)
+    monkeypatch.setattr(memory, 'available_memory', lambda device: 1_000_000)
+    assert memory.plan_tiles(net, (3000, 4000), (16, 16)).size == memory.SHORTEST_TILE
     rcan = {'type': 'RCAN', 'num_feat': 8, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 4}
     rcan = build_network({**OPTIONS, 'encoder': rcan})
     assert not memory.plan_tiles(rcan, (3000, 4000), (2, 2)).exact

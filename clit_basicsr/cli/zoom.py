@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
     shots = zoom.plan_shots(
         (h, w), frame_size, sizes.point(args.at, h, w), args.to, max(2, round(args.seconds * args.fps))
     )
+    picture, shots = zoom.cut_to_film(picture, shots, frame_size)
     device = choose_device(args.device)
     path = networks.find_checkpoint(args.model)
     net = networks.load_network(path, device)

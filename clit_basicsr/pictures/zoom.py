@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import cv2
@@ -16,7 +17,7 @@ from clit_basicsr.archs.implicit import PIECE, Features, ImplicitNet
 from clit_basicsr.errors import UserError
 from clit_basicsr.pictures.files import Picture, replacing
 
-# Pixels around the first frame's window that the encoder sees as well.
+# Picture pixels around the first frame's window that the encoder sees as well.
 MARGIN = 64
 # A GIF has one palette, taken from the picture's own colours in this many windows along the way.
 PALETTE_WINDOWS = 6
@@ -96,23 +97,27 @@ def render(net: ImplicitNet, feat: Features, shot: Shot, frame_size: tuple[int, 
     return out
 
 
+def cut_to_film(picture: Picture, shots: list[Shot], frame_size: tuple[int, int]) -> tuple[Picture, list[Shot]]:
+    """What a film shows of a picture, with some surroundings, and the same shots of it."""
+    bounds = []
+    for start, side, n in zip(shots[0].origin, frame_size, picture.pixels.shape[:2], strict=True):
+        stop = math.ceil(start + side / shots[0].scale)
+        bounds.append((max(int(start) - MARGIN, 0), min(stop + MARGIN, n)))
+    (top, bottom), (left, right) = bounds
+    moved = [Shot(scale, (y - top, x - left)) for scale, (y, x) in shots]
+    return replace(picture, pixels=picture.pixels[top:bottom, left:right]), moved
+
+
 def render_film(
     net: ImplicitNet, picture: Picture, shots: list[Shot], frame_size: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    """The frames one by one, (H, W, 3), uint8. Of the picture only what the first frame shows is encoded."""
+    """The frames one by one, (H, W, 3), uint8; transparency is white."""
     device = next((p.device for p in net.parameters()), torch.device('cpu'))
-    rgb = opaque(picture)
-    first = shots[0]
-    bounds = []
-    for start, side, n in zip(first.origin, frame_size, rgb.shape[:2], strict=True):
-        bounds.append((max(int(start) - MARGIN, 0), min(math.ceil(start + side / first.scale) + MARGIN, n)))
-    (top, bottom), (left, right) = bounds
-    lq = torch.from_numpy(np.ascontiguousarray(rgb[top:bottom, left:right])).permute(2, 0, 1).unsqueeze(0).to(device)
+    lq = torch.from_numpy(opaque(picture)).permute(2, 0, 1).unsqueeze(0).to(device)
     with torch.no_grad():
         feat = net.encode(lq)
     for shot in shots:
-        moved = Shot(shot.scale, (shot.origin[0] - top, shot.origin[1] - left))
-        frame = render(net, feat, moved, frame_size).mul_(255).round_().clamp_(0, 255)
+        frame = render(net, feat, shot, frame_size).mul_(255).round_().clamp_(0, 255)
         yield frame.byte().permute(1, 2, 0).cpu().numpy()
 
 

@@ -87,6 +87,10 @@ def test_a_full_gpu_is_met_with_smaller_tiles(net, monkeypatch):
     out = enlarge.enlarge(net, Picture(pixels), scale=1.5).pixels
     assert np.abs(out - levels(answer(net, pixels, scale=1.5))).max() < 0.51
     assert seen[0] > seen[-1] <= 40
+    monkeypatch.setattr(memory, 'SHORTEST_TILE', 90)
+    monkeypatch.setattr(enlarge, 'SHORTEST_TILE', 90)
+    with pytest.raises(UserError, match='the GPU has too little memory even for tiles of 90'):
+        enlarge.enlarge(net, Picture(pixels), scale=1.5)
 
 
 def test_tiles_follow_the_memory(net, monkeypatch):

@@ -214,6 +214,22 @@ def test_which_network(folder, net, capsys):
     assert 'a.png is no checkpoint' in message('--model', 'a.png')
 
 
+def test_a_picture_for_which_there_is_no_memory_is_told(folder, capsys, monkeypatch):
+    save('a.png', color())
+    save('b.png', color())
+    read = files.read
+
+    def small_memory(path):
+        if path == 'a.png':
+            raise MemoryError
+        return read(path)
+
+    monkeypatch.setattr(files, 'read', small_memory)
+    assert main(['upscale', 'a.png', 'b.png', '-s', '1', '-o', 'out']) == 1
+    assert 'basicsr: error: a.png: there is too little memory for it.' in capsys.readouterr().err.splitlines()
+    assert os.listdir('out') == ['b.png']
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing(folder):
     """A real process, interrupted among its tiles."""

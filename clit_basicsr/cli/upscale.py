@@ -53,9 +53,10 @@ def run(args: argparse.Namespace) -> None:
         try:
             upscale_file(net, source, output, target, args.tile, f'[{i}/{len(jobs)}] ' if len(jobs) > 1 else '')
         except (UserError, MemoryError) as error:
+            message = str(error) if isinstance(error, UserError) else f'{source}: there is too little memory for it.'
             if len(jobs) == 1:
-                raise UserError(str(error) or f'{source}: there is too little memory.') from error
-            print(f'basicsr: error: {error or f"{source}: there is too little memory."}', file=sys.stderr)
+                raise UserError(message) from error
+            print(f'basicsr: error: {message}', file=sys.stderr)
             failed += 1
     if len(jobs) > 1:
         print(f'{len(jobs) - failed} of {len(jobs)} pictures written in {time.monotonic() - began:.1f} s')

@@ -238,8 +238,9 @@ def _read_deep_tiff(path: str) -> Picture | None:
         page: Any = file.pages[0]
         if page.dtype is None or page.dtype.itemsize == 1:
             return None
-        if page.dtype != np.uint16:
-            raise UserError(f'{path} holds {page.dtype} values, whose range nobody knows; save it with 8 or 16 bits.')
+        if page.dtype != np.uint16 or page.bitspersample != 16:
+            kind = f'{page.dtype} values of {page.bitspersample} bits'
+            raise UserError(f'{path} holds {kind}, whose range nobody knows; save it with 8 or 16 bits.')
         samples, icc, orientation = page.samplesperpixel, page.iccprofile, page.tags.valueof(274, default=1)
         if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB) or samples > 4:
             raise UserError(f'{path}: TIFF of 16 bits is read as grey or RGB, not {page.photometric.name}.')

@@ -39,7 +39,7 @@ class Tiles(NamedTuple):
     def __str__(self) -> str:
         if self.whole:
             return 'encoded whole'
-        return f'tiles of {self.size}+{self.pad} pixels'
+        return f'tiles of {self.size}+{self.pad} pixels{"" if self.exact else ", the encoder looks farther"}'
 
 
 def available_memory(device: torch.device) -> int:

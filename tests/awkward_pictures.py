@@ -97,6 +97,11 @@ def make(folder: Path) -> dict[str, tuple | str]:
     for name in ('noise.jpg', 'noise.webp', 'noise.tif'):
         (folder / name).unlink()
     add('huge.png', 'too large', png(100_000, 100_000, 8, 2, b'\0' * 100))
+    whole = bytearray((folder / 'grey16_alpha.tif').read_bytes())
+    for tag in (256, 257):  # width and height
+        place = whole.find(struct.pack('<H', tag), 8)
+        whole[place + 2 : place + 12] = struct.pack('<HII', 4, 1, 100_000)
+    add('huge16.tif', 'too large', bytes(whole))
     add('no_pixels.png', 'no picture', png(0, 9, 8, 2, b''))
     tifffile.imwrite(add('float.tif', '8 or 16 bits'), np.linspace(0, 1, 54, dtype=np.float32).reshape(6, 9))
     tifffile.imwrite(add('rgb_float.tif', '8 or 16 bits'), color().astype(np.float32), photometric='rgb')

@@ -89,11 +89,15 @@ def test_autocast(backend):
 
 
 def bits(backend):
-    """One number per operator result and gradient, all of them at sizes where several threads have work."""
+    """One number per operator result and gradient, all of them at sizes where several threads have work. Without the
+    convolution: its products are torch's, whose library may cut them differently for each number of threads.
+    """
     sums = []
     for name, (function, arguments) in operators(
         backend, torch.float32, queries=700, size=(24, 19), dim=32, heads=4, grid=5, out=96
     ).items():
+        if name == 'upsampled_conv':
+            continue
         out = function(*arguments)
         results = [out]
         if name != 'dense_linear':

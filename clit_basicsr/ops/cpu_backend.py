@@ -39,9 +39,9 @@ def attention_backward(
 
 
 def pack(weight: Tensor, heads: int, grid: int) -> Tensor:
-    """The first layer (O, G * G * C) as :func:`dense_linear` reads it: (H, G * G, O / panel, C / H, panel)."""
-    panels = _panels(weight, grid)
-    return panels.unflatten(2, (heads, -1)).permute(2, 0, 1, 3, 4).contiguous()
+    """The first layer (O, G * G * C) as :func:`dense_linear` reads it: (H, O / panel, G * G, C / H, panel)."""
+    panels = _panels(weight, grid)  # (G * G, O / panel, C, panel)
+    return panels.unflatten(2, (heads, -1)).permute(2, 1, 0, 3, 4).contiguous()
 
 
 def _panels(weight: Tensor, grid: int) -> Tensor:

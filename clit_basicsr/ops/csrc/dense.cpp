@@ -35,10 +35,14 @@ struct Axis {
   int64_t pixels() const { return begin.size() - 1; }
 };
 
-// Bytes of products and results that one tile works on: they have to stay in the second-level cache. More pixels share the
-// reading of the weights, but leave less room for products where each pixel has many queries.
-constexpr int64_t kTileBytes = 5 << 18;
-constexpr int64_t tile_pixels(double queries_per_pixel) { return queries_per_pixel > 6 ? 32 : 64; }
+// Pixels of one tile. Many share one reading of the weights; few leave room in the second-level cache for one head's
+// attention (196 bytes a query for G = 7) and one panel's weights.
+constexpr int64_t tile_pixels(double queries_per_pixel) {
+  return std::clamp<int64_t>(int64_t(2560 / queries_per_pixel), 12, 64);
+}
+
+// Bytes of products made at once, for kRows pixels: they are used while they lie in the first-level cache.
+constexpr int64_t kProductBytes = 24 << 10;
 
 template <typename T>
 struct Dense {
@@ -49,168 +53,169 @@ struct Dense {
   Window window;
   const Axis<T>&rows, &cols;
 
-  // A rectangle of pixels and the memory for it.
+  // A rectangle of pixels, counted from the axes' first ones.
   struct Tile {
-    int64_t y0, y1, x0, x1;  // counted from the axes' first pixels
-    std::vector<int64_t> start;  // of each pixel's queries among those of the tile
-    std::vector<int64_t> lanes;  // of each pixel's attention, in vectors
+    int64_t y0, y1, x0, x1;
+    int64_t height() const { return y1 - y0; }
+    int64_t width() const { return x1 - x0; }
+    int64_t pixels() const { return height() * width(); }
   };
 
-  int64_t patch_rows(const Tile& t) const { return t.y1 - t.y0 + window.grid - 1; }
-  int64_t patch_cols(const Tile& t) const { return t.x1 - t.x0 + window.grid - 1; }
+  // The tile and the margin that its windows need.
+  int64_t patch_rows(const Tile& t) const { return t.height() + window.grid - 1; }
+  int64_t patch_cols(const Tile& t) const { return t.width() + window.grid - 1; }
 
-  // One head of a map around the tile: [rows][columns][dim], zeros outside the map.
+  // One head of a map around the tile, zeros outside the map: [row][column][dim], or [row][dim][column].
+  template <bool kColumnsLast>
   void cut(const T* map, const Tile& t, int h, T* patch) const {
     const int r = window.grid / 2;
-    for (int64_t i = 0; i < patch_rows(t); ++i) {
+    const int64_t n = patch_cols(t);
+    for (int64_t i = 0; i < patch_rows(t); ++i, patch += n * dim) {
       const int64_t y = rows.first + t.y0 + i - r;
-      for (int64_t j = 0; j < patch_cols(t); ++j, patch += dim) {
+      for (int64_t j = 0; j < n; ++j) {
         const int64_t x = cols.first + t.x0 + j - r;
-        if (y >= 0 && y < window.height && x >= 0 && x < window.width)
-          std::memcpy(patch, map + (y * width + x) * channels + h * dim, dim * sizeof(T));
+        const bool inside = y >= 0 && y < window.height && x >= 0 && x < window.width;
+        const T* from = inside ? map + (y * width + x) * channels + h * dim : nullptr;
+        if constexpr (kColumnsLast)
+          for (int c = 0; c < dim; ++c) patch[c * n + j] = inside ? from[c] : T(0);
+        else if (inside)
+          std::memcpy(patch + j * dim, from, dim * sizeof(T));
         else
-          std::memset(patch, 0, dim * sizeof(T));
+          std::memset(patch + j * dim, 0, dim * sizeof(T));
       }
     }
   }
 
-  // One head's queries of a pixel, scaled, as columns: [dim][lanes].
-  void sample(int64_t y, int64_t x, int h, int64_t lanes, T* query) const {
-    std::memset(query, 0, dim * lanes * sizeof(T));
+  // One head of one query, scaled: [dim].
+  void sample(int64_t r, int64_t s, int h, T* query) const {
     const T scale = T(1) / std::sqrt(T(dim));
-    int64_t m = 0;
-    for (int64_t r = rows.begin[y]; r < rows.begin[y + 1]; ++r)
-      for (int64_t s = cols.begin[x]; s < cols.begin[x + 1]; ++s, ++m) {
-        const T* corner[4];
-        T w[4];
-        for (int i = 0; i < 4; ++i) {
-          corner[i] = q + (rows.taps[2 * r + i / 2] * width + cols.taps[2 * s + i % 2]) * channels + h * dim;
-          w[i] = rows.weights[2 * r + i / 2] * cols.weights[2 * s + i % 2] * scale;
-        }
-        for (int c = 0; c < dim; ++c)
-          query[c * lanes + m] = w[0] * corner[0][c] + w[1] * corner[1][c] + w[2] * corner[2][c] + w[3] * corner[3][c];
-      }
-  }
-
-  // Equation (6) for the queries of one pixel: [G * G][lanes].
-  void attend(const Tile& t, int64_t y, int64_t x, int h, const T* keys, T* query, T* bias, T* attention) const {
-    constexpr int L = kLanes<T>;
-    const int64_t count_x = cols.begin[x + 1] - cols.begin[x];
-    const int64_t count = (rows.begin[y + 1] - rows.begin[y]) * count_x;
-    const int64_t lanes = (count + L - 1) / L * L;
-    const int grid = window.grid;
-    sample(y, x, h, lanes, query);
-    std::memset(bias, 0, 2 * grid * lanes * sizeof(T));
-    for (int64_t m = 0; m < count; ++m)
-      for (int i = 0; i < grid; ++i) {
-        bias[i * lanes + m] = rows.bias[((rows.begin[y] + m / count_x) * grid + i) * heads + h];
-        bias[(grid + i) * lanes + m] = cols.bias[((cols.begin[x] + m % count_x) * grid + i) * heads + h];
-      }
-    for (int64_t lane = 0; lane < lanes; lane += L) {
-      for (int i = 0; i < grid; ++i) {
-        const T* key = keys + ((y - t.y0 + i) * patch_cols(t) + x - t.x0) * dim;
-        T* row = attention + i * grid * lanes + lane;
-        int j = 0;
-        for (; j + 7 <= grid; j += 7) products<7>(key + j * dim, query + lane, lanes, row + j * lanes);
-        for (; j < grid; ++j) products<1>(key + j * dim, query + lane, lanes, row + j * lanes);
-      }
-      vec<T> largest = fill(T(-INFINITY)), total{};
-      for (int g = 0; g < window.positions(); ++g) {
-        T* a = attention + g * lanes + lane;
-        const T *by = bias + g / grid * lanes + lane, *bx = bias + (grid + g % grid) * lanes + lane;
-        const vec<T> value = logit(load(a), load(by), load(bx));
-        largest = value > largest ? value : largest;
-        store(a, value);
-      }
-      for (int g = 0; g < window.positions(); ++g) {
-        T* a = attention + g * lanes + lane;
-        const vec<T> value = exp_negative(load(a) - largest);
-        total += value;
-        store(a, value);
-      }
-      const vec<T> factor = T(1) / total;
-      for (int g = 0; g < window.positions(); ++g) store(attention + g * lanes + lane, load(attention + g * lanes + lane) * factor);
+    const T* corner[4];
+    T w[4];
+    for (int i = 0; i < 4; ++i) {
+      corner[i] = q + (rows.taps[2 * r + i / 2] * width + cols.taps[2 * s + i % 2]) * channels + h * dim;
+      w[i] = rows.weights[2 * r + i / 2] * cols.weights[2 * s + i % 2] * scale;
     }
+    for (int c = 0; c < dim; ++c)
+      query[c] = w[0] * corner[0][c] + w[1] * corner[1][c] + w[2] * corner[2][c] + w[3] * corner[3][c];
   }
 
-  template <int M>
-  void products(const T* key, const T* query, int64_t lanes, T* out_row) const {
-    const T* a[M];
-    for (int i = 0; i < M; ++i) a[i] = key + i * dim;
-    multiply<T, M, 1, false>(dim, a, 1, query, lanes, out_row, lanes);
-  }
-
-  void run(Tile& t) const {
-    const int64_t nx = t.x1 - t.x0, pixels = (t.y1 - t.y0) * nx;
-    int64_t queries = 0, vectors = 0, widest = 0;
-    t.start.clear(), t.lanes.clear();
-    for (int64_t p = 0; p < pixels; ++p) {
-      const int64_t y = t.y0 + p / nx, x = t.x0 + p % nx;
-      const int64_t count = (rows.begin[y + 1] - rows.begin[y]) * (cols.begin[x + 1] - cols.begin[x]);
-      const int64_t lanes = (count + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-      t.start.push_back(queries), t.lanes.push_back(vectors);
-      queries += count, vectors += lanes, widest = std::max(widest, lanes);
-    }
-    t.start.push_back(queries), t.lanes.push_back(vectors);
-
+  // Equation (6) for one head of the tile: [query][G * G], the queries in the order of their pixels. keys: [row][dim][column].
+  void attend(const Tile& t, int h, const T* keys, T* attention) const {
     const int grid = window.grid, positions = window.positions();
-    const int64_t panels = padded / kPanel<T>;
-    const int64_t left = kTileBytes - queries * padded * int64_t(sizeof(T));
-    const int largest = std::clamp<int64_t>(left / (pixels * padded * int64_t(sizeof(T))), grid, positions);
-    const int passes = (positions + largest - 1) / largest, step = (positions + passes - 1) / passes;
-    Buffer<T> keys(patch_rows(t) * patch_cols(t) * dim), values(patch_rows(t) * patch_cols(t) * dim);
-    Buffer<T> query(dim * widest), bias(2 * grid * widest), attention(positions * vectors);
-    Buffer<T> shared(pixels * panels * step * kPanel<T>), result(queries * padded);
-    for (int64_t m = 0; m < queries; ++m) {
-      std::copy(offset, offset + outputs, result.get() + m * padded);
-      std::fill(result.get() + m * padded + outputs, result.get() + (m + 1) * padded, T(0));
-    }
-    std::vector<const T*> a(std::max(pixels, queries));
-    for (int h = 0; h < heads; ++h) {
-      cut(k, t, h, keys.get());
-      cut(v, t, h, values.get());
-      for (int64_t p = 0; p < pixels; ++p)
-        attend(t, t.y0 + p / nx, t.x0 + p % nx, h, keys.get(), query.get(), bias.get(),
-               attention.get() + positions * t.lanes[p]);
-      for (int g0 = 0; g0 < positions; g0 += step) {
-        const int n = std::min(step, positions - g0);
-        build(t, h, g0, n, values.get(), shared.get(), a.data());
-        for (int64_t p = 0; p < pixels; ++p) {
-          const int64_t lanes = t.lanes[p + 1] - t.lanes[p], count = t.start[p + 1] - t.start[p];
-          const T* weights = attention.get() + positions * t.lanes[p] + g0 * lanes;
-          for (int64_t m = 0; m < count; ++m) a[m] = weights + m;
-          for (int64_t panel = 0; panel < panels; ++panel)
-            multiply_rows<T, true>(count, n, a.data(), lanes, shared.get() + (p * panels + panel) * n * kPanel<T>,
-                                   result.get() + t.start[p] * padded + panel * kPanel<T>, padded);
+    const int64_t s0 = cols.begin[t.x0], s1 = cols.begin[t.x1], n = patch_cols(t);
+    const int stride = (grid + kNarrowLanes<T> - 1) / kNarrowLanes<T> * kNarrowLanes<T>;
+    Buffer<T> query(dim), bias_x((s1 - s0) * stride), bias_y(grid);
+    for (int64_t s = s0; s < s1; ++s)
+      for (int j = 0; j < stride; ++j)
+        bias_x.get()[(s - s0) * stride + j] = j < grid ? cols.bias[(s * grid + j) * heads + h] : T(0);
+    for (int64_t y = t.y0; y < t.y1; ++y)
+      for (int64_t x = t.x0; x < t.x1; ++x)
+        for (int64_t r = rows.begin[y]; r < rows.begin[y + 1]; ++r) {
+          for (int i = 0; i < grid; ++i) bias_y.get()[i] = rows.bias[(r * grid + i) * heads + h];
+          for (int64_t s = cols.begin[x]; s < cols.begin[x + 1]; ++s, attention += positions) {
+            sample(r, s, h, query.get());
+            const T* key = keys + (y - t.y0) * dim * n + x - t.x0;
+            // What is stored beyond a window row is overwritten by the next row, query or softmax.
+            if (grid == 7 && stride == kNarrowLanes<T>)
+              logits<7>(query.get(), key, n, bias_y.get(), bias_x.get() + (s - s0) * stride, attention);
+            else
+              for (int i = 0; i < grid; ++i)
+                for (int j = 0; j < stride; j += kNarrowLanes<T>)
+                  logits<1>(query.get(), key + i * dim * n + j, n, bias_y.get() + i,
+                            bias_x.get() + (s - s0) * stride + j, attention + i * grid + j);
+            softmax_in_place(attention, positions);
+          }
         }
-      }
+  }
+
+  // kWindowRows rows of the window, kNarrowLanes columns of each.
+  template <int kWindowRows>
+  __attribute__((noinline)) void logits(const T* query, const T* key, int64_t n, const T* bias_y, const T* bias_x,
+                                        T* to) const {
+    narrow<T> acc[kWindowRows] = {};
+    const T* row[kWindowRows];
+    for (int i = 0; i < kWindowRows; ++i) row[i] = key + i * dim * n;
+    int64_t at = 0;
+    for (int c = 0; c < dim; ++c, at += n) {
+      const narrow<T> value = query[c] - narrow<T>{};
+#pragma GCC unroll 8
+      for (int i = 0; i < kWindowRows; ++i) acc[i] += value * load_narrow(row[i] + at);
+    }
+    for (int i = 0; i < kWindowRows; ++i)
+      store_narrow(to + i * window.grid, logit<narrow<T>>(acc[i], bias_y[i] - narrow<T>{}, load_narrow(bias_x)));
+  }
+
+  void run(const Tile& t) const {
+    const int positions = window.positions();
+    const int64_t panels = padded / kPanel<T>, pixels = t.pixels();
+    std::vector<int64_t> start{0};  // of each pixel's queries among those of the tile
+    for (int64_t y = t.y0; y < t.y1; ++y)
+      for (int64_t x = t.x0; x < t.x1; ++x)
+        start.push_back(start.back() + (rows.begin[y + 1] - rows.begin[y]) * (cols.begin[x + 1] - cols.begin[x]));
+    const int64_t queries = start.back(), margin = kNarrowLanes<T> + kLanes<T>;
+    const int largest = std::max<int64_t>(1, kProductBytes / (kRows * kPanel<T> * int64_t(sizeof(T))));
+    const int passes = (positions + largest - 1) / largest, step = (positions + passes - 1) / passes;
+    Buffer<T> keys(patch_rows(t) * patch_cols(t) * dim + margin), values(patch_rows(t) * patch_cols(t) * dim);
+    Buffer<T> attention(queries * positions + margin);
+    Buffer<T> shared(kRows * step * kPanel<T>), result(queries * padded);  // result: [panel][query][kPanel]
+    T* to = result.get();
+    for (int64_t o = 0; o < padded; o += kPanel<T>)
+      for (int64_t m = 0; m < queries; ++m)
+        for (int i = 0; i < kPanel<T>; ++i) *to++ = o + i < outputs ? offset[o + i] : T(0);
+    std::vector<const T*> pixel(pixels), a(queries);
+    for (int64_t p = 0; p < pixels; ++p)
+      pixel[p] = values.get() + (p / t.width() * patch_cols(t) + p % t.width()) * dim;
+    std::vector<int64_t> shift(positions);  // from a pixel's first window position to the others
+    for (int g = 0; g < positions; ++g) shift[g] = (g / window.grid * patch_cols(t) + g % window.grid) * dim;
+    const int64_t groups = (pixels + kRows - 1) / kRows;
+    for (int h = 0; h < heads; ++h) {
+      cut<true>(k, t, h, keys.get());
+      cut<false>(v, t, h, values.get());
+      attend(t, h, keys.get(), attention.get());
+      for (int64_t panel = 0; panel < panels; ++panel)
+        for (int g0 = 0; g0 < positions; g0 += step) {
+          const int n = std::min(step, positions - g0);
+          const T* weight = packed + ((h * panels + panel) * positions + g0) * dim * kPanel<T>;
+          for (int m = 0; m < queries; ++m) a[m] = attention.get() + m * positions + g0;
+          for (int64_t group = 0; group < groups; ++group) {
+            const int64_t p0 = pixels * group / groups, p1 = pixels * (group + 1) / groups;
+            build(p1 - p0, shift.data() + g0, n, weight, pixel.data() + p0, shared.get());
+            for (int64_t p = p0; p < p1; ++p)
+              multiply_rows<T, true>(start[p + 1] - start[p], n, a.data() + start[p], 1,
+                                     shared.get() + (p - p0) * n * kPanel<T>,
+                                     result.get() + (panel * queries + start[p]) * kPanel<T>, kPanel<T>);
+          }
+        }
     }
     for (int64_t p = 0; p < pixels; ++p) {
-      const int64_t y = t.y0 + p / nx, x = t.x0 + p % nx;
-      const T* from = result.get() + t.start[p] * padded;
+      const int64_t y = t.y0 + p / t.width(), x = t.x0 + p % t.width();
+      int64_t m = start[p];
       for (int64_t r = rows.begin[y]; r < rows.begin[y + 1]; ++r)
-        for (int64_t s = cols.begin[x]; s < cols.begin[x + 1]; ++s, from += padded)
-          std::copy(from, from + outputs, out + (r * num_cols + s) * outputs);
+        for (int64_t s = cols.begin[x]; s < cols.begin[x + 1]; ++s, ++m)
+          for (int64_t o = 0; o < outputs; o += kPanel<T>)
+            std::copy_n(result.get() + o * queries + m * kPanel<T>, std::min<int64_t>(kPanel<T>, outputs - o),
+                        out + (r * num_cols + s) * outputs + o);
     }
   }
 
-  // The products of the positions g0 ... g0 + n - 1: [pixel][panel][n][kPanel]. Weights are read once, in order.
-  void build(const Tile& t, int h, int g0, int n, const T* values, T* shared, const T** a) const {
-    const int64_t nx = t.x1 - t.x0, pixels = (t.y1 - t.y0) * nx, panels = padded / kPanel<T>;
-    const int64_t size = dim * kPanel<T>, stride = panels * n * kPanel<T>, full = pixels / kRows * kRows;
-    const int64_t fetch = kPanel<T> * kRows / std::max<int64_t>(full, 1);
-    const T* weight = packed + (int64_t(h) * window.positions() + g0) * panels * size;
-    for (int g = g0; g < g0 + n; ++g) {
-      const T** to = a;
-      for (int64_t y = g / window.grid; y < t.y1 - t.y0 + g / window.grid; ++y)
-        for (int64_t x = g % window.grid; x < nx + g % window.grid; ++x) *to++ = values + (y * patch_cols(t) + x) * dim;
-      for (int64_t panel = 0; panel < panels; ++panel, weight += size) {
-        T* c = shared + (panel * n + g - g0) * kPanel<T>;
-        for (int64_t p = 0; p < full; p += kRows)
-          multiply<T, kRows, kPanelVectors, false, true>(dim, a + p, 1, weight, kPanel<T>, c + p * stride, stride,
-                                                         weight + size + p / kRows * dim * fetch, fetch);
-        multiply_rows<T, false>(pixels - full, dim, a + full, 1, weight, c + full * stride, stride);
-      }
+  // One panel of the products of n window positions for up to kRows pixels: [pixel][n][kPanel].
+  void build(int pixels, const int64_t* shift, int n, const T* weight, const T* const* pixel, T* shared) const {
+    switch (pixels) {
+      case 6: build_rows<6>(shift, n, weight, pixel, shared); break;
+      case 5: build_rows<5>(shift, n, weight, pixel, shared); break;
+      case 4: build_rows<4>(shift, n, weight, pixel, shared); break;
+      case 3: build_rows<3>(shift, n, weight, pixel, shared); break;
+      case 2: build_rows<2>(shift, n, weight, pixel, shared); break;
+      case 1: build_rows<1>(shift, n, weight, pixel, shared); break;
+    }
+  }
+  template <int M>
+  __attribute__((noinline)) void build_rows(const int64_t* shift, int n, const T* weight, const T* const* pixel,
+                                            T* shared) const {
+    for (int g = 0; g < n; ++g, weight += dim * kPanel<T>) {
+      const T* a[M];
+      for (int i = 0; i < M; ++i) a[i] = pixel[i] + shift[g];
+      multiply<T, M, kPanelVectors, false>(dim, a, 1, weight, kPanel<T>, shared + g * kPanel<T>, n * kPanel<T>);
     }
   }
 };
@@ -229,8 +234,7 @@ void dense_linear_of(const Tensor& q, const Tensor& k, const Tensor& v, const Te
     const Dense<T> dense{read<T>(q) + b * map, read<T>(k) + b * map, read<T>(v) + b * map, read<T>(packed), read<T>(offset),
                          write<T>(out) + b * num_rows * num_cols * outputs, width, channels, outputs, padded, num_cols,
                          int(heads), int(channels / heads), Window{height, width, int(grid)}, rows, cols};
-    typename Dense<T>::Tile tile{y, std::min(y + tile_y, rows.pixels()), x, std::min(x + tile_x, cols.pixels()), {}, {}};
-    dense.run(tile);
+    dense.run({y, std::min(y + tile_y, rows.pixels()), x, std::min(x + tile_x, cols.pixels())});
   });
 }
 

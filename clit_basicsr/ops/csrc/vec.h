@@ -55,6 +55,26 @@ inline vec<T> fill(T value) {
   return value - vec<T>{};  // x - 0 is x, which the compiler knows; x + 0 would be an addition
 }
 
+// Vectors for the rows of a window, which are short: of at most 8 numbers in single precision.
+constexpr int kNarrowBytes = kVectorBytes < 32 ? kVectorBytes : 32;
+template <typename T>
+struct Narrow {
+  typedef T type __attribute__((vector_size(kNarrowBytes), aligned(alignof(T)), may_alias));
+};
+template <typename T>
+using narrow = typename Narrow<T>::type;
+template <typename T>
+constexpr int kNarrowLanes = kNarrowBytes / sizeof(T);
+
+template <typename T>
+inline narrow<T> load_narrow(const T* p) {
+  return *reinterpret_cast<const narrow<T>*>(p);
+}
+template <typename T>
+inline void store_narrow(T* p, narrow<T> v) {
+  *reinterpret_cast<narrow<T>*>(p) = v;
+}
+
 template <typename T>
 inline T sum(vec<T> v) {
   // In halves, always in the same order.
@@ -108,13 +128,33 @@ inline vec<double> exp_negative(vec<double> x) {
   return x;
 }
 
+// a[0 ... n - 1]; up to kLanes numbers behind them are overwritten.
+template <typename T>
+inline void softmax_in_place(T* a, int n) {
+  constexpr int L = kLanes<T>;
+  store(a + n, fill(T(-INFINITY)));
+  vec<T> largest = load(a);
+  for (int i = L; i < n; i += L) {
+    const vec<T> value = load(a + i);
+    largest = value > largest ? value : largest;
+  }
+  T top = largest[0];
+  for (int i = 1; i < L; ++i) top = top < largest[i] ? largest[i] : top;
+  vec<T> total{};
+  for (int i = 0; i < n; i += L) {
+    const vec<T> value = exp_negative(load(a + i) - top);
+    total += value;
+    store(a + i, value);
+  }
+  const T factor = T(1) / sum<T>(total);
+  for (int i = 0; i < n; i += L) store(a + i, load(a + i) * factor);
+}
+
 // C[i][0 ... V vectors) (+)= sum over k of A[i][k] * B[k][...], for M rows: everything stays in registers.
-// a: A's rows, their elements `step` apart; B's rows are `width` apart, C's `stride`. Meanwhile memory from `ahead` on is fetched
-// into the cache, `fetch` numbers per k, evenly: a burst of requests would stop the products.
-template <typename T, int M, int V, bool kAccumulate, bool kFetch = false>
-inline __attribute__((always_inline)) void multiply(
-    int K, const T* const* a, int64_t step, const T* b, int64_t width, T* c, int64_t stride,
-    const T* ahead = nullptr, int64_t fetch = 0) {
+// a: A's rows, their elements `step` apart; B's rows are `width` apart, C's `stride`.
+template <typename T, int M, int V, bool kAccumulate>
+inline __attribute__((always_inline)) void multiply(int K, const T* const* a, int64_t step, const T* b, int64_t width, T* c,
+                                                    int64_t stride) {
   constexpr int L = kLanes<T>;
   vec<T> acc[M][V];
 #pragma GCC unroll 8
@@ -122,7 +162,6 @@ inline __attribute__((always_inline)) void multiply(
 #pragma GCC unroll 4
     for (int j = 0; j < V; ++j) acc[i][j] = kAccumulate ? load(c + i * stride + j * L) : vec<T>{};
   for (int k = 0; k < K; ++k) {
-    if constexpr (kFetch) __builtin_prefetch(ahead + k * fetch);
     vec<T> row[V];
 #pragma GCC unroll 4
     for (int j = 0; j < V; ++j) row[j] = load(b + k * width + j * L);
@@ -139,18 +178,21 @@ inline __attribute__((always_inline)) void multiply(
     for (int j = 0; j < V; ++j) store(c + i * stride + j * L, acc[i][j]);
 }
 
-// The same for any number of rows, one panel wide.
+// The same for any number of rows, one panel wide. The rows are shared out evenly: few at once would leave the adders waiting.
 template <typename T, bool kAccumulate>
-inline void multiply_rows(int M, int K, const T* const* a, int64_t step, const T* panel, T* c, int64_t stride) {
+__attribute__((noinline)) void multiply_rows(int M, int K, const T* const* a, int64_t step, const T* panel, T* c, int64_t stride) {
   constexpr int V = kPanelVectors;
-  for (; M >= kRows; M -= kRows, a += kRows, c += kRows * stride)
-    multiply<T, kRows, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride);
-  switch (M) {
-    case 5: multiply<T, 5, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
-    case 4: multiply<T, 4, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
-    case 3: multiply<T, 3, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
-    case 2: multiply<T, 2, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
-    case 1: multiply<T, 1, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
+  for (int parts = (M + kRows - 1) / kRows; parts > 0; --parts) {
+    const int m = (M + parts - 1) / parts;
+    switch (m) {
+      case 6: multiply<T, 6, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
+      case 5: multiply<T, 5, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
+      case 4: multiply<T, 4, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
+      case 3: multiply<T, 3, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
+      case 2: multiply<T, 2, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
+      case 1: multiply<T, 1, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
+    }
+    M -= m, a += m, c += m * stride;
   }
 }
 

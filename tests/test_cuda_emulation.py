@@ -85,6 +85,16 @@ def test_in_pieces_and_not_contiguous(name, monkeypatch):
     cuda_checks.check(name, torch.bfloat16, batch=5, queries=40, shape=(32, 1, 3, 10))
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
+def test_operator_is_registered_well(name, dtype):
+    function, arguments = cuda_checks.operator(name, dtype, size=(3, 2), queries=5, shape=(10, 2, 3, 4))
+    if dtype == torch.float32 and name != 'dense_linear':
+        arguments[0].requires_grad_()
+    tests = ['test_schema', 'test_autograd_registration', 'test_faketensor']
+    torch.library.opcheck(function, (*arguments, 'cuda'), test_utils=tests)
+
+
 def test_local_attention():
     cuda_checks.check_local_attention()
     cuda_checks.check_local_attention(size=(1, 6), shape=(12, 3, 7, 4))

@@ -68,6 +68,12 @@ def test_on_another_stream(name):
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='there is no second GPU')
+def test_on_another_device():
+    for name in OPERATORS:
+        cuda_checks.check(name, torch.float32, 'cuda:1')
+
+
 def test_repeats_bit_by_bit():
     cuda_checks.check_repeats('cuda')
 

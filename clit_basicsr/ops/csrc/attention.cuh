@@ -30,7 +30,7 @@ __device__ void attend(const Window& window, int heads, int dim, const float* qu
     const bool active = slot < here;
     const int channel = active ? h * dim + part * L::kPack : 0;
     float mine[L::kPack];
-    load<L::kPack>(query + channel, mine);
+    if constexpr (kDim != 0) load<L::kPack>(query + channel, mine);
     for (int i = 0; i < grid; ++i)
       for (int j = 0; j < grid; ++j) {
         const int64_t pixel = window.pixel(y, x, i, j);

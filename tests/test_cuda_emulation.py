@@ -148,6 +148,15 @@ def test_training_of_a_cascade():
             assert (found[key] - value).abs().max() < 1e-5 * value.abs().max(), key
 
 
+def test_tensors_of_two_types_are_refused():
+    query, k, out = torch.ones(1, 1, 8), torch.ones(1, 1, 1, 8), torch.empty(1, 1, 1, 1)
+    others = (torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), *torch.zeros(2, 1, 1, dtype=torch.long))
+    KERNELS.attention(query, k, *others, out, 0)
+    assert out.item() == 1
+    with pytest.raises(RuntimeError, match='differ in type'):
+        KERNELS.attention(query.half(), k, *others, out, 0)
+
+
 def test_a_grid_that_needs_too_much_shared_memory_is_refused():
     query, k, place = torch.randn(1, 1, 60), torch.randn(1, 2, 2, 60), torch.ones(1, 1, dtype=torch.long)
     table = torch.randn(1, 1, 15, 60)

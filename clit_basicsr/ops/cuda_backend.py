@@ -103,7 +103,8 @@ def attend_linear_backward(
         if first:
             sums = _sums(grad_v[images])
         upstream = grad.flatten(0, 1)[order[places]]
-        z = torch.mm(upstream, weight)  # the gradient of z; weigh_backward turns it into z
+        z = weight.new_empty(len(upstream), weight.shape[1])
+        torch.mm(upstream, weight, out=z)  # the gradient of z; weigh_backward turns it into z
         arguments = (y, x, order, begin, places.start, places.stop, images.start, True, 1.0, not first)
         run('gather', attention, z, *arguments, sums)
         run('weigh_backward', attention, value, y, x, order, places.start, z, grad_attention)

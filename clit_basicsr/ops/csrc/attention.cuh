@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads)
 
 void attention(Tensor query, Tensor k, Tensor bias_y, Tensor bias_x, Tensor y, Tensor x, Tensor out, int64_t stream) {
   const Queries all(k, y, x, out.size(2), out.size(3));
-  by_type(k, [&](auto zero) {
+  by_type([&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto kernel, int64_t floats) {
       launch_warps("attention", kernel, all.total, floats, stream, all, read<T>(query), read<T>(k), read<float>(bias_y),
@@ -182,13 +182,13 @@ void attention(Tensor query, Tensor k, Tensor bias_y, Tensor bias_x, Tensor y, T
       run(&attention_kernel<T, 32>, attend_floats<32>(all.channels, all.window.positions()));
     else
       run(&attention_kernel<T, 0>, attend_floats<0>(all.channels, all.window.positions()));
-  });
+  }, k, query, out);
 }
 
 void attention_backward(Tensor grad, Tensor out, Tensor k, Tensor y, Tensor x, Tensor grad_query, Tensor slope, Tensor grad_y,
                         Tensor grad_x, int64_t stream) {
   const Queries all(k, y, x, out.size(2), out.size(3));
-  by_type(k, [&](auto zero) {
+  by_type([&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto kernel) {
       launch_warps("attention_backward", kernel, all.total, all.heads * all.window.positions(), stream, all, read<T>(grad),
@@ -198,7 +198,7 @@ void attention_backward(Tensor grad, Tensor out, Tensor k, Tensor y, Tensor x, T
       run(&attention_backward_kernel<T, 8>);
     else
       run(&attention_backward_kernel<T, 1>);
-  });
+  }, k, grad, out, grad_query, slope, grad_y, grad_x);
 }
 
 void dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_begin, Tensor col_taps,
@@ -214,7 +214,7 @@ void dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Te
   const DenseAxis rows = axis(row_taps, row_weights, row_bias, row_begin, first_row, rows_most);
   const DenseAxis cols = axis(col_taps, col_weights, col_bias, col_begin, first_col, cols_most);
   const int64_t items = rows_most * cols_most * rows.pixels * cols.pixels;
-  by_type(k, [&](auto zero) {
+  by_type([&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto kernel, int64_t floats) {
       launch_warps("dense_attention", kernel, items, floats, stream, window, heads, dim, rows, cols, read<T>(q), read<T>(k),
@@ -224,7 +224,7 @@ void dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Te
       run(&dense_attention_kernel<T, 32>, attend_floats<32>(channels, window.positions()));
     else
       run(&dense_attention_kernel<T, 0>, attend_floats<0>(channels, window.positions()));
-  });
+  }, k, q, out);
 }
 
 }  // namespace

@@ -100,14 +100,17 @@ void launch_warps(const char* name, void (*kernel)(P...), int64_t items, int64_t
   while (warps > 1 && warps * floats * int64_t(sizeof(float)) > kSharedBytes) warps /= 2;
   const int64_t bytes = warps * floats * sizeof(float);
   if (bytes > kSharedBytes)
-    throw std::runtime_error(std::string("clit_basicsr: grid_size or num_heads is too large for the CUDA kernel ") + name + ": it needs " +
-                             std::to_string(bytes) + " bytes of shared memory, more than " + std::to_string(kSharedBytes));
+    throw std::runtime_error(std::string("clit_basicsr: grid_size or num_heads is too large for the CUDA kernel ") + name +
+                             ": it needs " + std::to_string(bytes) + " bytes of shared memory, more than " +
+                             std::to_string(kSharedBytes));
   launch(name, kernel, dim3((items + warps - 1) / warps), dim3(warps * kWarp), bytes, stream, arguments...);
 }
 
-// Calls f with a value of the tensor's type.
-template <typename F>
-void by_type(const Tensor& t, const F& f) {
+// Calls f with a value of the tensors' one type.
+template <typename F, typename... Tensors>
+void by_type(const F& f, const Tensor& t, const Tensors&... others) {
+  if (((others.scalar_type() != t.scalar_type()) || ...))
+    throw std::runtime_error("clit_basicsr: the tensors of a CUDA kernel differ in type");
   switch (t.scalar_type()) {
     case torch::headeronly::ScalarType::Float: return f(float());
     case torch::headeronly::ScalarType::Half: return f(Half());

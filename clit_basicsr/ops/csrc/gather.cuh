@@ -54,7 +54,7 @@ void gather(Tensor coefficients, Tensor values, Tensor y, Tensor x, Tensor order
             int64_t image, bool by_place, double scale, bool add, Tensor out, int64_t stream) {
   const Queries all(out, y, x, coefficients.size(2), coefficients.size(3));
   const Sorted sorted{read<int64_t>(order), read<int64_t>(begin), first, last};
-  by_type(values, [&](auto zero) {
+  by_type([&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto kernel) {
       launch_warps("gather", kernel, out.size(0) * out.size(1) * out.size(2), 0, stream, all, sorted, image, out.size(0), by_place,
@@ -64,7 +64,7 @@ void gather(Tensor coefficients, Tensor values, Tensor y, Tensor x, Tensor order
       run(&gather_kernel<T, 8>);
     else
       run(&gather_kernel<T, 1>);
-  });
+  }, values, coefficients);
 }
 
 }  // namespace

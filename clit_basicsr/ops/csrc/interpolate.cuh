@@ -147,12 +147,13 @@ void interpolate(Tensor products, Tensor bias, Tensor row_index, Tensor row_weig
                  int64_t stream) {
   const Taps rows{read<int64_t>(row_index), read<float>(row_weight), nullptr, nullptr, out.size(1), products.size(1)};
   const Taps cols{read<int64_t>(col_index), read<float>(col_weight), nullptr, nullptr, out.size(2), products.size(2)};
-  const int64_t outputs = out.size(3), blocks = (outputs + kLanes - 1) / kLanes * ((cols.fine + kFine - 1) / kFine) * rows.fine * out.size(0);
-  by_type(products, [&](auto zero) {
+  const int64_t outputs = out.size(3), tiles = (cols.fine + kFine - 1) / kFine;
+  const int64_t blocks = (outputs + kLanes - 1) / kLanes * tiles * rows.fine * out.size(0);
+  by_type([&](auto zero) {
     using T = decltype(zero);
     launch("interpolate", &interpolate_kernel<T>, dim3(blocks), dim3(kLanes, kGroups), 3 * kCoarse * kLanes * sizeof(float), stream,
            rows, cols, outputs, read<T>(products), read<float>(bias), write<T>(out));
-  });
+  }, products, out);
 }
 
 void interpolate_backward(Tensor grad, Tensor row_index, Tensor row_weight, Tensor row_first, Tensor row_last, Tensor col_index,
@@ -161,12 +162,13 @@ void interpolate_backward(Tensor grad, Tensor row_index, Tensor row_weight, Tens
                   grad_products.size(1)};
   const Taps cols{read<int64_t>(col_index), read<float>(col_weight), read<int64_t>(col_first), read<int64_t>(col_last), grad.size(2),
                   grad_products.size(2)};
-  const int64_t outputs = grad.size(3), blocks = (outputs + kLanes - 1) / kLanes * ((cols.length + kOwn - 1) / kOwn) * rows.length * grad.size(0);
-  by_type(grad, [&](auto zero) {
+  const int64_t outputs = grad.size(3), tiles = (cols.length + kOwn - 1) / kOwn;
+  const int64_t blocks = (outputs + kLanes - 1) / kLanes * tiles * rows.length * grad.size(0);
+  by_type([&](auto zero) {
     using T = decltype(zero);
     launch("interpolate_backward", &interpolate_backward_kernel<T>, dim3(blocks), dim3(kLanes, kGroups),
            3 * kFine * kLanes * sizeof(float), stream, rows, cols, outputs, read<T>(grad), write<T>(grad_products));
-  });
+  }, grad, grad_products);
 }
 
 }  // namespace

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads) weigh_backward_kernel(Queries all, c
 
 void weigh(Tensor attention, Tensor v, Tensor y, Tensor x, int64_t first, Tensor z, int64_t stream) {
   const Queries all(v, y, x, attention.size(2), attention.size(3));
-  by_type(v, [&](auto zero) {
+  by_type([&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto kernel) {
       launch_warps("weigh", kernel, z.size(0), 0, stream, all, read<T>(attention), read<T>(v), first, z.size(0), write<T>(z));
@@ -81,13 +81,13 @@ void weigh(Tensor attention, Tensor v, Tensor y, Tensor x, int64_t first, Tensor
       run(&weigh_kernel<T, 8>);
     else
       run(&weigh_kernel<T, 1>);
-  });
+  }, v, attention, z);
 }
 
 void weigh_backward(Tensor attention, Tensor v, Tensor y, Tensor x, Tensor order, int64_t first, Tensor z, Tensor grad_attention,
                     int64_t stream) {
   const Queries all(v, y, x, attention.size(2), attention.size(3));
-  by_type(v, [&](auto zero) {
+  by_type([&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto kernel, int heads) {
       launch_warps("weigh_backward", kernel, z.size(0), heads * all.window.positions(), stream, all, read<int64_t>(order),
@@ -97,7 +97,7 @@ void weigh_backward(Tensor attention, Tensor v, Tensor y, Tensor x, Tensor order
       run(&weigh_backward_kernel<T, 32>, 8);
     else
       run(&weigh_backward_kernel<T, 0>, 1);
-  });
+  }, v, attention, z, grad_attention);
 }
 
 }  // namespace

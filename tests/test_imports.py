@@ -18,6 +18,10 @@ ROOMS = {
     'data': ({'data', 'ops'}, {'torch', 'basicsr', 'numpy', 'cv2', 'PIL', 'lmdb'}),
     'metrics': ({'metrics'}, {'torch', 'basicsr', 'numpy'}),
     'models': ({'models', 'archs', 'data.schedule', 'metrics'}, {'torch', 'basicsr', 'numpy', 'cv2', 'tqdm'}),
+    'pictures': (
+        {'pictures', 'archs', 'data', 'metrics', 'ops'},
+        {'torch', 'numpy', 'cv2', 'PIL', 'tifffile', 'tqdm'},
+    ),
     'published': ({'archs', 'ops'}, {'torch', 'basicsr', 'numpy'}),
     'info': ({'ops', '__version__'}, {'torch'}),
     'errors': (set(), set()),

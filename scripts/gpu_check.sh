@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds, checks and times the CUDA kernels on a machine with a GPU, in under 8 minutes. It needs a python with torch (2.10 or later),
-# numpy and pytest, and nvcc; nothing is fetched and nothing installed.
+# Builds, checks and times the CUDA kernels on a machine with a GPU, in under 8 minutes. It needs nvcc and a python with torch
+# (2.10 or later) and pytest; nothing is fetched and nothing installed.
 #
 #   scripts/gpu_check.sh [WHEELS]
 #
-#   WHEELS   a folder of wheels of what that python lacks, unpacked for this run alone. With basicsr==1.4.2 and what it imports among
-#            them the networks are timed too, without it only the kernels.
+#   WHEELS   a folder of wheels of what that python lacks, unpacked for this run alone. With basicsr (made elsewhere by
+#            pip wheel --no-deps basicsr==1.4.2) and what it imports the networks are timed too, without it only the kernels.
 #   PYTHON   the interpreter, instead of python3
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -42,9 +42,9 @@ GPU=$("$PY" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.i
 [ -n "$GPU" ] || fail "no GPU here: torch finds no CUDA device, so nothing was built, tested or timed"
 VERSIONS=$("$PY" -c 'import torch; print("torch", torch.__version__, "capability", torch.cuda.get_device_capability())')
 
-step 'build' 150 "$PY" -c 'from clit_basicsr.ops import native; print(native.problem("cuda") or native.find("cuda")); exit(bool(native.problem("cuda")))'
+step 'build' 120 "$PY" -c 'from clit_basicsr.ops import native; print(native.problem("cuda") or native.find("cuda")); exit(bool(native.problem("cuda")))'
 [ "$FAILED" -eq 0 ] || fail 'the kernels cannot be built'
-step 'tests' 150 "$PY" -m pytest -q -p no:cacheprovider tests/test_cuda.py
+step 'tests' 110 "$PY" -m pytest -q -p no:cacheprovider tests/test_cuda.py
 
 SMALL='
 import sys
@@ -57,7 +57,7 @@ for name in ("attention", "attend_linear", "upsampled_conv", "dense_linear"):
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     # without torch's own cache every tensor is an allocation, and a read beyond it is seen
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "compute-sanitizer $tool" 60 \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "compute-sanitizer $tool" 45 \
       compute-sanitizer --tool "$tool" --kernel-name kns=clit --error-exitcode 9 "$PY" -c "$SMALL"
   done
 else

@@ -37,7 +37,7 @@ if [ $# -gt 0 ]; then
   "$PY" -m pip install -q --no-index --no-deps --no-compile --target "$SITE" "$1"/*.whl || fail "the wheels in $1 cannot be unpacked"
   PYTHONPATH=$PWD:$SITE
 fi
-"$PY" -c 'import torch, pytest' || fail "$PY needs torch and pytest"
+"$PY" -c 'import torch, pytest' 2>/dev/null || fail "$PY needs torch and pytest"
 GPU=$("$PY" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")') || exit 1
 [ -n "$GPU" ] || fail "no GPU here: torch finds no CUDA device, so nothing was built, tested or timed"
 VERSIONS=$("$PY" -c 'import torch; print("torch", torch.__version__, "capability", torch.cuda.get_device_capability())')

@@ -88,6 +88,17 @@ def test_without_a_gpu_it_says_so():
         backends.module('cuda')
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_the_check_on_a_gpu_needs_one():
+    environment = {**os.environ, 'PYTHON': sys.executable}
+    done = subprocess.run([ROOT / 'scripts' / 'gpu_check.sh'], env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert (done.stdout, done.stderr.splitlines()) == (
+        '',
+        ['gpu_check: no GPU here: torch finds no CUDA device, so nothing was built, tested or timed'],
+    )
+
+
 def install(tmp_path, libraries, compiler):
     """setup.py's build in a copy of the repository, with a compiler that is a shell script."""
     copy = tmp_path / 'copy'

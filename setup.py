@@ -1,11 +1,48 @@
-"""Packaging of clit-basicsr: package, command, what it needs. Known-good versions stand in requirements*.txt."""
+"""Packaging of clit-basicsr: package, command, what it needs. Known-good versions stand in requirements*.txt.
 
+    CLIT_BUILD=cpu pip install --no-build-isolation .    # or cuda, or cpu,cuda
+
+also compiles the kernels, which are otherwise compiled at first use. Those for the CPU serve processors like this one.
+"""
+
+import importlib.util
+import os
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+LIBRARIES = [name for name in os.environ.get('CLIT_BUILD', '').split(',') if name]
+
+
+class BuildKernels(build_py):
+    """Compiles the libraries that CLIT_BUILD names into csrc/, from where they are packed with the sources."""
+
+    def run(self) -> None:
+        if LIBRARIES:
+            # by its path: importing the package needs torch, and what is installed may be another version
+            spec = importlib.util.spec_from_file_location('native', ROOT / 'clit_basicsr' / 'ops' / 'native.py')
+            native = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(native)
+            if unknown := [name for name in LIBRARIES if name not in native.LIBRARIES]:
+                raise SystemExit(f'CLIT_BUILD must name cpu, cuda or both; got {",".join(unknown)!r}.')
+            for name in LIBRARIES:
+                for old in native.CSRC.glob(f'clit_{name}-*.so'):
+                    old.unlink()
+                try:
+                    native.build(native.CSRC, name)
+                except native.BuildError as e:
+                    raise SystemExit(f'the {name} kernels cannot be built: {e}') from None
+        super().run()
+
+
+class MaybeBinary(Distribution):
+    """A wheel that holds compiled kernels is not for every platform."""
+
+    def has_ext_modules(self) -> bool:
+        return bool(LIBRARIES) or super().has_ext_modules()
 
 
 def version() -> str:
@@ -27,7 +64,9 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11,<3.13',
     packages=find_packages(include=['clit_basicsr', 'clit_basicsr.*']),
-    package_data={'clit_basicsr.ops': ['csrc/*']},  # compiled at first use
+    package_data={'clit_basicsr.ops': ['csrc/*']},  # compiled at first use, or by CLIT_BUILD
+    cmdclass={'build_py': BuildKernels},
+    distclass=MaybeBinary,
     entry_points={'console_scripts': ['basicsr = clit_basicsr.cli:main']},
     install_requires=[
         'torch>=2.4',

@@ -37,13 +37,13 @@ def versions() -> dict[str, str]:
 
 
 def report() -> str:
-    """The whole page. Builds the CPU kernels if they have not been built yet."""
+    """The whole page. Builds the kernels that can run here if they have not been built yet."""
     lines = [f'{name:14}{value}' for name, value in versions().items()]
     lines += ['', 'backends of the local attention, fastest first:']
     for name, reason in backends.REASONS.items():
         cause = reason(None)
         lines.append(f'{name:14}{"available" if cause is None else "not available: " + cause}')
-    lines += ['', f'{"kernels":14}{native.find() or "none"}']
+    lines += ['', *(f'{f"{name} kernels":14}{native.find(name) or "not built"}' for name in native.LIBRARIES)]
     return '\n'.join(lines)
 
 

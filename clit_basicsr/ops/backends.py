@@ -1,8 +1,8 @@
 """Which implementation computes the local attention, and why another one cannot.
 
 ``reference`` is the definition (:mod:`clit_basicsr.ops.reference`); ``torch`` is the same by the faster formulas in
-plain torch. One function per backend, :data:`REASONS`, says why it cannot run a call; selection and error message both
-ask it.
+plain torch; ``cpu`` and ``cuda`` have kernels of their own. One function per backend, :data:`REASONS`, says why it
+cannot run a call; selection and error message both ask it.
 """
 
 import os
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clit_basicsr.errors import UserError
-from clit_basicsr.ops import cpu_backend, native, torch_backend
+from clit_basicsr.ops import cpu_backend, cuda_backend, native, torch_backend
 
 
 def _reference_reason(v: Tensor | None, **call) -> str | None:
@@ -38,23 +38,35 @@ def _cpu_reason(v: Tensor | None, **call) -> str | None:
     cause = _torch_reason(v, **call)
     if cause is None and v is not None and (v.device.type != 'cpu' or v.dtype not in (torch.float32, torch.float64)):
         cause = f'it takes float32 and float64 on the CPU, not {v.dtype} on {v.device.type}'
-    return cause or _native_reason()
+    return cause or _native_reason('cpu')
+
+
+def _cuda_reason(v: Tensor | None, **call) -> str | None:
+    cause = _torch_reason(v, **call)
+    if cause is None and v is not None and (v.device.type != 'cuda' or v.dtype not in cuda_backend.DTYPES):
+        cause = f'it takes float32, float16 and bfloat16 on a CUDA device, not {v.dtype} on {v.device.type}'
+    return cause or _native_reason('cuda')
 
 
 @torch.compiler.assume_constant_result
-def _native_reason() -> str | None:
-    cause = native.problem()
+def _native_reason(name: str) -> str | None:
+    if name == 'cuda':
+        if not torch.cuda.is_available():
+            return f'torch {torch.__version__} finds no CUDA device'
+        if torch.cuda.get_device_capability() < (8, 0):
+            return f'its kernels need compute capability 8.0, which {torch.cuda.get_device_name()} does not have'
+    cause = native.problem(name)
     return None if cause is None else f'its kernels are not built: {cause}'
 
 
 @torch.compiler.assume_constant_result
 @cache
-def _tell_once() -> None:
+def _tell_once(name: str) -> None:
     """The user should know that the fast kernels are missing, but not at every call."""
-    cause = _native_reason()
+    cause = _native_reason(name)
     if cause is not None:
         warnings.warn(
-            f'the CPU kernels are not used, plain torch serves instead: {cause.splitlines()[0]} '
+            f'the {name.upper()} kernels are not used, plain torch serves instead: {cause.splitlines()[0]} '
             '(python -m clit_basicsr.info shows the whole reason)',
             stacklevel=2,
         )
@@ -62,6 +74,7 @@ def _tell_once() -> None:
 
 # Fastest first: 'auto' takes the first without a reason against it.
 REASONS: dict[str, Callable[..., str | None]] = {
+    'cuda': _cuda_reason,
     'cpu': _cpu_reason,
     'torch': _torch_reason,
     'reference': _reference_reason,
@@ -83,8 +96,8 @@ def select(backend: str | None, v: Tensor | None = None, **call) -> str:
     backend = backend or _default
     if backend == 'auto':
         backend = next(name for name, reason in REASONS.items() if reason(v, **call) is None)
-        if backend == 'torch' and v is not None and v.device.type == 'cpu':
-            _tell_once()
+        if backend == 'torch' and v is not None and v.device.type in native.LIBRARIES:
+            _tell_once(v.device.type)
         return backend
     if backend not in REASONS:
         raise UserError(f'backend must be one of auto, {", ".join(REASONS)}; got {backend!r}.')
@@ -107,6 +120,6 @@ def use_backend(backend: str) -> Iterator[None]:
 
 def module(backend: str) -> ModuleType:
     """The module that holds a backend's kernels, loaded."""
-    if backend == 'cpu' and (cause := _native_reason()):
-        raise UserError(f"backend 'cpu' cannot run here: {cause}.")
-    return {'torch': torch_backend, 'cpu': cpu_backend}[backend]
+    if backend in native.LIBRARIES and (cause := _native_reason(backend)):
+        raise UserError(f'backend {backend!r} cannot run here: {cause}.')
+    return {'torch': torch_backend, 'cpu': cpu_backend, 'cuda': cuda_backend}[backend]

@@ -11,7 +11,8 @@ from clit_basicsr.ops.axes import Axis, make_axis
 from clit_basicsr.ops.coords import Frame
 from clit_basicsr.ops.reference import PositionalBias
 
-# Bytes of one band of q, k and v, and queries per step: both bound the memory, neither changes the result.
+# Bytes of one band of q, k and v, and queries per step: both bound the memory, neither changes the result. A
+# backend may have its own.
 BAND_BYTES = 32 << 20
 STEP_QUERIES = 4096
 
@@ -52,15 +53,16 @@ def dense_first_layer(
     )
     halo = max(grid_size // 2, 1)
     channels = weight.shape[1] // grid_size**2
-    band = max(4, BAND_BYTES // (3 * 4 * channels * window[1]) - 2 * halo)
     kernels = backends.module(backend)
+    band_bytes, step = getattr(kernels, 'BAND_BYTES', BAND_BYTES), getattr(kernels, 'STEP_QUERIES', STEP_QUERIES)
+    band = max(4, band_bytes // (3 * 4 * channels * window[1]) - 2 * halo)
     sharing = len(y.nearest) * len(x.nearest) >= kernels.SHARING_PAYS * _pixels(y) * _pixels(x)
     packed = kernels.pack(weight, num_heads, grid_size) if sharing else weight
     linear = library.dense_linear if sharing else _direct
     for top, (start, stop) in _groups(y, band):
         low = max(top - halo, 0)
         maps = [t.permute(0, 2, 3, 1) for t in project(low, min(top + band + halo, window[0]))]
-        for part, across in _blocks(y, x, start, stop):
+        for part, across in _blocks(y, x, start, stop, step):
             y_part, x_part = _moved(_part(y, part), low), _part(x, across)
             begin, end = max(int(y_part.nearest[0]) - halo, 0), int(y_part.nearest[-1]) + halo + 1
             q, k, v = (t[:, begin:end] for t in maps)
@@ -121,11 +123,11 @@ def _groups(axis: Axis, count: int) -> Iterator[tuple[int, tuple[int, int]]]:
             yield first + i * count, (start, stop)
 
 
-def _blocks(y: Axis, x: Axis, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
-    """Cuts the rows start ... stop - 1 into blocks of about STEP_QUERIES queries that never share a pixel."""
+def _blocks(y: Axis, x: Axis, start: int, stop: int, step: int) -> Iterator[tuple[slice, slice]]:
+    """Cuts the rows start ... stop - 1 into blocks of about ``step`` queries that never share a pixel."""
     per_pixel = len(y.nearest) / _pixels(y) * len(x.nearest) / _pixels(x)
-    width = min(_pixels(x), max(32, int(STEP_QUERIES / per_pixel)))
-    height = max(1, int(STEP_QUERIES / per_pixel / width))
+    width = min(_pixels(x), max(32, int(step / per_pixel)))
+    height = max(1, int(step / per_pixel / width))
     rows = _part(y, slice(start, stop))
     for _, (r0, r1) in _groups(rows, height):
         for _, (c0, c1) in _groups(x, width):

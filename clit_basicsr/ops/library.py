@@ -174,7 +174,28 @@ def _root(n: int) -> int:
 
 
 # Under autocast the kernels compute in single precision: on the CPU nothing else is faster, and attention weights need
-# it.
+# it. The CUDA kernels calculate so in any case and take autocast's type, except for what the list names.
+_SINGLE = {'bias_y', 'bias_x', 'bias', 'row_weight', 'col_weight', 'rows', 'cols'}
+_lib = torch.library.Library('clit', 'FRAGMENT')
+
+
+def _autocast_cuda(op):
+    names = [argument.name for argument in op._opoverload._schema.arguments]
+
+    def cast(value, dtype):
+        if isinstance(value, list):
+            return [cast(one, dtype) for one in value]
+        eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(dtype) if eligible else value
+
+    def kernel(*args):
+        dtype = torch.get_autocast_dtype('cuda') if args[-1] == 'cuda' else torch.float32
+        with torch.autocast('cuda', enabled=False):
+            return op(*(cast(a, torch.float32 if n in _SINGLE else dtype) for n, a in zip(names, args, strict=True)))
+
+    return kernel
+
+
 for _op in (attention, attend_linear, upsampled_conv, dense_linear):
-    for _device in ('cpu', 'cuda'):
-        register_autocast(_op, _device, torch.float32)
+    register_autocast(_op, 'cpu', torch.float32)
+    _lib.impl(_op._name, _autocast_cuda(_op), 'AutocastCUDA')

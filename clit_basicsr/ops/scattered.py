@@ -29,8 +29,9 @@ def local_attention(
     """Local attention and the decoder's first linear layer: see :func:`clit_basicsr.ops.reference.local_attention`.
 
     Args:
-        backend: 'auto', 'reference', 'torch' or 'cpu'; None: the default (:func:`clit_basicsr.ops.use_backend`). The
-            fast backends save q, k, v and the attention weights for the backward pass and make everything else again.
+        backend: 'auto', 'reference', 'torch', 'cpu' or 'cuda'; None: the default
+            (:func:`clit_basicsr.ops.use_backend`). The fast backends save q, k, v and the attention weights for the
+            backward pass and make everything else again.
 
     Returns:
         Tensor: (B, Q, O).

@@ -40,7 +40,7 @@ def upsampled_conv(z: Tensor, weight: Tensor, bias: Tensor, upsampling: Upsampli
     Args:
         z: (B, C, h, w).
         weight, bias: (O, C, 3, 3), (O,).
-        backend: 'torch' or 'cpu'.
+        backend: 'torch', 'cpu' or 'cuda'.
 
     Returns:
         Tensor: (B, O, rows, columns), channels last in memory.

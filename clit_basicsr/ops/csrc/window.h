@@ -24,8 +24,14 @@ struct Window {
   CLIT_FUNCTION int64_t column(int64_t x, int g) const { return x + g % grid - grid / 2; }
 
   // The window's pixel as an index into the flattened map, -1 outside the map: its key and value are 0 there.
-  CLIT_FUNCTION int64_t pixel(int64_t y, int64_t x, int g) const {
-    const int64_t r = row(y, g), c = column(x, g);
+  CLIT_FUNCTION int64_t pixel(int64_t y, int64_t x, int g) const { return index(row(y, g), column(x, g)); }
+
+  // The same by row i and column j of the window.
+  CLIT_FUNCTION int64_t pixel(int64_t y, int64_t x, int i, int j) const {
+    return index(y + i - grid / 2, x + j - grid / 2);
+  }
+
+  CLIT_FUNCTION int64_t index(int64_t r, int64_t c) const {
     return r >= 0 && r < height && c >= 0 && c < width ? r * width + c : -1;
   }
 };

@@ -1,0 +1,136 @@
+"""The CUDA kernels as they are built and registered, without a GPU: compiled and loaded, none is run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from clit_basicsr.errors import UserError
+from clit_basicsr.ops import backends, library, native
+
+ROOT = Path(__file__).parents[1]
+CALLED = sorted(set(re.findall(r"run\(\s*'(\w+)'", (native.CSRC.parent / 'cuda_backend.py').read_text())))
+
+LOAD = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+for name in sys.argv[2:]:
+    print(getattr(torch.ops.clit_cuda, name).default._schema)
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    print(has(f'clit_cuda::{name}', 'CUDA'), has(f'clit_cuda::{name}', 'CPU'))
+"""
+
+
+@pytest.fixture(scope='module')
+def built(tmp_path_factory):
+    if native.compiler('cuda') is None:
+        pytest.skip('no nvcc here: the CUDA kernels have been neither compiled nor run')
+    return native.build(tmp_path_factory.mktemp('cuda'), 'cuda')
+
+
+def test_every_architecture_is_compiled(built):
+    found = set(re.findall(rb'(?:sm|compute)_\d+', built.read_bytes()))
+    assert {b'sm_80', b'sm_89', b'sm_90', b'compute_90'} <= found
+
+
+def test_the_library_loads_without_a_gpu_and_has_what_the_backend_calls(built):
+    command = [sys.executable, '-c', LOAD, str(built), *CALLED]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    schemas = done.stdout.splitlines()
+    assert len(CALLED) == 8
+    for name, schema, kernels in zip(CALLED, schemas[::2], schemas[1::2], strict=True):
+        assert schema.startswith(f'clit_cuda::{name}(Tensor '), schema
+        assert schema.endswith(', int stream) -> ()'), schema
+        assert re.search(r'Tensor\(\w!\) \w+, int stream', schema), schema  # what it writes, it says
+        assert kernels == 'True False'
+
+
+@pytest.mark.parametrize('autocast', [None, torch.float16, torch.bfloat16])
+def test_fake_kernels_and_autocast(autocast):
+    """Shapes and types as torch.compile sees them; under autocast the backend 'cuda' follows it, others do not."""
+    with FakeTensorMode():
+        query, maps = torch.empty(2, 5, 64, device='cuda'), torch.empty(2, 4, 3, 64, device='cuda')
+        table, place = torch.empty(2, 5, 7, 2, device='cuda'), torch.empty(2, 5, dtype=torch.long, device='cuda')
+        weight = torch.empty(9, 49 * 64, device='cuda')
+        kernel, offset = torch.empty(6, 64, 3, 3, device='cuda'), torch.empty(6, device='cuda')
+        taps = torch.empty(8, 3, 2, dtype=torch.long, device='cuda'), torch.empty(8, 3, 2, device='cuda')
+        torch.set_autocast_enabled('cuda', autocast is not None)
+        torch.set_autocast_dtype('cuda', autocast or torch.float16)
+        try:
+            for backend in ('cuda', 'torch'):
+                attention = library.attention(query, maps, table, table, place, place, backend)
+                first = library.attend_linear(attention, maps, weight, place, place, backend)
+                fine = library.upsampled_conv(maps, kernel, offset, *taps, *taps, backend)
+                expected = autocast if autocast is not None and backend == 'cuda' else torch.float32
+                assert {attention.dtype, first.dtype, fine.dtype} == {expected}
+                assert (attention.shape, first.shape, fine.shape) == ((2, 5, 2, 49), (2, 5, 9), (2, 8, 8, 6))
+                grads = library.attention_backward(attention, attention, query, maps, place, place, backend)
+                assert [t.shape for t in grads] == [query.shape, maps.shape, table.shape, table.shape]
+                grads = library.attend_linear_backward(first, attention, maps, weight, place, place, backend)
+                assert [t.shape for t in grads] == [attention.shape, maps.shape, weight.shape]
+        finally:
+            torch.set_autocast_enabled('cuda', False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_without_a_gpu_it_says_so():
+    v = torch.zeros(1, 8, 3, 3)
+    with pytest.raises(UserError, match=r"'cuda' cannot run here: it takes float32, .* not torch.float32 on cpu"):
+        backends.select('cuda', v, q=v, k=v)
+    with pytest.raises(UserError, match=r"'cuda' cannot run here: torch .* finds no CUDA device"):
+        backends.module('cuda')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_the_check_on_a_gpu_needs_one():
+    environment = {**os.environ, 'PYTHON': sys.executable}
+    done = subprocess.run([ROOT / 'scripts' / 'gpu_check.sh'], env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert (done.stdout, done.stderr.splitlines()) == (
+        '',
+        ['gpu_check: no GPU here: torch finds no CUDA device, so nothing was built, tested or timed'],
+    )
+
+
+def install(tmp_path, libraries, compiler):
+    """setup.py's build in a copy of the repository, with a compiler that is a shell script."""
+    copy = tmp_path / 'copy'
+    shutil.copytree(ROOT / 'clit_basicsr', copy / 'clit_basicsr', ignore=shutil.ignore_patterns('*.so', '__pycache__'))
+    shutil.copy(ROOT / 'setup.py', copy)
+    tools = tmp_path / 'tools'
+    tools.mkdir()
+    for name in ('g++', 'nvcc'):
+        (tools / name).write_text(f'#!/bin/sh\n{compiler}\n')
+        (tools / name).chmod(0o755)
+    environment = {**os.environ, 'PATH': f'{tools}:{os.environ["PATH"]}', 'CLIT_BUILD': libraries, 'CXX': 'g++'}
+    command = [sys.executable, 'setup.py', '-q', 'build', '--build-base', str(tmp_path / 'build')]
+    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+
+
+def test_installation_builds_what_is_asked_for(tmp_path):
+    writes = 'while [ "$1" != -o ]; do shift; done; echo library > "$2"'
+    done = install(tmp_path, 'cpu,cuda', writes)
+    assert done.returncode == 0, done.stderr
+    packed = sorted(path.name.split('-')[0] for path in (tmp_path / 'build').rglob('*.so'))
+    assert packed == ['clit_cpu', 'clit_cuda']
+
+
+@pytest.mark.parametrize(
+    ('libraries', 'compiler', 'words'),
+    [
+        ('cuda', 'echo the compiler says no >&2; exit 1', 'the compiler says no'),
+        ('gpu', 'exit 0', "CLIT_BUILD must name cpu, cuda or both; got 'gpu'"),
+    ],
+)
+def test_installation_fails_with_the_reason(tmp_path, libraries, compiler, words):
+    done = install(tmp_path, libraries, compiler)
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert 'Traceback' not in done.stderr

@@ -1,0 +1,166 @@
+"""The CUDA kernels executed on the CPU, thread by thread, against the reference. No kernel is run on a GPU here.
+
+``tests/cuda_emulation`` runs the kernels' own source: it finds wrong indices, sums, borders and barriers, but
+not what only a GPU can show, speed above all.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import cuda_checks
+import pytest
+import torch
+
+from clit_basicsr.archs.clit_arch import CLIT
+from clit_basicsr.archs.lit_arch import LIT
+from clit_basicsr.ops import backends, cuda_backend, native, torch_backend, use_backend
+
+HERE = Path(__file__).parent / 'cuda_emulation'
+TORCH = Path(torch.__file__).parent
+ENCODER = {'type': 'EDSR', 'num_feat': 16, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
+KERNELS = torch.ops.clit_emulated
+
+
+@pytest.fixture(scope='module')
+def library(tmp_path_factory):
+    if shutil.which('g++') is None:
+        pytest.skip('the emulation of the CUDA kernels needs g++')
+    path = tmp_path_factory.mktemp('emulation') / 'clit_emulated.so'
+    command = ['g++', '-std=c++20', '-O1', '-U_FORTIFY_SOURCE', '-fPIC', '-shared', '-DCLIT_EMULATION']
+    command += [f'-DTORCH_TARGET_VERSION={native.TARGET}', f'-I{HERE}', f'-I{native.CSRC}', f'-I{TORCH / "include"}']
+    command += [str(HERE / 'emulation.cpp'), '-o', str(path), f'-L{TORCH / "lib"}', '-ltorch', '-ltorch_cpu', '-lc10']
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    torch.ops.load_library(str(path))
+
+
+@pytest.fixture(autouse=True)
+def emulated(library, monkeypatch):
+    """Backend 'cuda' takes CPU tensors and launches the emulated kernels; at least one must have run."""
+    monkeypatch.setattr(backends, '_native_reason', lambda name: None)
+    monkeypatch.setitem(backends.REASONS, 'cuda', lambda v, **call: None)
+    monkeypatch.setattr(cuda_backend, 'run', lambda name, *arguments: getattr(KERNELS, name)(*arguments, 0))
+    before = KERNELS.launches()
+    yield
+    KERNELS.order(0)
+    assert KERNELS.launches() > before
+
+
+@pytest.mark.parametrize('shape', cuda_checks.SHAPES, ids=str)
+@pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
+def test_values_and_gradients(name, shape):
+    cuda_checks.check(name, torch.float32, shape=shape)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
+def test_half_precision(name, dtype):
+    for shape in ((64, 2, 5, 20), (10, 2, 3, 5)):
+        cuda_checks.check(name, dtype, shape=shape)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 6), (9, 2)])
+@pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
+def test_small_and_odd_maps(name, size):
+    cuda_checks.check(name, torch.float32, size=size, shape=(32, 1, 7, 6), batch=3)
+
+
+@pytest.mark.parametrize('ratio', [1, 1.5, 3.4, 9.7, (1, 6), (5.5, 1)])
+@pytest.mark.parametrize('padding', ['zeros', 'border'])
+def test_upsampling_at_any_ratio(ratio, padding):
+    cuda_checks.check('upsampled_conv', torch.float32, ratio=ratio, padding=padding, size=(6, 19), shape=(8, 1, 1, 67))
+
+
+@pytest.mark.parametrize('ratio', [1, 1.5, 3.4, (1, 6), (5.5, 1)])
+def test_dense_at_any_ratio(ratio):
+    cuda_checks.check('dense_linear', torch.float32, ratio=ratio, size=(6, 9), shape=(64, 2, 3, 6))
+
+
+@pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
+def test_in_pieces_and_not_contiguous(name, monkeypatch):
+    monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 100_000)
+    monkeypatch.setattr(cuda_backend, 'GROUP_BYTES', 1)
+    cuda_checks.check(name, torch.float32, noncontiguous=True, batch=3, queries=300, shape=(32, 1, 3, 10))
+    cuda_checks.check(name, torch.bfloat16, batch=5, queries=40, shape=(32, 1, 3, 10))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
+def test_operator_is_registered_well(name, dtype):
+    function, arguments = cuda_checks.operator(name, dtype, size=(3, 2), queries=5, shape=(10, 2, 3, 4))
+    if dtype == torch.float32 and name != 'dense_linear':
+        arguments[0].requires_grad_()
+    tests = ['test_schema', 'test_autograd_registration', 'test_faketensor']
+    torch.library.opcheck(function, (*arguments, 'cuda'), test_utils=tests)
+
+
+def test_local_attention():
+    cuda_checks.check_local_attention()
+    cuda_checks.check_local_attention(size=(1, 6), shape=(12, 3, 7, 4))
+
+
+def test_the_order_of_threads_and_blocks_does_not_matter():
+    cuda_checks.check_repeats(again=lambda: KERNELS.order(7))
+
+
+def network(arch, **opt):
+    """A small network whose attention is far from even, so that an error in it shows."""
+    torch.manual_seed(0)
+    net = arch(encoder=ENCODER, dim=64, num_heads=2, grid_size=3, hidden_dims=(24,), **opt)
+    for branch in net.branches:
+        for conv in (branch.conv_q, branch.conv_k, branch.conv_v):
+            conv.weight.data *= 6
+    return net
+
+
+@pytest.mark.parametrize(('ratio', 'sharing'), [(1.5, 0), (3.4, 4), ((2.5, 1), 9)])
+def test_pictures(ratio, sharing, monkeypatch):
+    monkeypatch.setattr(cuda_backend, 'SHARING_PAYS', sharing)
+    monkeypatch.setattr(cuda_backend, 'BAND_BYTES', 1)
+    monkeypatch.setattr(cuda_backend, 'STEP_QUERIES', 50)
+    check_picture(network(LIT), torch.rand(2, 3, 7, 6), ratio)
+
+
+def test_pictures_of_a_cascade():
+    check_picture(network(CLIT, num_branches=2), torch.rand(1, 3, 4, 5), 5.5)
+
+
+def check_picture(net, lq, ratio):
+    with use_backend('reference'):
+        expected = net.upscale(lq, scale=ratio)
+    with use_backend('cuda'):
+        assert (net.upscale(lq, scale=ratio) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_training_of_a_cascade():
+    net, lq = network(CLIT, num_branches=2), torch.rand(2, 3, 5, 4)
+    coord, cell = torch.rand(2, 30, 2) * 2 - 1, torch.tensor([[2 / 17, 2 / 13]]).expand(2, 2)
+    results = []
+    for name in ('reference', 'cuda'):
+        net.zero_grad()
+        with use_backend(name):
+            net(lq, coord, cell, (2.0, 1.7)).square().sum().backward()
+        results.append({key: p.grad.clone() for key, p in net.named_parameters()})
+    expected, found = results
+    for key, value in expected.items():
+        if key != 'position_encoder.proj.bias':  # its true gradient is 0
+            assert (found[key] - value).abs().max() < 1e-5 * value.abs().max(), key
+
+
+def test_tensors_of_two_types_are_refused():
+    query, k, out = torch.ones(1, 1, 8), torch.ones(1, 1, 1, 8), torch.empty(1, 1, 1, 1)
+    others = (torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), *torch.zeros(2, 1, 1, dtype=torch.long))
+    KERNELS.attention(query, k, *others, out, 0)
+    assert out.item() == 1
+    with pytest.raises(RuntimeError, match='differ in type'):
+        KERNELS.attention(query.half(), k, *others, out, 0)
+
+
+def test_a_grid_that_needs_too_much_shared_memory_is_refused():
+    query, k, place = torch.randn(1, 1, 60), torch.randn(1, 2, 2, 60), torch.ones(1, 1, dtype=torch.long)
+    table = torch.randn(1, 1, 15, 60)
+    out = cuda_backend.attention(query, k, table, table, place, place)
+    torch.testing.assert_close(out, torch_backend.attention(query, k, table, table, place, place))
+    with pytest.raises(RuntimeError, match=r'grid_size or num_heads is too large .* 54000 bytes'):
+        cuda_backend.attention_backward(out, out, query, k, place, place)

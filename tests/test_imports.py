@@ -18,6 +18,10 @@ ROOMS = {
     'data': ({'data', 'ops'}, {'torch', 'basicsr', 'numpy', 'cv2', 'PIL', 'lmdb'}),
     'metrics': ({'metrics'}, {'torch', 'basicsr', 'numpy'}),
     'models': ({'models', 'archs', 'data.schedule', 'metrics'}, {'torch', 'basicsr', 'numpy', 'cv2', 'tqdm'}),
+    'pictures': (
+        {'pictures', 'archs', 'ops', 'data.images', 'data.resize', 'metrics', 'published'},
+        {'torch', 'numpy', 'PIL', 'matplotlib'},
+    ),
     'published': ({'archs', 'ops'}, {'torch', 'basicsr', 'numpy'}),
     'info': ({'ops', '__version__'}, {'torch'}),
     'errors': (set(), set()),

@@ -52,6 +52,21 @@ class Features(NamedTuple):
         return self._replace(image=self.frame.size), (int(scaled[0]), int(scaled[1]))
 
 
+class LocalAttention(NamedTuple):
+    """What :meth:`ImplicitNet.attention` returns for each branch.
+
+    Attributes:
+        weights: (B, Q, H, G, G), for each head the weights on the local grid, rows (y) first; they sum to 1.
+        grid: (h, w) of the feature grid that the branch works on.
+        center: (B, Q, 2), row and column of the local grid's middle on it, the pixel nearest to the query; positions
+            of the local grid may lie outside.
+    """
+
+    weights: Tensor
+    grid: tuple[int, int]
+    center: Tensor
+
+
 class ImplicitNet(nn.Module):
     """Base of the implicit networks: an encoder and a continuous decoder.
 
@@ -88,6 +103,18 @@ class ImplicitNet(nn.Module):
         Returns:
             Tensor: (B, Q, 3) in [0, 1], not clamped.
         """
+        return self.decode(feat, *self._in_frame(feat, coord, cell, scales))
+
+    def attention(self, feat: Features, coord: Tensor, cell: Tensor, scales=None) -> list[LocalAttention]:
+        """The attention weights of every active branch at HR pixel centres; arguments as for :meth:`query`.
+
+        Raises:
+            UserError: this network has no local attention.
+        """
+        raise UserError(f'{type(self).__name__} has no local attention to show; take LIT or CLIT.')
+
+    def _in_frame(self, feat: Features, coord: Tensor, cell: Tensor, scales):
+        """coord, cell and scales of :meth:`query` as :meth:`decode` takes them."""
         if coord.dim() != 3 or coord.shape[2] != 2 or cell.shape[-1] != 2:
             raise ValueError(
                 f'coord must be (B, Q, 2) and cell (B, 2) or (B, Q, 2), got {coord.shape=} and {cell.shape=}'
@@ -100,7 +127,7 @@ class ImplicitNet(nn.Module):
             ratio = torch.tensor([h / size[0], w / size[1]], dtype=torch.float64, device=coord.device)
             coord = ((coord.double() + 1) * ratio - 1).to(coord.dtype)
             cell = (cell * ratio).to(cell.dtype)
-        return self.decode(feat, coord, cell, scales)
+        return coord, cell, scales
 
     def decode(self, feat: Features, coord: Tensor, cell: Tensor, scales) -> Tensor:
         """What a network does in :meth:`query`, with coord and cell in the frame of the features."""

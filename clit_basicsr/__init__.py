@@ -9,3 +9,30 @@ from clit_basicsr.hosts import import_hooks
 __version__ = '0.1.0'
 
 import_hooks.install()
+
+
+def upscale(image, scale=None, *, size=None, model=None, tile=None, device=None, progress=False):
+    """Enlarges a picture, as ``basicsr upscale`` does: colours by the network, alpha by bicubic interpolation.
+
+    Args:
+        image: an array (H, W), (H, W, 1 to 4) (grey or RGB, with or without alpha) of uint8, uint16 or floating point
+            in [0, 1]; a picture of Pillow; or the path of a file.
+        scale: a number, or a pair (y, x), of at least 1; or
+        size: (H, W) of the result, at least that of the picture.
+        model: a network; the path of a checkpoint; the name of an experiment below the working directory; None: the
+            only trained experiment there. A network is used where it is, and given back as it was; a checkpoint is read
+            anew at every call.
+        tile: side of the tiles that the encoder sees, in pixels; None: chosen from the free memory.
+        device: 'cpu', 'cuda' ...; None: the model's own if it is a network, else a GPU if there is one.
+        progress: whether to show a bar.
+
+    Returns:
+        What was given: an array of the same type, float32 for floating point, in [0, 1]; a picture of Pillow. For a
+        path, an array (H, W) or (H, W, 2 to 4), uint8 or uint16.
+
+    Raises:
+        clit_basicsr.errors.UserError: the file, the network or the size cannot be used, with the reason.
+    """
+    from clit_basicsr.pictures import door
+
+    return door.upscale(image, scale, size=size, model=model, tile=tile, device=device, progress=progress)

@@ -19,8 +19,8 @@ ROOMS = {
     'metrics': ({'metrics'}, {'torch', 'basicsr', 'numpy'}),
     'models': ({'models', 'archs', 'data.schedule', 'metrics'}, {'torch', 'basicsr', 'numpy', 'cv2', 'tqdm'}),
     'pictures': (
-        {'pictures', 'archs', 'ops', 'data.images', 'data.resize', 'metrics', 'published'},
-        {'torch', 'numpy', 'PIL', 'matplotlib'},
+        {'pictures', 'archs', 'data', 'metrics', 'ops'},
+        {'torch', 'numpy', 'cv2', 'PIL', 'tifffile', 'tqdm', 'matplotlib'},
     ),
     'published': ({'archs', 'ops'}, {'torch', 'basicsr', 'numpy'}),
     'info': ({'ops', '__version__'}, {'torch'}),

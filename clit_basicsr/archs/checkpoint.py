@@ -120,7 +120,11 @@ def load_checkpoint(path: str, param_key: str = 'params_ema') -> nn.Module:
     """
     content = read_checkpoint(path)
     if 'network_g' not in content:
-        hint = 'convert it first (basicsr convert)' if 'model' in content else 'give an option file beside it'
+        hint = (
+            'convert it first (basicsr convert)'
+            if 'model' in content
+            else 'those that basicsr train and basicsr convert write do'
+        )
         raise UserError(f'{path} does not say which network it is of (no network_g in it); {hint}.')
     key = param_key if param_key in content else 'params'
     if key not in content:

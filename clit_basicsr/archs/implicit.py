@@ -1,7 +1,7 @@
 """What every implicit network shares: encode once, query anywhere, and from both a whole picture of any size."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -65,6 +65,12 @@ class LocalAttention(NamedTuple):
     weights: Tensor
     grid: tuple[int, int]
     center: Tensor
+
+
+# First and one past the last pixel along an axis.
+Bounds = tuple[int, int]
+# The features that a tile of the result is read from, its HR rows and columns.
+EncodedTile = tuple[Features, Bounds, Bounds]
 
 
 class ImplicitNet(nn.Module):
@@ -139,12 +145,12 @@ class ImplicitNet(nn.Module):
 
     def encode(self, lq: Tensor) -> Features:
         """Features of a whole LR image (B, 3, h, w), RGB in [0, 1]."""
-        if lq.dim() != 4 or lq.shape[1] != 3:
-            raise ValueError(f'lq must be (B, 3, h, w), got {tuple(lq.shape)}')
-        image = (lq.shape[2], lq.shape[3])
-        return self._encode_window(self._with_margin(lq), image)
+        padded = self._with_margin(lq)
+        return self._encode_window(padded, (lq.shape[2], lq.shape[3]), (0, padded.shape[2]), (0, padded.shape[3]))
 
     def _with_margin(self, lq: Tensor) -> Tensor:
+        if lq.dim() != 4 or lq.shape[1] != 3:
+            raise ValueError(f'lq must be (B, 3, h, w), got {tuple(lq.shape)}')
         return mirror_pad(lq, self.encoder.padded_size(*lq.shape[-2:]))
 
     def forward(self, lq: Tensor, coord: Tensor | None = None, cell: Tensor | None = None, scales=None) -> Tensor:
@@ -177,39 +183,72 @@ class ImplicitNet(nn.Module):
         Raises:
             UserError: neither or both of size and scale, or one that is not at least the LR size.
         """
-        h, w = lq.shape[-2:]
-        size, factors = output_size((h, w), size, scale)
-        scales = self.plan_scales(factors)
-        out = lq.new_empty(lq.shape[0], 3, *size)
-        tile_size, tile_pad = _tile_options(tile, max(h, w), self.reach)
-        whole = self.encode(lq) if tile is None else None
-        padded = self._with_margin(lq)
-        for y0 in range(0, h, tile_size):
-            for x0 in range(0, w, tile_size):
-                feat = whole or self._encode_window(
-                    padded,
-                    (h, w),
-                    (y0 - tile_pad, y0 + tile_size + tile_pad),
-                    (x0 - tile_pad, x0 + tile_size + tile_pad),
-                )
-                rows = _hr_range(size[0], h, y0, y0 + tile_size)
-                cols = _hr_range(size[1], w, x0, x0 + tile_size)
-                self._fill(out, *feat.over_margin(size), rows, cols, scales)
+        size, factors = output_size((lq.shape[2], lq.shape[3]), size, scale)
+        out = _empty(lq, *size)
+        for feat, rows, cols in self._encoded_tiles(lq, size, tile):
+            part = out[..., slice(*rows), slice(*cols)]
+            self._fill(part, *feat.over_margin(size), rows, cols, self.plan_scales(factors))
         return out
 
-    def _encode_window(self, lq: Tensor, image: tuple[int, int], rows=(0, None), cols=(0, None)) -> Features:
-        """Features of rows x cols, rounded outwards to what the encoder can cut at, of an image with its margin."""
-        size = (lq.shape[2], lq.shape[3])
-        bounds = []
-        for n, (start, stop) in zip(size, (rows, cols), strict=True):
-            step = self.encoder.alignment
-            bounds.append((max(start, 0) // step * step, n if stop is None else min(-(-stop // step) * step, n)))
-        (y0, y1), (x0, x1) = bounds
-        window = lq[..., y0:y1, x0:x1]
-        return Features(self.encoder(window) * self.encoder.feat_scale, window, Frame(size, (y0, x0)), image)
+    @torch.no_grad()
+    def upscale_tiles(
+        self,
+        lq: Tensor,
+        size: tuple[int, int] | None = None,
+        scale: float | Sequence[float] | None = None,
+        tile: dict | None = None,
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """:meth:`upscale` for pictures that are too large to be held in floating point: one tile after another.
 
-    def _fill(self, out: Tensor, feat: Features, size, rows: tuple[int, int], cols: tuple[int, int], scales) -> None:
-        """Answers the HR pixels rows x cols into ``out``, in pieces that bound the memory."""
+        Args:
+            lq: (B, 3, h, w), RGB in [0, 1], or in 0 ... 255 as uint8 or 0 ... 65535 as uint16; only a tile at a time is
+                made floating point of it.
+            size, scale, tile: see :meth:`upscale`.
+
+        Yields:
+            Rows, columns and pixels (B, 3, rows, columns) of a tile of the result, not clamped. The tiles follow one
+            another by rows and cover the result once.
+        """
+        size, factors = output_size((lq.shape[2], lq.shape[3]), size, scale)
+        for feat, rows, cols in self._encoded_tiles(lq, size, tile):
+            part = _empty(lq, rows[1] - rows[0], cols[1] - cols[0])
+            self._fill(part, *feat.over_margin(size), rows, cols, self.plan_scales(factors))
+            yield slice(*rows), slice(*cols), part
+
+    def _encoded_tiles(self, lq: Tensor, size: tuple[int, int], tile: dict | None) -> Iterator[EncodedTile]:
+        """Features, HR rows and HR columns of each tile; neighbours whose padded windows are the same share them."""
+        h, w = lq.shape[-2:]
+        padded = self._with_margin(lq)
+        tile_size, tile_pad = _tile_options(tile, max(padded.shape[-2:]), self.reach)
+        feat, encoded = None, None
+        for y0 in range(0, h, tile_size):
+            for x0 in range(0, w, tile_size):
+                window = self._window(padded, (y0, x0), tile_size, tile_pad)
+                if feat is None or window != encoded:
+                    feat, encoded = self._encode_window(padded, (h, w), *window), window
+                rows = _hr_range(size[0], h, y0, y0 + tile_size)
+                cols = _hr_range(size[1], w, x0, x0 + tile_size)
+                yield feat, rows, cols
+
+    def _window(self, lq: Tensor, start: tuple[int, int], tile_size: int, pad: int) -> tuple[Bounds, Bounds]:
+        """Rows and columns of a tile with its surroundings, rounded outwards to what the encoder can cut at."""
+        step = self.encoder.alignment
+        rows, cols = (
+            (max(first - pad, 0) // step * step, min(-(-(first + tile_size + pad) // step) * step, n))
+            for first, n in zip(start, lq.shape[-2:], strict=True)
+        )
+        return rows, cols
+
+    def _encode_window(self, lq: Tensor, image: tuple[int, int], rows: Bounds, cols: Bounds) -> Features:
+        """Features of rows x cols of an image with its margin; ``image``: its size without."""
+        window = lq[..., slice(*rows), slice(*cols)]
+        if not window.is_floating_point():
+            window = window.to(torch.get_default_dtype()) / torch.iinfo(lq.dtype).max
+        z = self.encoder(window) * self.encoder.feat_scale
+        return Features(z, window, Frame((lq.shape[2], lq.shape[3]), (rows[0], cols[0])), image)
+
+    def _fill(self, out: Tensor, feat: Features, size, rows: Bounds, cols: Bounds, scales) -> None:
+        """Answers the HR pixels rows x cols into ``out``, (B, 3, rows, cols), in pieces that bound the memory."""
         cell = out.new_tensor([2 / size[0], 2 / size[1]]).expand(out.shape[0], 2)
         # Places that are recomputed for an image with a margin may round to the next pixel.
         reach = self.reach if feat.image == feat.frame.size else self.reach + 1
@@ -222,7 +261,8 @@ class ImplicitNet(nn.Module):
                 )
                 coord = make_coord(size, (y0, y1), (x0, x1), device=out.device).expand(out.shape[0], -1, 2)
                 rgb = self.query(window, coord, cell, scales)  # (B, num_rows * num_cols, 3)
-                out[..., y0:y1, x0:x1] = rgb.transpose(1, 2).unflatten(2, (y1 - y0, x1 - x0))
+                part = out[..., y0 - rows[0] : y1 - rows[0], x0 - cols[0] : x1 - cols[0]]
+                part.copy_(rgb.transpose(1, 2).unflatten(2, (y1 - y0, x1 - x0)))
 
 
 def skip_connection(feat: Features, coord: Tensor) -> Tensor:
@@ -262,9 +302,14 @@ def output_size(
     return (int(size[0]), int(size[1])), (size[0] / lq_size[0], size[1] / lq_size[1])
 
 
+def _empty(lq: Tensor, height: int, width: int) -> Tensor:
+    dtype = lq.dtype if lq.is_floating_point() else torch.get_default_dtype()
+    return torch.empty(lq.shape[0], 3, height, width, dtype=dtype, device=lq.device)
+
+
 def _tile_options(tile: dict | None, longest: int, reach: int) -> tuple[int, int]:
     if tile is None:
-        return longest, 0
+        return longest, longest
     tile_size, tile_pad = int(tile.get('tile_size', 0)), int(tile.get('tile_pad', 32))
     if tile_size < 1 or tile_pad < reach:
         raise UserError(

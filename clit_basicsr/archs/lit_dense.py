@@ -32,23 +32,22 @@ def fill(
     """Answers the HR pixels rows x cols into ``out``, branch by branch: equation (9) is summed up in the result itself.
 
     Args:
-        out: (B, 3, H, W).
+        out: (B, 3, rows, cols).
         feat: a window of features that holds all that these pixels read.
         size: (H, W).
         grids: for every active branch the grid that it works on, None for that of the features.
     """
-    window = out[..., rows[0] : rows[1], cols[0] : cols[1]].zero_()
+    out.zero_()
     for module, grid in zip(net.branches, grids, strict=False):
         branch = cast('LITBranch', module)
-        window *= net.residual
+        out *= net.residual
         for image in range(len(out)):
             part = feat._replace(z=feat.z[image : image + 1], lq=feat.lq[image : image + 1])
             _add_branch(out[image], part, size, rows, cols, net, branch, grid, backend)
     for start in range(*rows, SKIP_ROWS):
         stop = min(start + SKIP_ROWS, rows[1])
         skip = upsample_bilinear(feat.lq, feat.frame, size, (start, stop), cols, padding='border')
-        part_out = out[..., start:stop, cols[0] : cols[1]]
-        part_out.mul_(0.5).add_(skip)
+        out[..., start - rows[0] : stop - rows[0], :].mul_(0.5).add_(skip)
 
 
 def _add_branch(
@@ -62,7 +61,7 @@ def _add_branch(
     grid: Upsampling | None,
     backend: str,
 ) -> None:
-    """Adds one branch's values to out (3, H, W)."""
+    """Adds one branch's values to out (3, rows, cols)."""
     frame = feat.frame if grid is None else grid.target
     height, width = feat.z.shape[2:] if grid is None else grid.size
     first_layer = cast(nn.Linear, branch.decoder[0])
@@ -96,7 +95,8 @@ def _add_branch(
         backend=backend,
     )
     for y, x, first in blocks:
-        out[:, y, x] += branch.decoder[1:](first).permute(2, 0, 1)
+        part = out[:, y.start - rows[0] : y.stop - rows[0], x.start - cols[0] : x.stop - cols[0]]
+        part += branch.decoder[1:](first).permute(2, 0, 1)
 
 
 def _conv_rows(conv: nn.Module, z: Tensor, start: int, stop: int) -> Tensor:

@@ -1,1 +1,1 @@
-"""Pictures for people: reading and writing them, and the figures of the commands."""
+"""From a picture file to a bigger one, or to a film: reading and writing, tiles, memory, progress; figures of results."""

@@ -42,6 +42,10 @@ class RCANEncoder(Trunk, RCAN):
         self.set_up(('upsample', 'conv_last'), img_range, rgb_mean)
         self.out_channels = opt.get('num_feat', 64)
 
+    @property
+    def reach(self) -> int | None:
+        return None
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_first(self.normalize(x))
         return self.conv_after_body(self.body(x)) + x

@@ -1,6 +1,6 @@
 """SwinIR as a trunk, for images of any size."""
 
-from basicsr.archs.swinir_arch import SwinIR
+from basicsr.archs.swinir_arch import SwinIR, WindowAttention
 from torch import Tensor
 
 from clit_basicsr.archs.encoders.cnn import DIV2K_MEAN
@@ -45,6 +45,12 @@ class SwinIREncoder(Trunk, SwinIR):
         if not conv_before_upsample:
             self.conv_before_upsample = None
         self.register_load_state_dict_pre_hook(_keep_masks)
+
+    @property
+    def reach(self) -> int | None:
+        # A layer of attention reads a window, plain or shifted.
+        layers = sum(isinstance(module, WindowAttention) for module in self.modules())
+        return (super().reach or 0) + layers * (self.window_size - 1)
 
     def padded_size(self, h: int, w: int) -> tuple[int, int]:
         n = self.window_size

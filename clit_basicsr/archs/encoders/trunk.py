@@ -55,6 +55,19 @@ class Trunk(nn.Module):
         """The size to which an image has to be mirrored before it is encoded; features of the margin are kept."""
         return h, w
 
+    @property
+    def reach(self) -> int | None:
+        """How many LR pixels beyond its own place a feature depends on, at most: parallel paths are added up.
+
+        None: on the whole image, however large.
+        """
+        return sum(
+            size // 2 * dilation
+            for layer in self.modules()
+            if isinstance(layer, nn.Conv2d)
+            for size, dilation in [(max(layer.kernel_size), max(layer.dilation))]
+        )
+
     def freeze(self) -> None:
         """Keeps the weights as they are, and the trunk in evaluation mode (no dropped paths)."""
         self.requires_grad_(False)
@@ -68,7 +81,7 @@ class Trunk(nn.Module):
 class RawPixels(nn.Module):
     """No encoder: the LR image itself is the feature map."""
 
-    out_channels, alignment, feat_scale = 3, 1, 1.0
+    out_channels, alignment, feat_scale, reach = 3, 1, 1.0, 0
 
     def forward(self, x: Tensor) -> Tensor:
         return x

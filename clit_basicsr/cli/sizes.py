@@ -1,0 +1,79 @@
+"""How large a result is to be, as people say it on a command line."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+from clit_basicsr.archs.implicit import output_size
+from clit_basicsr.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """-s, --size, --width, --height: exactly one of them."""
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument(
+        '-s', '--scale', metavar='S', help='factor of at least 1: 3.7; or two, vertical x horizontal: 2x3.5'
+    )
+    group.add_argument('--size', metavar='WxH', help='width x height of the result in pixels: 1920x1080')
+    group.add_argument('--width', metavar='N', help='its width in pixels; the height follows')
+    group.add_argument('--height', metavar='N', help='its height in pixels; the width follows')
+
+
+def parse(args: argparse.Namespace) -> Callable[[int, int], dict]:
+    """What the arguments ask for: from (h, w) of a picture to ``{scale}`` or ``{size}`` of ``net.upscale``.
+
+    Raises:
+        UserError: a factor or a size that no picture could be given.
+    """
+    if args.scale is not None:
+        scale = _scale(args.scale)
+        return lambda h, w: {'scale': scale}
+    if args.size is not None:
+        numbers = args.size.lower().split('x')
+        if len(numbers) != 2:
+            raise UserError(f'--size: give width x height in pixels, as in 1920x1080; got {args.size!r}.')
+        width, height = (_side('--size', number) for number in numbers)
+        return lambda h, w: {'size': (height, width)}
+    if args.width is not None:
+        width = _side('--width', args.width)
+        return lambda h, w: {'size': (max(1, round(h * width / w)), width)}
+    height = _side('--height', args.height)
+    return lambda h, w: {'size': (height, max(1, round(w * height / h)))}
+
+
+def result(h: int, w: int, target: dict) -> tuple[tuple[int, int], tuple[float, float]]:
+    """Size (H, W) and factors (y, x) of what a picture of (h, w) becomes; ``target``: ``{scale}`` or ``{size}``.
+
+    Raises:
+        UserError: it would be smaller than the picture.
+    """
+    size = target.get('size')
+    if size and (size[0] < h or size[1] < w):
+        raise UserError(
+            f'it has {w}x{h} pixels, and {size[1]}x{size[0]} are asked for: a network only enlarges; -s 1 restores a '
+            'picture at its own size.'
+        )
+    return output_size((h, w), size, target.get('scale'))
+
+
+def _scale(text: str) -> float | tuple[float, float]:
+    try:
+        factors = [float(number) for number in text.lower().split('x')]
+    except ValueError:
+        factors = []
+    if len(factors) not in (1, 2):
+        raise UserError(f'-s: give a factor such as 3.7, or two (vertical x horizontal) such as 2x3.5; got {text!r}.')
+    for factor in factors:
+        if not (math.isfinite(factor) and factor >= 1):
+            raise UserError(f'-s: a factor is at least 1, for a network only enlarges; got {text}.')
+    return factors[0] if len(factors) == 1 else (factors[0], factors[1])
+
+
+def _side(option: str, text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise UserError(f'{option}: a side is a whole number of pixels; got {text!r}.') from None
+    if number < 1:
+        raise UserError(f'{option}: a side has at least 1 pixel; got {number}.')
+    return number

@@ -1,0 +1,145 @@
+"""``basicsr upscale``: pictures, folders and patterns in, bigger pictures out."""
+
+import argparse
+import glob
+import os
+import sys
+import time
+from collections.abc import Callable
+from os import path as osp
+
+from clit_basicsr.archs.implicit import ImplicitNet
+from clit_basicsr.cli import sizes
+from clit_basicsr.errors import UserError
+from clit_basicsr.pictures import files, networks
+from clit_basicsr.pictures.enlarge import choose_device, enlarge
+from clit_basicsr.pictures.memory import plan_tiles
+
+HELP = 'Enlarge pictures by any factor from 1 up.'
+# What is taken of a folder.
+SUFFIXES = (*files.FORMATS, '.gif', '.jfif', '.jp2', '.avif', '.pgm', '.ppm')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('input', nargs='+', help='pictures; folders, of which all pictures are taken; patterns')
+    parser.add_argument(
+        '-o',
+        '--output',
+        required=True,
+        metavar='OUT',
+        help='the file to write, or the folder: names and formats stay, what cannot be written becomes .png',
+    )
+    sizes.add_arguments(parser)
+    parser.add_argument('--model', help=networks.HELP)
+    parser.add_argument(
+        '--tile', type=int, metavar='N', help='side of the tiles that the encoder sees, pixels; default: by free memory'
+    )
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; default: a GPU if there is one')
+    parser.add_argument('-f', '--force', action='store_true', help='overwrite pictures that exist')
+
+
+def run(args: argparse.Namespace) -> None:
+    target = sizes.parse(args)
+    if args.tile is not None and args.tile < 1:
+        raise UserError(f'--tile: a tile has at least 1 pixel; got {args.tile}.')
+    jobs = plan_outputs(args.input, args.output)
+    check_outputs([output for _, output in jobs], args.force)
+    device = choose_device(args.device)
+    path = networks.find_checkpoint(args.model)
+    net = networks.load_network(path, device)
+    print(f'{path}: {type(net).__name__} on {device}, float32')
+    began, failed = time.monotonic(), 0
+    for i, (source, output) in enumerate(jobs, 1):
+        try:
+            upscale_file(net, source, output, target, args.tile, f'[{i}/{len(jobs)}] ' if len(jobs) > 1 else '')
+        except (UserError, MemoryError) as error:
+            if len(jobs) == 1:
+                raise UserError(str(error) or f'{source}: there is too little memory.') from error
+            print(f'basicsr: error: {error or f"{source}: there is too little memory."}', file=sys.stderr)
+            failed += 1
+    if len(jobs) > 1:
+        print(f'{len(jobs) - failed} of {len(jobs)} pictures written in {time.monotonic() - began:.1f} s')
+    if failed:
+        raise UserError(f'{failed} of {len(jobs)} pictures failed.')
+
+
+def upscale_file(
+    net: ImplicitNet, source: str, output: str, target: Callable[[int, int], dict], tile: int | None, count: str
+) -> None:
+    """One picture from file to file. ``target``: see :func:`clit_basicsr.cli.sizes.parse`."""
+    began = time.monotonic()
+    picture = files.read(source)
+    h, w = picture.pixels.shape[:2]
+    try:
+        options = target(h, w)
+        (height, width), factors = sizes.result(h, w, options)
+        dtype, losses = files.check_output(output, picture, (height, width))
+        tiles = plan_tiles(net, (h, w), factors, tile)
+        label = f'{count}{osp.basename(source)} {w}x{h} -> {width}x{height}, {tiles}'
+        bigger = enlarge(net, picture, **options, dtype=dtype, tiles=tiles, label=label)
+    except UserError as error:
+        raise UserError(f'{source}: {error}') from error
+    del picture
+    os.makedirs(osp.dirname(output) or '.', exist_ok=True)
+    files.write(output, bigger)
+    notes = ''.join(f'; {note}' for note in (*bigger.notes, *losses))
+    print(f'{count}{source} {w}x{h} -> {output} {width}x{height} ({time.monotonic() - began:.1f} s, {tiles}{notes})')
+
+
+def plan_outputs(inputs: list[str], output: str) -> list[tuple[str, str]]:
+    """Pairs of a picture and the file that is written for it.
+
+    Raises:
+        UserError: there is nothing to do, or two pictures would be written to one file.
+    """
+    sources: list[str] = []
+    for one in inputs:
+        sources += find_pictures(one)
+    one_file = len(inputs) == len(sources) == 1 and not osp.isdir(inputs[0])
+    is_folder = osp.isdir(output) or output.endswith(('/', os.sep)) or not osp.splitext(output)[1]
+    if not is_folder:
+        if not one_file:
+            raise UserError(f'{output}: {len(sources)} pictures need a folder to be written to, not a file.')
+        return [(sources[0], output)]
+    jobs: dict[str, str] = {}
+    for source in sources:
+        stem, suffix = osp.splitext(osp.basename(source))
+        path = osp.join(output, stem + (suffix if suffix.lower() in files.FORMATS else '.png'))
+        if path in jobs:
+            raise UserError(f'{jobs[path]} and {source} would both be written to {path}; do them apart.')
+        jobs[path] = source
+    return [(source, path) for path, source in jobs.items()]
+
+
+def find_pictures(pattern: str) -> list[str]:
+    """The file itself, the pictures of a folder, or the files that a pattern (``*``, ``?``, ``[...]``) means."""
+    if osp.isdir(pattern):
+        found = [entry for entry in sorted(os.listdir(pattern)) if entry.lower().endswith(SUFFIXES)]
+        found = [osp.join(pattern, entry) for entry in found if not entry.startswith('.')]
+        if not found:
+            raise UserError(f'there are no pictures in the folder {pattern}.')
+        return found
+    if not osp.exists(pattern) and glob.has_magic(pattern):
+        found = sorted(glob.glob(pattern, recursive=True))
+        if not found:
+            raise UserError(f'nothing is there that {pattern} means.')
+        return found
+    return [pattern]
+
+
+def check_outputs(outputs: list[str], force: bool) -> None:
+    """Before the long work. Raises UserError for what exists already, or cannot be written."""
+    existing = [path for path in outputs if osp.lexists(path)]
+    if existing and not force:
+        more = f' (and {len(existing) - 1} more)' if len(existing) > 1 else ''
+        raise UserError(f'{existing[0]}{more} exists already; -f overwrites it.')
+    for path in existing:
+        if osp.isdir(path):
+            raise UserError(f'{path} is a folder, not a file to overwrite.')
+    folder = osp.dirname(outputs[0]) or '.'
+    while not osp.lexists(folder):  # what is missing will be made
+        folder = osp.dirname(folder) or '.'
+    if not osp.isdir(folder):
+        raise UserError(f'{folder} is no folder that could be written to.')
+    if not os.access(folder, os.W_OK):
+        raise UserError(f'the folder {folder} must not be written to; choose another one.')

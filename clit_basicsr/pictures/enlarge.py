@@ -1,0 +1,114 @@
+"""The engine: a picture through a network, tile by tile into one array of the result's own type."""
+
+import math
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from clit_basicsr.archs import Bicubic
+from clit_basicsr.archs.implicit import ImplicitNet, output_size
+from clit_basicsr.errors import UserError
+from clit_basicsr.pictures.files import Picture
+from clit_basicsr.pictures.memory import SHORTEST_TILE, Tiles, available_memory, plan_tiles
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of that name, or the best one here: an NVIDIA GPU or the CPU.
+
+    Apple's GPUs are left out: they have no float64, in which sampling positions are computed.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name is None:
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+        if device.type not in ('cpu', 'cuda'):
+            raise RuntimeError
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f'{name!r} is no device that can be used here; take cpu, cuda or cuda:N.') from error
+    return device
+
+
+def enlarge(
+    net: ImplicitNet,
+    picture: Picture,
+    size: tuple[int, int] | None = None,
+    scale: float | Sequence[float] | None = None,
+    *,
+    dtype: np.dtype | None = None,
+    tiles: Tiles | None = None,
+    label: str | None = None,
+) -> Picture:
+    """A picture of any size of 1 times and more: colours by the network, alpha by bicubic interpolation.
+
+    Neither the picture nor the result is ever floating point as a whole, unless the picture is.
+
+    Args:
+        net: in evaluation mode, on the device that shall be used.
+        picture: besides uint8 and uint16, its pixels may be floating point in [0, 1]. Grey is answered as RGB and
+            averaged.
+        size, scale: (H, W) or the factor, a number or (y, x); one of them.
+        dtype: of the result; the picture's by default. Values are rounded and clipped.
+        tiles: how the picture is cut; None: as :func:`plan_tiles` says.
+        label: what the progress bar is called; None: no bar.
+
+    Raises:
+        UserError: the result would be smaller than the picture, or does not fit into the memory.
+    """
+    pixels = np.require(picture.pixels, requirements=['C', 'W'])  # what torch takes
+    h, w, channels = pixels.shape
+    target = {'size': size} if scale is None else {'scale': scale}
+    (height, width), factors = output_size((h, w), size, scale)
+    dtype = pixels.dtype if dtype is None else np.dtype(dtype)
+    _check_memory((height, width), channels * dtype.itemsize)
+    out = np.empty((height, width, channels), dtype)
+    tiles = tiles or plan_tiles(net, (h, w), factors)
+    layers: list[tuple[ImplicitNet, slice]] = [(net, slice(0, channels - picture.has_alpha))]
+    if picture.has_alpha:
+        layers.append((Bicubic(), slice(channels - 1, channels)))
+    while True:
+        total = len(layers) * math.ceil(h / tiles.size) * math.ceil(w / tiles.size)
+        try:
+            with _progress(total, label) as bar:
+                for network, part in layers:
+                    _paint(network, pixels[..., part], out[..., part], target, tiles, bar)
+            return Picture(out, picture.icc, picture.notes)
+        except torch.OutOfMemoryError:  # a GPU that others use as well
+            if tiles.size <= SHORTEST_TILE and not tiles.whole:
+                raise
+            tiles = plan_tiles(net, (h, w), factors, max(SHORTEST_TILE, tiles.size // 2))
+
+
+def _paint(net: ImplicitNet, source: np.ndarray, out: np.ndarray, target: dict, tiles: Tiles, bar: tqdm) -> None:
+    """Fills out (H, W, C) with the picture source (h, w, C), enlarged to ``target``, a size or a scale; C is 1 or 3."""
+    device = next((p.device for p in net.parameters()), torch.device('cpu'))
+    lq = torch.from_numpy(source).permute(2, 0, 1).unsqueeze(0).to(device).expand(1, 3, -1, -1)
+    lq = lq.float() if lq.is_floating_point() else lq
+    integer = np.issubdtype(out.dtype, np.integer)
+    white = np.iinfo(out.dtype).max if integer else 1
+    options = {'tile_size': tiles.size, 'tile_pad': max(tiles.pad, net.reach)}
+    for rows, cols, rgb in net.upscale_tiles(lq, **target, tile=options):
+        values = rgb[0] if out.shape[2] == 3 else rgb[0].mean(0, keepdim=True)
+        values = values.mul_(white)
+        values = (values.round_() if integer else values).clamp_(0, white)
+        out[rows, cols] = values.permute(1, 2, 0).cpu().numpy()
+        bar.update()
+
+
+def _check_memory(size: tuple[int, int], bytes_per_pixel: int) -> None:
+    # Pillow takes four bytes per pixel more while it writes the file.
+    needed, free = math.prod(size) * (bytes_per_pixel + 4), available_memory(torch.device('cpu'))
+    if needed > free:
+        raise UserError(
+            f'a result of {size[1]}x{size[0]} pixels needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free.'
+        )
+
+
+def _progress(total: int, label: str | None) -> tqdm:
+    return tqdm(total=total, desc=label, unit='tile', disable=label is None, leave=False, delay=1, file=sys.stderr)

@@ -1,0 +1,101 @@
+"""How much memory there is, and which tiles fit into it."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from clit_basicsr.archs.implicit import ImplicitNet
+
+# What a tile may take on a CPU at most: larger ones are hardly faster. It is a part of what is free, as on GPUs.
+CPU_BYTES = 512 << 20
+# An encoder holds a few maps at a time: the input of a block, its inner ones, the sum.
+MAPS_AT_ONCE = 4
+# The padding of a tile where the encoder's reach is longer, or the whole image: what is farther away changes less than
+# an 8-bit level (scripts/benchmarks/tile_seams.py).
+LONGEST_PAD = 64
+# HR pixels along a tile's longer side, so that the progress is seen, and the shortest side of a tile, LR pixels.
+TILE_HR = 512
+SHORTEST_TILE = 32
+
+
+class Tiles(NamedTuple):
+    """How a picture is cut.
+
+    Attributes:
+        size, pad: LR pixels of a tile's side, and of its surroundings that the encoder sees too.
+        whole: whether the encoder sees the whole image once, and only the queries go by tiles.
+        exact: whether the result is that of a network which sees the whole image.
+    """
+
+    size: int
+    pad: int
+    whole: bool
+    exact: bool
+
+    def __str__(self) -> str:
+        if self.whole:
+            return 'encoded whole'
+        return f'tiles of {self.size}+{self.pad} pixels'
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that are free on the device; 4 GB where the system does not tell."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    free = 4 << 30
+    try:
+        with open('/proc/meminfo') as lines:
+            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable'))
+        with open('/sys/fs/cgroup/memory.max') as limit, open('/sys/fs/cgroup/memory.current') as used:
+            free = min(free, int(limit.read()) - int(used.read()))
+    except (OSError, ValueError, StopIteration):  # another system; no container; no limit ('max')
+        pass
+    return free
+
+
+def plan_tiles(
+    net: ImplicitNet, lq_size: tuple[int, int], factors: tuple[float, float], tile: int | None = None
+) -> Tiles:
+    """Tiles for a picture of size (h, w) that is enlarged by ``factors`` (y, x).
+
+    Args:
+        tile: side of the tiles in LR pixels, for the encoder too; None: as large as memory and progress allow, and the
+            encoder sees the whole image where it can.
+    """
+    reach = net.encoder.reach
+    needed = max(lq_size) if reach is None else reach + net.reach
+    pad = max(min(needed, LONGEST_PAD), net.reach)
+    exact = pad >= needed and reach is not None
+    if tile is not None:
+        return Tiles(tile, pad, False, exact or tile >= max(lq_size))
+    device = next((p.device for p in net.parameters()), torch.device('cpu'))
+    budget = available_memory(device) // (4 if device.type == 'cpu' else 2)
+    if device.type == 'cpu':
+        budget = min(budget, CPU_BYTES)
+    pixels = budget / bytes_per_pixel(net.encoder)
+    size = max(SHORTEST_TILE, int(TILE_HR / max(factors)))
+    if math.prod(lq_size) <= pixels:
+        return Tiles(size, max(lq_size), True, True)
+    return Tiles(max(SHORTEST_TILE, min(size, int(math.sqrt(pixels)) - 2 * pad)), pad, False, exact)
+
+
+@torch.no_grad()
+def bytes_per_pixel(encoder: nn.Module) -> int:
+    """Memory that an encoder takes for each pixel of its input: some times its widest map."""
+    side = 16
+    widest = 3 * side**2
+
+    def measure(layer: nn.Module, inputs: tuple, output: object) -> None:
+        nonlocal widest
+        widest = max([widest, *(t.numel() for t in (*inputs, output) if isinstance(t, Tensor))])
+
+    hooks = [layer.register_forward_hook(measure) for layer in encoder.modules()]
+    try:
+        like = next(encoder.parameters(), torch.empty(0))
+        encoder(torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return MAPS_AT_ONCE * 4 * widest // side**2

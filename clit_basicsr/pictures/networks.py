@@ -1,0 +1,63 @@
+"""Which network answers: that of a checkpoint, of an experiment, or of the only experiment there is."""
+
+import os
+import re
+from os import path as osp
+
+import torch
+
+from clit_basicsr.archs import load_checkpoint
+from clit_basicsr.archs.implicit import ImplicitNet
+from clit_basicsr.errors import UserError
+
+ROOT = 'experiments'
+HELP = f'a checkpoint, or the name of an experiment in {ROOT}/; default: the only trained one there'
+
+
+def find_checkpoint(model: str | None = None) -> str:
+    """The file that ``model`` means.
+
+    Args:
+        model: a checkpoint; or the name of an experiment below the working directory, whose ``net_g_latest.pth`` is
+            taken, or the one with the highest iteration; None: the only experiment that has one.
+
+    Raises:
+        UserError: there is none, or with None there are several.
+    """
+    if model is not None and osp.isfile(model):
+        return model
+    trained = _trained_experiments()
+    names = f'trained here: {", ".join(trained)}' if trained else f'no experiment in {ROOT}/ is trained'
+    if model is not None:
+        if model not in trained:
+            raise UserError(f'--model: there is no checkpoint {model} and no trained experiment of that name; {names}.')
+        return trained[model]
+    if len(trained) != 1:
+        raise UserError(f'which network? Give --model, a checkpoint or an experiment; {names}.')
+    return next(iter(trained.values()))
+
+
+def load_network(path: str, device: torch.device) -> ImplicitNet:
+    """The network of a checkpoint, on the device, in evaluation mode.
+
+    Raises:
+        UserError: see :func:`load_checkpoint`; or the network has one fixed scale.
+    """
+    net = load_checkpoint(path)
+    if not isinstance(net, ImplicitNet):
+        raise UserError(f'{path} is a {type(net).__name__}, which answers at one scale only; take LIT, CLIT or a peer.')
+    return net.to(device)
+
+
+def _trained_experiments() -> dict[str, str]:
+    """Name -> checkpoint."""
+    found = {}
+    for name in sorted(os.listdir(ROOT)) if osp.isdir(ROOT) else []:
+        folder = osp.join(ROOT, name, 'models')
+        files = os.listdir(folder) if osp.isdir(folder) else []
+        saved = {int(match[1]): match[0] for file in files if (match := re.fullmatch(r'net_g_(\d+)\.pth', file))}
+        if 'net_g_latest.pth' in files:
+            found[name] = osp.join(folder, 'net_g_latest.pth')
+        elif saved:
+            found[name] = osp.join(folder, saved[max(saved)])
+    return found

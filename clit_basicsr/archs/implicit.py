@@ -215,6 +215,28 @@ class ImplicitNet(nn.Module):
             self._fill(part, *feat.over_margin(size), rows, cols, self.plan_scales(factors))
             yield slice(*rows), slice(*cols), part
 
+    @torch.no_grad()
+    def encode_part(self, lq: Tensor, start: tuple[int, int], side: int, pad: int) -> Features:
+        """Features of a square of the image, for queries within; the encoder sees ``pad`` LR pixels around it too.
+
+        Args:
+            lq: (B, 3, h, w), see :meth:`upscale_tiles`.
+            start, side: first LR pixel (y, x) of the square, and its side in LR pixels; it may go beyond the image.
+        """
+        padded = self._with_margin(lq)
+        return self._encode_window(padded, (lq.shape[2], lq.shape[3]), *self._window(padded, start, side, pad))
+
+    @torch.no_grad()
+    def upscale_part(self, feat: Features, size: tuple[int, int], rows: Bounds, cols: Bounds, scales) -> Tensor:
+        """The HR pixels rows x cols of a picture of that size (H, W): (B, 3, num_rows, num_cols), not clamped.
+
+        Args:
+            scales: from :meth:`plan_scales`.
+        """
+        out = _empty(feat.lq, rows[1] - rows[0], cols[1] - cols[0])
+        self._fill(out, *feat.over_margin(size), rows, cols, scales)
+        return out
+
     def _encoded_tiles(self, lq: Tensor, size: tuple[int, int], tile: dict | None) -> Iterator[EncodedTile]:
         """Features, HR rows and HR columns of each tile; neighbours whose padded windows are the same share them."""
         h, w = lq.shape[-2:]

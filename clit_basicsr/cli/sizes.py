@@ -26,7 +26,7 @@ def parse(args: argparse.Namespace) -> Callable[[int, int], dict]:
         UserError: a factor or a size that no picture could be given.
     """
     if args.scale is not None:
-        scale = _scale(args.scale)
+        scale = parse_scale(args.scale)
         return lambda h, w: {'scale': scale}
     if args.size is not None:
         numbers = args.size.lower().split('x')
@@ -56,7 +56,8 @@ def result(h: int, w: int, target: dict) -> tuple[tuple[int, int], tuple[float, 
     return output_size((h, w), size, target.get('scale'))
 
 
-def _scale(text: str) -> float | tuple[float, float]:
+def parse_scale(text: str) -> float | tuple[float, float]:
+    """A factor '3.7', or two '2x3.5' (y, x). Raises UserError for anything else, and for what is below 1."""
     try:
         factors = [float(number) for number in text.lower().split('x')]
     except ValueError:

@@ -4,6 +4,12 @@ Importing this package makes ``import basicsr`` work on today's torchvision and 
 ``clit_basicsr.hosts`` in force the moment BasicSR is imported; neither torch nor BasicSR is imported here.
 """
 
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
 from clit_basicsr.hosts import import_hooks
 
 __version__ = '0.1.0'
@@ -11,7 +17,16 @@ __version__ = '0.1.0'
 import_hooks.install()
 
 
-def upscale(image, scale=None, *, size=None, model=None, tile=None, device=None, progress=False):
+def upscale(
+    image: Any,
+    scale: float | Sequence[float] | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    model: str | os.PathLike | Any = None,
+    tile: int | None = None,
+    device: str | None = None,
+    progress: bool = False,
+) -> Any:
     """Enlarges a picture, as ``basicsr upscale`` does: colours by the network, alpha by bicubic interpolation.
 
     Args:

@@ -79,7 +79,7 @@ def make(folder: Path) -> dict[str, tuple | str]:
     tifffile.imwrite(
         add('grey16_alpha.tif', (6, 9, 2, np.uint16)), la16, photometric='minisblack', extrasamples=['unassalpha']
     )
-    add('rgb16.ppm', (6, 9, 3, np.uint16), b'P6 9 6 65535\n' + rgb16.astype('>u2').tobytes())
+    add('map16.ppm', (6, 9, 3, np.uint16), b'P6 9 6 65535\n' + rgb16.astype('>u2').tobytes())
     # what is not
     add('empty.png', 'is empty', b'')
     add('text.png', 'no picture', b'Dear picture, \nwhere are you?\n')
@@ -97,6 +97,11 @@ def make(folder: Path) -> dict[str, tuple | str]:
     for name in ('noise.jpg', 'noise.webp', 'noise.tif'):
         (folder / name).unlink()
     add('huge.png', 'too large', png(100_000, 100_000, 8, 2, b'\0' * 100))
+    whole = bytearray((folder / 'grey16_alpha.tif').read_bytes())
+    for tag in (256, 257):  # width and height
+        place = whole.find(struct.pack('<H', tag), 8)
+        whole[place + 2 : place + 12] = struct.pack('<HII', 4, 1, 100_000)
+    add('huge16.tif', 'too large', bytes(whole))
     add('no_pixels.png', 'no picture', png(0, 9, 8, 2, b''))
     tifffile.imwrite(add('float.tif', '8 or 16 bits'), np.linspace(0, 1, 54, dtype=np.float32).reshape(6, 9))
     tifffile.imwrite(add('rgb_float.tif', '8 or 16 bits'), color().astype(np.float32), photometric='rgb')

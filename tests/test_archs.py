@@ -102,6 +102,23 @@ def test_tiles_equal_the_whole_where_the_pad_covers_the_encoder():
         net.upscale(lq, scale=2, tile={'tile_size': 10, 'tile_pad': 2})
 
 
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.uint16, torch.float32])
+def test_tiles_one_by_one_cover_the_picture_once(dtype):
+    net, lq = clit(), torch.randint(0, 256, (2, 3, 13, 17))
+    whole = net.upscale(lq / 255, scale=(2.6, 3))
+    lq = {torch.uint8: lq.to(dtype), torch.uint16: (257 * lq).to(dtype), torch.float32: lq / 255}[dtype]
+    out, count = torch.zeros_like(whole), torch.zeros(whole.shape[2:], dtype=torch.int64)
+    encoded = []
+    net.encoder.register_forward_hook(lambda *_: encoded.append(1))
+    for pad in (net.reach + 4, 17):
+        for rows, cols, part in net.upscale_tiles(lq, scale=(2.6, 3), tile={'tile_size': 6, 'tile_pad': pad}):
+            out[..., rows, cols] = part
+            count[rows, cols] += 1
+        assert torch.allclose(out, whole, atol=1e-6)
+    assert (count == 2).all()
+    assert len(encoded) == 3 * 3 + 1  # with the whole image around them, tiles share its features
+
+
 @pytest.mark.parametrize('size', [(1, 1), (1, 6), (2, 1)])
 def test_tiny_images(size):
     for net in (lit(), clit(), Bicubic()):

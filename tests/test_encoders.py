@@ -162,6 +162,24 @@ def test_a_frozen_encoder_stays_as_it_is():
     assert all(p.grad is not None for p in net.decoder.parameters())
 
 
+@pytest.mark.parametrize('kind', HOSTS)
+def test_reach_is_how_far_a_feature_looks(kind):
+    torch.manual_seed(0)
+    options = {key: value for key, value in HOSTS[kind][1].items() if not key.startswith('ups')}
+    encoder, middle = build_encoder({'type': kind, **options}), 40
+    x = torch.rand(1, 3, 2 * middle, 2 * middle, requires_grad=True)
+    encoder.eval()(x)[0, :, middle, middle].abs().sum().backward()
+    seen = x.grad[0].abs().sum(0).nonzero() - middle  # (N, 2)
+    farthest = int(seen.abs().max())
+    if kind == 'RCAN':  # the whole image
+        assert encoder.reach is None
+        assert farthest == middle
+    elif kind == 'SwinIR':  # windows: it depends on the place
+        assert encoder.reach / 2 < farthest <= encoder.reach
+    else:
+        assert farthest == encoder.reach
+
+
 class TestMargin:
     """SwinIR's windows: the image is mirrored up to whole windows, and queries land where they would without."""
 

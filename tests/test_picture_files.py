@@ -11,8 +11,10 @@ from clit_basicsr.errors import UserError
 from clit_basicsr.pictures import files
 from clit_basicsr.pictures.files import Picture
 
+DEPTHS = (np.uint8, np.uint16)
 
-@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+
+@pytest.mark.parametrize('dtype', DEPTHS)
 @pytest.mark.parametrize('channels', [1, 2, 3, 4])
 @pytest.mark.parametrize('suffix', ['png', 'tif', 'tiff', 'bmp', 'jpg', 'webp', 'PNG'])
 def test_what_is_written_is_read_again_or_refused(suffix, channels, dtype, tmp_path):
@@ -128,7 +130,7 @@ def test_sixteen_bits_are_not_read_as_eight(tmp_path):
         'grey16_alpha.tif': la16,
         'rgb16.png': rgb16,
         'rgb16_lzw.tif': rgb16,
-        'rgb16.ppm': rgb16,
+        'map16.ppm': rgb16,
     }.items():
         assert isinstance(expected[name], tuple)
         assert np.array_equal(files.read(str(tmp_path / name)).pixels, values), name

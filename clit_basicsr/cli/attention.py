@@ -1,11 +1,11 @@
 """``basicsr attention``: what a query looks at, as Figure 7 of the CLIT paper shows it."""
 
 import argparse
-import os
 from os import path as osp
 
-from clit_basicsr.cli.sizes import parse_scale
-from clit_basicsr.errors import UserError
+from tqdm import tqdm
+
+from clit_basicsr.cli import outputs, sizes
 from clit_basicsr.pictures import files, networks
 from clit_basicsr.pictures.attention import draw_attention, look
 from clit_basicsr.pictures.enlarge import choose_device
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         required=True,
         metavar='Y,X',
-        help='points in pixels of the picture, row and column from 0 (12.5 lies between two pixels); the HR pixel '
+        help='points: parts of height and width, written with a point (0.3,0.75), or pixels (120,340); the HR pixel '
         'that a point lies in is asked',
     )
     parser.add_argument(
@@ -35,38 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    points, scale = [parse_point(text) for text in args.at], parse_scale(args.scale)
-    output = figure_path(args.output, args.image, 'attention', args.force)
+    scale = sizes.parse_scale(args.scale)
+    output = outputs.figure(args.output, args.image, 'attention', args.force)
     picture = files.read(args.image)
+    points = [sizes.point(text, *picture.pixels.shape[:2]) for text in args.at]
     path = networks.find_checkpoint(args.model)
     net = networks.load_network(path, choose_device(args.device))
-    views = [look(net, picture, at, scale) for at in points]
+    views = [look(net, picture, at, scale) for at in tqdm(points, desc='attention', unit='point', delay=1)]
     title = f'{osp.basename(args.image)} at x{args.scale}: {type(net).__name__}, {networks.name_of(path)}'
     draw_attention(views, picture, title, output)
-    print(f'{output}: {len(views)} of {len(views)} points, {path}')
-
-
-def parse_point(text: str) -> tuple[float, float]:
-    """(y, x) from 'y,x'."""
-    try:
-        y, x = (float(number) for number in text.split(','))
-    except ValueError:
-        raise UserError(f'--at: give a row and a column as y,x, such as 40,62.5; got {text!r}.') from None
-    return y, x
-
-
-def figure_path(output: str | None, image: str, suffix: str, force: bool) -> str:
-    """Where a figure goes: what was asked for, or a name made from the picture's, in the working directory.
-
-    Raises:
-        UserError: it exists and may not be overwritten; it is no PNG; its folder is not there.
-    """
-    path = output or f'{osp.splitext(osp.basename(image))[0]}_{suffix}.png'
-    if not path.lower().endswith('.png'):
-        raise UserError(f'-o {path}: the figure is a PNG; give a name that ends in .png.')
-    folder = osp.dirname(path) or os.curdir
-    if not osp.isdir(folder):
-        raise UserError(f'-o {path}: there is no folder {folder}; make it first.')
-    if osp.exists(path) and not force:
-        raise UserError(f'{path} exists; overwrite it with -f, or give another name with -o.')
-    return path
+    print(f'{output}: {len(views)} {"point" if len(views) == 1 else "points"}, {path}')

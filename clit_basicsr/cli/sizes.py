@@ -1,4 +1,4 @@
-"""How large a result is to be, as people say it on a command line."""
+"""Sizes and places in pictures, as people say them on a command line."""
 
 import argparse
 import math
@@ -54,6 +54,28 @@ def result(h: int, w: int, target: dict) -> tuple[tuple[int, int], tuple[float, 
             'picture at its own size.'
         )
     return output_size((h, w), size, target.get('scale'))
+
+
+def point(text: str, h: int, w: int) -> tuple[float, float]:
+    """A place ``y,x`` in a picture of (h, w) pixels, in pixels from its upper left corner.
+
+    Two numbers up to 1 of which one has a point are parts of height and width; others are pixels, whose centre is
+    meant where they are whole.
+
+    Raises:
+        UserError: it is no pair of numbers, or outside the picture.
+    """
+    try:
+        y, x = (float(number) for number in text.split(','))
+    except ValueError:
+        raise UserError(f'--at: give y,x, as in 0.3,0.75 or 120,340; got {text!r}.') from None
+    if '.' in text and max(y, x) <= 1:
+        y, x = y * h, x * w
+    else:
+        y, x = (value + 0.5 if value.is_integer() else value for value in (y, x))
+    if not (0 <= y <= h and 0 <= x <= w):
+        raise UserError(f'--at: {text} is outside the picture, which has {h} rows and {w} columns.')
+    return y, x
 
 
 def parse_scale(text: str) -> float | tuple[float, float]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from os import path as osp
 
 from clit_basicsr.archs.implicit import ImplicitNet
-from clit_basicsr.cli import sizes
+from clit_basicsr.cli import outputs, sizes
 from clit_basicsr.errors import UserError
 from clit_basicsr.pictures import files, networks
 from clit_basicsr.pictures.enlarge import choose_device, enlarge
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     if args.tile is not None and args.tile < 1:
         raise UserError(f'--tile: a tile has at least 1 pixel; got {args.tile}.')
     jobs = plan_outputs(args.input, args.output)
-    check_outputs([output for _, output in jobs], args.force)
+    outputs.check([output for _, output in jobs], args.force)
     device = choose_device(args.device)
     path = networks.find_checkpoint(args.model)
     net = networks.load_network(path, device)
@@ -53,9 +53,10 @@ def run(args: argparse.Namespace) -> None:
         try:
             upscale_file(net, source, output, target, args.tile, f'[{i}/{len(jobs)}] ' if len(jobs) > 1 else '')
         except (UserError, MemoryError) as error:
+            message = str(error) if isinstance(error, UserError) else f'{source}: there is too little memory for it.'
             if len(jobs) == 1:
-                raise UserError(str(error) or f'{source}: there is too little memory.') from error
-            print(f'basicsr: error: {error or f"{source}: there is too little memory."}', file=sys.stderr)
+                raise UserError(message) from error
+            print(f'basicsr: error: {message}', file=sys.stderr)
             failed += 1
     if len(jobs) > 1:
         print(f'{len(jobs) - failed} of {len(jobs)} pictures written in {time.monotonic() - began:.1f} s')
@@ -125,21 +126,3 @@ def find_pictures(pattern: str) -> list[str]:
             raise UserError(f'nothing is there that {pattern} means.')
         return found
     return [pattern]
-
-
-def check_outputs(outputs: list[str], force: bool) -> None:
-    """Before the long work. Raises UserError for what exists already, or cannot be written."""
-    existing = [path for path in outputs if osp.lexists(path)]
-    if existing and not force:
-        more = f' (and {len(existing) - 1} more)' if len(existing) > 1 else ''
-        raise UserError(f'{existing[0]}{more} exists already; -f overwrites it.')
-    for path in existing:
-        if osp.isdir(path):
-            raise UserError(f'{path} is a folder, not a file to overwrite.')
-    folder = osp.dirname(outputs[0]) or '.'
-    while not osp.lexists(folder):  # what is missing will be made
-        folder = osp.dirname(folder) or '.'
-    if not osp.isdir(folder):
-        raise UserError(f'{folder} is no folder that could be written to.')
-    if not os.access(folder, os.W_OK):
-        raise UserError(f'the folder {folder} must not be written to; choose another one.')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -10,7 +11,6 @@ import torch
 
 from clit_basicsr.archs.implicit import ImplicitNet, output_size
 from clit_basicsr.archs.lit_arch import LITBase
-from clit_basicsr.errors import UserError
 from clit_basicsr.ops.coords import pixel_centers
 from clit_basicsr.pictures.files import Picture, replacing
 from clit_basicsr.pictures.memory import plan_tiles
@@ -48,7 +48,7 @@ class QueryView(NamedTuple):
     """A query and its surroundings.
 
     Attributes:
-        at: (y, x) in LR pixels, the centre of an HR pixel.
+        at: (y, x) in LR pixels, whose centres are at whole numbers: the centre of an HR pixel.
         pixel: (y, x), that HR pixel.
         maps: of every active branch.
         rows, cols: first and one past the last LR pixel of the close-up.
@@ -70,21 +70,16 @@ def look(net: ImplicitNet, picture: Picture, at: tuple[float, float], scale: flo
 
     Args:
         net: in evaluation mode, on the device that shall be used.
-        at: (y, x) in LR pixels, whole numbers are pixel centres; the query is the HR pixel that the point lies in.
+        at: (y, x) within the picture, in LR pixels from its upper left corner; the query is the HR pixel there.
         scale: of the result, a number or (y, x).
 
     Raises:
-        UserError: the point is outside the picture; the network has no local attention.
+        UserError: the network has no local attention.
     """
     lq_size = (picture.pixels.shape[0], picture.pixels.shape[1])
-    if not all(-0.5 <= place < n - 0.5 for place, n in zip(at, lq_size, strict=True)):
-        raise UserError(
-            f'--at {at[0]:g},{at[1]:g} is outside the picture: y goes from 0 to {lq_size[0] - 1}, x from 0 to '
-            f'{lq_size[1] - 1}.'
-        )
     size, factors = output_size(lq_size, None, scale)
     scales = net.plan_scales(factors)
-    y, x = (min(int((place + 0.5) * hr / n), hr - 1) for place, hr, n in zip(at, size, lq_size, strict=True))
+    y, x = (min(int(place * hr / n), hr - 1) for place, hr, n in zip(at, size, lq_size, strict=True))
     pixel, (height, width) = (y, x), lq_size
     places = ((y + 0.5) * height / size[0] - 0.5, (x + 0.5) * width / size[1] - 0.5)
     coord = torch.stack([pixel_centers(hr)[i] for hr, i in zip(size, pixel, strict=True)]).view(1, 1, 2)
@@ -145,11 +140,12 @@ def draw_attention(views: list[QueryView], picture: Picture, title: str, path: s
     width = max(10.0, min(heads, HEADS_PER_ROW) * INCH + 2.2)
     figure = Figure(figsize=(width, sum(heights) + 0.4), dpi=110, layout='constrained')
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     largest = max(one.weights.max() for view in views for one in view.maps)
     parts = figure.subfigures(len(views), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, view in zip(parts, views, strict=True):
         _draw_query(part, view, picture, largest)
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format='png')
 

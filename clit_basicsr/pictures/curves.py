@@ -40,7 +40,7 @@ def draw_psnr_over_scale(summary: Summary, path: str) -> None:
     axes.grid(alpha=0.3)
     axes.set_xlabel('scale')
     axes.set_ylabel('PSNR, dB')
-    axes.set_title(summary.title())
+    axes.set_title(summary.title(), parse_math=False)
     if drawn:
         axes.legend()
     unfinished = f'{path}.tmp'

@@ -28,6 +28,8 @@ def upscale(
     progress: bool = False,
 ) -> Any:
     """See :func:`clit_basicsr.upscale`."""
+    if tile is not None and tile < 1:
+        raise UserError(f'tile: a tile has at least 1 pixel; got {tile}.')
     if isinstance(model, nn.Module):
         if not isinstance(model, ImplicitNet):
             raise UserError(f'{type(model).__name__} answers at one scale only; take LIT, CLIT or a peer.')

@@ -79,9 +79,9 @@ def enlarge(
                 for network, part in layers:
                     _paint(network, pixels[..., part], out[..., part], target, tiles, bar)
             return Picture(out, picture.icc, picture.notes)
-        except torch.OutOfMemoryError:  # a GPU that others use as well
+        except torch.OutOfMemoryError as error:  # a GPU that others use as well
             if tiles.size <= SHORTEST_TILE and not tiles.whole:
-                raise
+                raise UserError(f'the GPU has too little memory even for {tiles}; take the CPU.') from error
             tiles = plan_tiles(net, (h, w), factors, max(SHORTEST_TILE, tiles.size // 2))
 
 

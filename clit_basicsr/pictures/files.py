@@ -25,8 +25,9 @@ TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')  # the last two: BigTIFF
 DEEP_MODES = ('I', 'I;16', 'I;16B', 'I;16L', 'I;16N')  # of Pillow: grey, 16 bits
 PNG_GREY_ALPHA = 4  # a PNG's colour type
 
-# What it logs of damaged files is raised as well, and an error is one line.
-logging.getLogger('tifffile').addHandler(logging.NullHandler())
+# What they log of damaged files is raised as well, and an error is one line.
+for library in ('tifffile', 'PIL'):
+    logging.getLogger(library).addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def check_output(path: str, picture: Picture, size: tuple[int, ...]) -> tuple[np
     if picture.has_alpha and not kind.alpha:
         raise UserError(f'{path}: {kind.name} has no transparency, which this picture has; write PNG, WebP or TIFF.')
     if max(size) > kind.longest_side:
-        raise UserError(f'{path}: {kind.name} ends at {kind.longest_side} pixels a side; {size[1]}x{size[0]} is more.')
+        raise UserError(f'{path}: {kind.name} ends at {kind.longest_side} pixels a side; the result would be larger.')
     notes = []
     if picture.pixels.dtype == np.uint16 and kind.bits == 8:
         notes.append(f'16 bits become 8: {kind.name} holds no more')
@@ -167,7 +168,8 @@ def replacing(path: str) -> Iterator[str]:
         UserError: the file cannot be written there.
     """
     folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f'.{name}.{os.getpid()}.tmp')
+    stem, suffix = os.path.splitext(name)  # some libraries read the format from the suffix
+    temporary = os.path.join(folder, f'.{stem}.{os.getpid()}.tmp{suffix}')
     try:
         yield temporary
         os.replace(temporary, path)
@@ -216,7 +218,10 @@ def _read_pillow(path: str, im: Image.Image, start: bytes) -> Picture:
     """A file that Pillow knows; ``start``: its first 32 bytes."""
     if im.mode in DEEP_MODES or not _is_deep(im, start):
         return from_pillow(im, path)
-    im.load()  # tells a truncated file, which OpenCV may not
+    if im.format == 'PNG':
+        with Image.open(path) as checked:
+            checked.verify()
+    im.load()  # like the checksums, it tells a damaged file in an exception; OpenCV writes to the terminal
     pixels = _read_opencv(path)
     if im.format == 'PNG' and start[25] == PNG_GREY_ALPHA:  # which is RGB with alpha to OpenCV
         pixels = pixels[..., [0, 3]]
@@ -237,8 +242,11 @@ def _read_deep_tiff(path: str) -> Picture | None:
         page: Any = file.pages[0]
         if page.dtype is None or page.dtype.itemsize == 1:
             return None
-        if page.dtype != np.uint16:
-            raise UserError(f'{path} holds {page.dtype} values, whose range nobody knows; save it with 8 or 16 bits.')
+        if page.dtype != np.uint16 or page.bitspersample != 16:
+            kind = f'{page.dtype} values of {page.bitspersample} bits'
+            raise UserError(f'{path} holds {kind}, whose range nobody knows; save it with 8 or 16 bits.')
+        if page.imagewidth * page.imagelength > 2 * (Image.MAX_IMAGE_PIXELS or float('inf')):  # Pillow's own limit
+            raise UserError(f'{path} is too large: {page.imagewidth}x{page.imagelength} pixels.')
         samples, icc, orientation = page.samplesperpixel, page.iccprofile, page.tags.valueof(274, default=1)
         if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB) or samples > 4:
             raise UserError(f'{path}: TIFF of 16 bits is read as grey or RGB, not {page.photometric.name}.')
@@ -256,7 +264,11 @@ def _read_deep_tiff(path: str) -> Picture | None:
 
 def _read_opencv(path: str) -> np.ndarray:
     """(H, W) or (H, W, 3 or 4), 16 bits, RGB."""
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # an error is one line, and ours
+    try:
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
     if pixels is None or pixels.dtype != np.uint16:
         raise ValueError('its 16-bit values cannot be decoded')
     if pixels.ndim == 3:

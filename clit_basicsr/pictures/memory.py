@@ -9,15 +9,17 @@ from torch import Tensor, nn
 from clit_basicsr.archs.implicit import ImplicitNet
 
 # What a tile may take on a CPU at most: larger ones are hardly faster. It is a part of what is free, as on GPUs.
-CPU_BYTES = 512 << 20
-# An encoder holds a few maps at a time: the input of a block, its inner ones, the sum.
-MAPS_AT_ONCE = 4
-# The padding of a tile where the encoder's reach is longer, or the whole image: what is farther away changes less than
-# an 8-bit level (scripts/benchmarks/tile_seams.py).
+CPU_BYTES = 1 << 30
+# An encoder holds some maps at a time: about two as wide as its widest, and six as wide as its result (the inputs of
+# nested blocks). It takes between a half and 1.1 times of that for EDSR, MSRResNet and RDN, up to 1.8 times for RCAN,
+# RRDBNet and SwinIR.
+WIDEST_MAPS, PLAIN_MAPS = 2, 6
+# The padding of a tile where the encoder's reach is longer, or the whole image. On the networks that
+# scripts/benchmarks/tile_seams.py tries, what is farther away changes no 8-bit level.
 LONGEST_PAD = 64
-# HR pixels along a tile's longer side, so that the progress is seen, and the shortest side of a tile, LR pixels.
+# Tiles are as large as the progress bar likes, HR pixels, but not so small that most of the work is their padding.
 TILE_HR = 512
-SHORTEST_TILE = 32
+SHORTEST_TILE, PADS_PER_TILE = 32, 4
 
 
 class Tiles(NamedTuple):
@@ -37,7 +39,7 @@ class Tiles(NamedTuple):
     def __str__(self) -> str:
         if self.whole:
             return 'encoded whole'
-        return f'tiles of {self.size}+{self.pad} pixels'
+        return f'tiles of {self.size}+{self.pad} pixels{"" if self.exact else ", the encoder looks farther"}'
 
 
 def available_memory(device: torch.device) -> int:
@@ -78,24 +80,28 @@ def plan_tiles(
     size = max(SHORTEST_TILE, int(TILE_HR / max(factors)))
     if math.prod(lq_size) <= pixels:
         return Tiles(size, max(lq_size), True, True)
-    return Tiles(max(SHORTEST_TILE, min(size, int(math.sqrt(pixels)) - 2 * pad)), pad, False, exact)
+    size = max(size, PADS_PER_TILE * pad)
+    answer = 2 * 3 * 4 * math.prod(factors)  # bytes of a tile of the result and its rounding, for each LR pixel
+    fits = min(math.sqrt(pixels) - 2 * pad, math.sqrt(budget / answer))
+    return Tiles(max(SHORTEST_TILE, min(size, int(fits))), pad, False, exact)
 
 
 @torch.no_grad()
 def bytes_per_pixel(encoder: nn.Module) -> int:
-    """Memory that an encoder takes for each pixel of its input: some times its widest map."""
-    side = 16
-    widest = 3 * side**2
+    """Memory that an encoder takes for each pixel of its input, about."""
+    side, widest = 16, 3
 
     def measure(layer: nn.Module, inputs: tuple, output: object) -> None:
         nonlocal widest
-        widest = max([widest, *(t.numel() for t in (*inputs, output) if isinstance(t, Tensor))])
+        for tensor in (*inputs, output):
+            if isinstance(tensor, Tensor):
+                widest = max(widest, tensor.numel() // side**2)
 
     hooks = [layer.register_forward_hook(measure) for layer in encoder.modules()]
     try:
         like = next(encoder.parameters(), torch.empty(0))
-        encoder(torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype))
+        out = encoder(torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype))
     finally:
         for hook in hooks:
             hook.remove()
-    return MAPS_AT_ONCE * 4 * widest // side**2
+    return 4 * (WIDEST_MAPS * widest + PLAIN_MAPS * out.shape[1])

@@ -1,0 +1,76 @@
+"""``basicsr zoom``: a film that zooms into a picture, each frame at its own scale."""
+
+import argparse
+import math
+import os
+import time
+from os import path as osp
+
+from tqdm import tqdm
+
+from clit_basicsr.cli import outputs, sizes
+from clit_basicsr.errors import UserError
+from clit_basicsr.pictures import files, networks, zoom
+from clit_basicsr.pictures.enlarge import choose_device
+
+HELP = 'Zoom continuously into a point of a picture: GIF or MP4, every frame answered at its own scale.'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('input', help='a picture')
+    parser.add_argument('-o', '--output', required=True, metavar='OUT', help='the film: .gif or .mp4')
+    parser.add_argument(
+        '--at',
+        default='0.5,0.5',
+        metavar='Y,X',
+        help='where to: parts of height and width, written with a point (0.3,0.75), or pixels (120,340); default: the '
+        'middle',
+    )
+    parser.add_argument('--to', type=float, default=16, metavar='S', help='scale of the last frame; default: 16')
+    parser.add_argument('--seconds', type=float, default=6, help='default: 6')
+    parser.add_argument('--fps', type=float, default=20, help='frames per second; default: 20')
+    parser.add_argument(
+        '--width',
+        type=int,
+        metavar='N',
+        help="of the frames, pixels, made even; the height follows; default: the picture's, at most 480. The film "
+        'begins with a window of this width at x1, or with the whole picture if that is smaller',
+    )
+    parser.add_argument('--model', help=networks.HELP)
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; default: a GPU if there is one')
+    parser.add_argument('-f', '--force', action='store_true', help='overwrite a film that exists')
+
+
+def run(args: argparse.Namespace) -> None:
+    began = time.monotonic()
+    suffix = osp.splitext(args.output)[1].lower()
+    if suffix not in ('.gif', '.mp4'):
+        raise UserError(f'{args.output}: a film is written as .gif or .mp4.')
+    outputs.check([args.output], args.force)
+    for option in ('seconds', 'fps'):
+        if not (math.isfinite(getattr(args, option)) and getattr(args, option) > 0):
+            raise UserError(f'--{option} must be more than 0; got {getattr(args, option)}.')
+    if args.width is not None and args.width < 2:
+        raise UserError(f'--width: a frame has at least 2 pixels; got {args.width}.')
+    picture = files.read(args.input)
+    h, w = picture.pixels.shape[:2]
+    width = max(2, (args.width or min(w, 480)) // 2 * 2)
+    frame_size = (max(2, round(width * h / w / 2) * 2), width)
+    shots = zoom.plan_shots(
+        (h, w), frame_size, sizes.point(args.at, h, w), args.to, max(2, round(args.seconds * args.fps))
+    )
+    picture, shots = zoom.cut_to_film(picture, shots, frame_size)
+    device = choose_device(args.device)
+    path = networks.find_checkpoint(args.model)
+    net = networks.load_network(path, device)
+    print(f'{path}: {type(net).__name__} on {device}, float32')
+    os.makedirs(osp.dirname(args.output) or '.', exist_ok=True)
+    frames = tqdm(zoom.render_film(net, picture, shots, frame_size), args.input, len(shots), unit='frame', leave=False)
+    if suffix == '.gif':
+        zoom.write_gif(args.output, frames, args.fps, zoom.shared_palette(picture, shots, frame_size))
+    else:
+        zoom.write_mp4(args.output, frames, args.fps, frame_size)
+    print(
+        f'{args.input} -> {args.output}: x{shots[0].scale:.3g} to x{shots[-1].scale:.3g}, {len(shots)} frames of '
+        f'{frame_size[1]}x{frame_size[0]} ({time.monotonic() - began:.1f} s)'
+    )

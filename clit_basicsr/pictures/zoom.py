@@ -1,0 +1,178 @@
+"""A film that zooms into a point without a step: every frame is answered by the network at the frame's own scale."""
+
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clit_basicsr.archs.implicit import PIECE, Features, ImplicitNet
+from clit_basicsr.errors import UserError
+from clit_basicsr.pictures.files import Picture, replacing
+
+# Picture pixels around the first frame's window that the encoder sees as well.
+MARGIN = 64
+# A GIF has one palette, taken from the picture's own colours in this many windows along the way.
+PALETTE_WINDOWS = 6
+
+
+class Shot(NamedTuple):
+    """What one frame shows.
+
+    Attributes:
+        scale: frame pixels per picture pixel.
+        origin: (y, x) of the frame's upper left corner in picture pixels, not whole ones; (0, 0) is the picture's.
+    """
+
+    scale: float
+    origin: tuple[float, float]
+
+
+def plan_shots(
+    lq_size: tuple[int, int], frame_size: tuple[int, int], at: tuple[float, float], to: float, num_frames: int
+) -> list[Shot]:
+    """The camera's way: the scale grows by the same factor from frame to frame, and one point of the picture rests.
+
+    The first frame is at x1, or at the scale where it just shows the whole picture, whichever is larger; the last one
+    has ``at`` in its middle, as far as the picture's edges allow. Both windows determine the point that rests.
+
+    Args:
+        lq_size, frame_size: (h, w) of the picture and (H, W) of the frames.
+        at: (y, x) in picture pixels.
+        to: scale of the last frame.
+
+    Raises:
+        UserError: the film would not zoom in.
+    """
+    start = max(1.0, *(side / n for side, n in zip(frame_size, lq_size, strict=True)))
+    if not start < to < math.inf:
+        raise UserError(f'the zoom begins at x{start:.3g} and would end at x{to:.3g}; give a larger end (--to).')
+
+    def corner(scale: float) -> list[float]:
+        spans = [(side / scale, n) for side, n in zip(frame_size, lq_size, strict=True)]
+        return [
+            min(max(center - span / 2, 0.0), max(n - span, 0.0)) for center, (span, n) in zip(at, spans, strict=True)
+        ]
+
+    first, last = corner(start), corner(to)
+    shots = []
+    for i in range(num_frames):
+        scale = start * (to / start) ** (i / (num_frames - 1))
+        # The corner moves in proportion to the window's size: a zoom about a fixed point, always inside the picture.
+        way = (1 / start - 1 / scale) / (1 / start - 1 / to)
+        y, x = (a + (b - a) * way for a, b in zip(first, last, strict=True))
+        shots.append(Shot(scale, (y, x)))
+    return shots
+
+
+@torch.no_grad()
+def render(net: ImplicitNet, feat: Features, shot: Shot, frame_size: tuple[int, int]) -> Tensor:
+    """One frame, (3, H, W) in [0, 1], not clamped; only what is seen is asked for.
+
+    Args:
+        feat: from ``net.encode``; the shot's origin counts from this image's corner.
+    """
+    axes = [
+        (torch.arange(side, dtype=torch.float64) + 0.5) / shot.scale + start
+        for side, start in zip(frame_size, shot.origin, strict=True)
+    ]  # in LR pixels
+    cell = feat.lq.new_tensor([[2 / (n * shot.scale) for n in feat.image]])
+    scales = net.plan_scales((shot.scale, shot.scale))
+    out = feat.lq.new_empty(3, *frame_size)
+    for y0, x0 in itertools.product(range(0, frame_size[0], PIECE), range(0, frame_size[1], PIECE)):
+        y, x = axes[0][y0 : y0 + PIECE], axes[1][x0 : x0 + PIECE]
+        # One pixel more than the reach: the nearest one is found from rounded coordinates.
+        rows, cols = ((int(t[0]) - net.reach - 1, int(t[-1]) + net.reach + 2) for t in (y, x))
+        grid = torch.meshgrid(y * (2 / feat.image[0]) - 1, x * (2 / feat.image[1]) - 1, indexing='ij')
+        coord = torch.stack(grid, dim=-1).flatten(0, 1).unsqueeze(0).to(feat.lq)  # (1, num_rows * num_cols, 2)
+        rgb = net.query(feat.crop(rows, cols), coord, cell, scales)
+        out[:, y0 : y0 + PIECE, x0 : x0 + PIECE] = rgb[0].t().unflatten(1, (len(y), len(x)))
+    return out
+
+
+def cut_to_film(picture: Picture, shots: list[Shot], frame_size: tuple[int, int]) -> tuple[Picture, list[Shot]]:
+    """What a film shows of a picture, with some surroundings, and the same shots of it."""
+    bounds = []
+    for start, side, n in zip(shots[0].origin, frame_size, picture.pixels.shape[:2], strict=True):
+        stop = math.ceil(start + side / shots[0].scale)
+        bounds.append((max(int(start) - MARGIN, 0), min(stop + MARGIN, n)))
+    (top, bottom), (left, right) = bounds
+    moved = [Shot(scale, (y - top, x - left)) for scale, (y, x) in shots]
+    return replace(picture, pixels=picture.pixels[top:bottom, left:right]), moved
+
+
+def render_film(
+    net: ImplicitNet, picture: Picture, shots: list[Shot], frame_size: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    """The frames one by one, (H, W, 3), uint8; transparency is white."""
+    device = next((p.device for p in net.parameters()), torch.device('cpu'))
+    lq = torch.from_numpy(opaque(picture)).permute(2, 0, 1).unsqueeze(0).to(device)
+    with torch.no_grad():
+        feat = net.encode(lq)
+    for shot in shots:
+        frame = render(net, feat, shot, frame_size).mul_(255).round_().clamp_(0, 255)
+        yield frame.byte().permute(1, 2, 0).cpu().numpy()
+
+
+def opaque(picture: Picture) -> np.ndarray:
+    """(H, W, 3), float32 in [0, 1]: RGB, on white where it is transparent."""
+    white = np.iinfo(picture.pixels.dtype).max
+    rgb = picture.rgb.astype(np.float32) / white
+    if picture.has_alpha:
+        alpha = picture.pixels[..., -1:].astype(np.float32) / white
+        rgb = rgb * alpha + (1 - alpha)
+    return rgb
+
+
+def shared_palette(picture: Picture, shots: list[Shot], frame_size: tuple[int, int]) -> Image.Image:
+    """256 colours for all frames: those of the picture in windows along the camera's way, each counting the same."""
+    image = Image.fromarray(np.round(opaque(picture) * 255).astype(np.uint8))
+    sheet = Image.new('RGB', (128, 128 * PALETTE_WINDOWS))
+    for i in range(PALETTE_WINDOWS):
+        shot = shots[round(i * (len(shots) - 1) / (PALETTE_WINDOWS - 1))]
+        (y, x), (height, width) = shot.origin, (side / shot.scale for side in frame_size)
+        box = (x, y, min(x + width, image.width), min(y + height, image.height))
+        sheet.paste(image.resize((128, 128), Image.Resampling.BICUBIC, box=box), (0, 128 * i))
+    return sheet.quantize(256)
+
+
+def write_gif(path: str, frames: Iterable[np.ndarray], fps: float, palette: Image.Image) -> None:
+    """An endless GIF. Its clock knows hundredths of a second: the duration of a frame is rounded to them."""
+    images = (Image.fromarray(frame).quantize(palette=palette) for frame in frames)
+    first = next(images)
+    with replacing(path) as temporary:
+        first.save(
+            temporary,
+            'GIF',
+            save_all=True,
+            append_images=images,
+            duration=10 * max(2, round(100 / fps)),  # browsers slow down what is faster
+            loop=0,
+            optimize=False,
+        )
+
+
+def write_mp4(path: str, frames: Iterable[np.ndarray], fps: float, frame_size: tuple[int, int]) -> None:
+    """An MP4 (MPEG-4 part 2), whose sides have to be even.
+
+    Raises:
+        UserError: OpenCV cannot write it here.
+    """
+    with replacing(path) as temporary:
+        writer = cv2.VideoWriter(temporary, cv2.VideoWriter.fourcc(*'mp4v'), fps, frame_size[::-1])
+        try:
+            if not writer.isOpened():
+                raise UserError(f'{path}: the OpenCV that is installed writes no MP4; take .gif.')
+            for frame in frames:
+                writer.write(np.ascontiguousarray(frame[..., ::-1]))
+        finally:
+            writer.release()
+        if not os.path.exists(temporary):
+            raise UserError(f'{path}: the OpenCV that is installed writes no MP4; take .gif.')

@@ -1,0 +1,247 @@
+"""`basicsr upscale`: a picture as the network answers it, or a line that says why not."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from awkward_pictures import SRGB, color, make
+from PIL import Image
+from skimage import data
+from tiny_network import OPTIONS, answer, build, levels, make_experiment, save
+
+from clit_basicsr.archs import build_network, save_checkpoint
+from clit_basicsr.cli import main
+from clit_basicsr.pictures import files
+
+
+@pytest.fixture(scope='module')
+def net():
+    return build()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory, with a trained experiment."""
+    monkeypatch.chdir(tmp_path)
+    make_experiment()
+    return tmp_path
+
+
+def test_awkward_files_give_a_picture_or_a_line(folder, capsys):
+    (folder / 'in').mkdir()
+    expected = make(folder / 'in')
+    (folder / 'in/turned.jpg').rename(folder / 'in/turned.JPG')
+    assert main(['upscale', 'in', '-o', 'out', '-s', '1.5']) == 1
+    streams = capsys.readouterr()
+    errors = [line for line in streams.err.splitlines() if line.startswith('basicsr: error: ')]
+    for name, result in expected.items():
+        name = name.replace('turned.jpg', 'turned.JPG')
+        lines = [line for line in errors if re.search(rf'\bin/{re.escape(name)}\b', line)]
+        if isinstance(result, str):
+            assert len(lines) == 1, name
+            assert result in lines[0]
+            assert not os.path.exists(f'out/{name}')
+            continue
+        assert lines == []
+        stem, suffix = os.path.splitext(name)
+        path = f'out/{stem}{suffix if suffix.lower() in files.FORMATS else ".png"}'
+        pixels = files.read(path).pixels
+        h, w, channels, dtype = result
+        assert pixels.shape == (round(h * 1.5), round(w * 1.5), channels), name
+        assert pixels.dtype == dtype
+    good = sum(not isinstance(result, str) for result in expected.values())
+    assert f'{good} of {len(expected)} pictures written' in streams.out
+    assert errors[-1].endswith(f'{len(expected) - good} of {len(expected)} pictures failed.')
+    assert len(errors) == len(expected) - good + 1
+    assert 'Traceback' not in streams.err
+
+
+@pytest.mark.parametrize(
+    ('options', 'size'),
+    [
+        (('-s', '1'), (6, 9)),
+        (('-s', '3.7'), (22, 33)),
+        (('-s', '2x3.5'), (12, 32)),
+        (('--scale', '1X2'), (6, 18)),
+        (('--size', '20x13'), (13, 20)),
+        (('--width', '20'), (13, 20)),
+        (('--height', '15'), (15, 22)),
+    ],
+)
+def test_sizes_as_people_say_them(folder, net, options, size):
+    save('a.png', color())
+    assert main(['upscale', 'a.png', *options, '-o', 'b.png']) == 0
+    out = files.read('b.png').pixels
+    assert out.shape == (*size, 3)
+    exact = {('-s', '3.7'): 3.7, ('-s', '2x3.5'): (2, 3.5)}.get(options)
+    expected = answer(net, color(), **({'scale': exact} if exact else {'size': size}))
+    assert np.abs(out - levels(expected)).max() < 0.51
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (('-s', '0'), 'at least 1'),
+        (('-s', '-2'), 'at least 1'),
+        (('-s', 'nan'), 'at least 1'),
+        (('-s', 'inf'), 'at least 1'),
+        (('-s', '0.99'), 'only enlarges'),
+        (('-s', '2x0'), 'at least 1'),
+        (('-s', '2x3x4'), 'such as 2x3.5'),
+        (('-s', 'twice'), 'such as 2x3.5'),
+        (('-s', ''), 'such as 2x3.5'),
+        (('--size', '0x10'), 'at least 1 pixel'),
+        (('--size', '20'), 'width x height'),
+        (('--size', '20x13.5'), 'whole number'),
+        (('--size', '8x100'), 'a.png: it has 9x6 pixels, and 8x100 are asked for'),
+        (('--width', '0'), 'at least 1 pixel'),
+        (('--width', '8'), 'only enlarges'),
+        (('--height', '3'), '-s 1 restores'),
+        (('-s', '1e6'), 'GB'),
+        (('-s', '1e300'), 'ends at 2147483647'),
+        (('-s', '2', '--tile', '0'), 'at least 1 pixel'),
+        (('-s', '2', '--device', 'abacus'), 'no device'),
+        (('-s', '2', '--model', 'nowhere'), 'trained here: tiny'),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line(folder, capsys, options, message):
+    save('a.png', color())
+    assert main(['upscale', 'a.png', *options, '-o', 'b.png']) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith('basicsr: error: ')
+    assert message in lines[0]
+    assert not os.path.exists('b.png')
+
+
+def test_nothing_is_overwritten_without_f(folder, capsys, monkeypatch):
+    save('a.png', color())
+    save('b.png', color(2, 2))
+    (folder / 'out').mkdir()
+    save('out/b.png', color(2, 2))
+    before = (folder / 'b.png').read_bytes()
+    with monkeypatch.context() as patch:  # told before the network is even read
+        patch.setattr('clit_basicsr.pictures.networks.load_network', lambda *_: pytest.fail('too late'))
+        assert main(['upscale', 'a.png', '-s', '2', '-o', 'b.png']) == 1
+        assert main(['upscale', 'a.png', 'b.png', '-s', '2', '-o', 'out']) == 1
+    assert capsys.readouterr().err.count('exists already; -f overwrites it') == 2
+    assert (folder / 'b.png').read_bytes() == before
+    assert os.listdir('out') == ['b.png']
+    assert main(['upscale', 'a.png', 'b.png', '-s', '2', '-o', 'out', '-f']) == 0
+    assert files.read('out/b.png').pixels.shape == (4, 4, 3)
+    assert main(['upscale', 'b.png', '-s', '2', '-o', 'b.png', '-f']) == 0  # in its own place
+    assert files.read('b.png').pixels.shape == (4, 4, 3)
+
+
+def test_where_pictures_go(folder, capsys):
+    (folder / 'in').mkdir()
+    for name in ('a.png', 'B.JPG', 'c.gif', '.hidden.png', 'notes.txt'):
+        Image.fromarray(color()).save(folder / 'in' / name, format='JPEG' if name == 'B.JPG' else 'PNG')
+    assert main(['upscale', 'in', '-s', '1', '-o', 'new/folder']) == 0
+    assert sorted(os.listdir('new/folder')) == ['B.JPG', 'a.png', 'c.png']
+    assert '3 of 3 pictures written' in capsys.readouterr().out
+    assert main(['upscale', 'in/[ac].*', '-s', '1', '-o', 'pattern/']) == 0
+    assert sorted(os.listdir('pattern')) == ['a.png', 'c.png']
+    for arguments, message in (
+        (('in', '-o', 'x.png'), 'need a folder'),
+        (('in/*.bmp', '-o', 'x'), 'nothing is there'),
+        (('experiments', '-o', 'x'), 'no pictures in the folder'),
+        (('in/a.png', 'pattern/a.png', '-o', 'x'), 'would both be written'),
+        (('in/a.png', '-o', 'in/a.png/x.png'), 'no folder'),
+        (('in/a.png', '-o', 'x.xyz'), 'cannot be written as .xyz'),
+    ):
+        assert main(['upscale', *arguments, '-s', '1']) == 1
+        assert message in capsys.readouterr().err
+    assert not [name for name in os.listdir() if name.startswith('x')]
+
+
+def test_what_is_kept_from_file_to_file(folder, capsys):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(color(6, 9, 4)).save('a.png', icc_profile=SRGB, exif=exif)
+    save('deep.tif', color(channels=1, dtype=np.uint16))
+    assert main(['upscale', 'a.png', 'deep.tif', '-s', '2', '-o', 'out']) == 0
+    bigger = files.read('out/a.png')
+    assert bigger.pixels.shape == (18, 12, 4)
+    assert bigger.icc == SRGB
+    assert files.read('out/deep.tif').pixels.shape == (12, 18, 1)
+    assert files.read('out/deep.tif').pixels.dtype == np.uint16
+    assert main(['upscale', 'a.png', '-s', '2', '-o', 'a.jpg']) == 1
+    assert 'JPEG has no transparency' in capsys.readouterr().err
+    assert main(['upscale', 'deep.tif', '-s', '2', '-o', 'deep.jpg']) == 0
+    assert '16 bits become 8' in capsys.readouterr().out
+    assert files.read('deep.jpg').pixels.shape == (12, 18, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root may read and write everything')
+def test_permissions(folder, capsys):
+    save('a.png', color())
+    os.chmod('a.png', 0)
+    assert main(['upscale', 'a.png', '-s', '1', '-o', 'b.png']) == 1
+    assert 'Permission denied' in capsys.readouterr().err
+    os.chmod('a.png', 0o600)
+    os.mkdir('locked', 0o500)
+    assert main(['upscale', 'a.png', '-s', '1', '-o', 'locked/b.png']) == 1
+    assert 'must not be written to' in capsys.readouterr().err
+
+
+def test_which_network(folder, net, capsys):
+    save('a.png', color())
+
+    def message(*arguments):
+        assert main(['upscale', 'a.png', '-s', '1', '-o', 'b.png', *arguments]) == 1
+        return capsys.readouterr().err
+
+    os.makedirs('experiments/other/models')
+    content = {'params': net.state_dict(), 'network_g': OPTIONS}
+    wrong = {**content, 'params': {key: torch.zeros_like(value) for key, value in net.state_dict().items()}}
+    save_checkpoint('experiments/other/models/net_g_1000.pth', content)
+    save_checkpoint('experiments/other/models/net_g_999.pth', wrong)
+    assert 'trained here: other, tiny' in message()
+    assert main(['upscale', 'a.png', '-s', '1', '-o', 'c.png', '--model', 'other']) == 0
+    assert 'other/models/net_g_1000.pth: LIT on cpu, float32' in capsys.readouterr().out.replace(os.sep, '/')
+    assert np.abs(files.read('c.png').pixels - levels(answer(net, color(), scale=1))).max() < 0.51
+    torch.save({'params': net.state_dict()}, 'bare.pth')
+    assert 'does not say which network it is of' in message('--model', 'bare.pth')
+    edsr = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1}
+    save_checkpoint('edsr.pth', {'params': build_network(edsr).state_dict(), 'network_g': edsr})
+    assert 'one scale only' in message('--model', 'edsr.pth')
+    assert 'a.png is no checkpoint' in message('--model', 'a.png')
+
+
+def test_a_picture_for_which_there_is_no_memory_is_told(folder, capsys, monkeypatch):
+    save('a.png', color())
+    save('b.png', color())
+    read = files.read
+
+    def small_memory(path):
+        if path == 'a.png':
+            raise MemoryError
+        return read(path)
+
+    monkeypatch.setattr(files, 'read', small_memory)
+    assert main(['upscale', 'a.png', 'b.png', '-s', '1', '-o', 'out']) == 1
+    assert 'basicsr: error: a.png: there is too little memory for it.' in capsys.readouterr().err.splitlines()
+    assert os.listdir('out') == ['b.png']
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_nothing(folder):
+    """A real process, interrupted among its tiles."""
+    save('a.png', np.asarray(data.astronaut()))
+    command = [sys.executable, '-m', 'clit_basicsr', 'upscale', 'a.png', '-s', '8', '--tile', '16', '-o', 'b.png']
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    seen = ''
+    while 'tile' not in seen:
+        seen += process.stderr.read(20)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert 'basicsr: interrupted' in rest
+    assert 'Traceback' not in seen + rest
+    assert sorted(os.listdir()) == ['a.png', 'experiments']

@@ -64,7 +64,10 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11,<3.13',
     packages=find_packages(include=['clit_basicsr', 'clit_basicsr.*']),
-    package_data={'clit_basicsr.ops': ['csrc/*']},  # compiled at first use, or by CLIT_BUILD
+    package_data={
+        'clit_basicsr.metrics': ['tables.csv'],
+        'clit_basicsr.ops': ['csrc/*'],  # compiled at first use, or by CLIT_BUILD
+    },
     cmdclass={'build_py': BuildKernels},
     distclass=MaybeBinary,
     entry_points={'console_scripts': ['basicsr = clit_basicsr.cli:main']},
@@ -73,6 +76,7 @@ setup(
         'torchvision',
         'basicsr==1.4.2',  # the fixes in clit_basicsr/hosts are of this version
         'lmdb',
+        'matplotlib',
         'numpy',
         'opencv-python',
         'pillow',

@@ -20,7 +20,7 @@ ROOMS = {
     'models': ({'models', 'archs', 'data.schedule', 'metrics'}, {'torch', 'basicsr', 'numpy', 'cv2', 'tqdm'}),
     'pictures': (
         {'pictures', 'archs', 'data', 'metrics', 'ops'},
-        {'torch', 'numpy', 'cv2', 'PIL', 'tifffile', 'tqdm'},
+        {'torch', 'numpy', 'cv2', 'PIL', 'tifffile', 'tqdm', 'matplotlib'},
     ),
     'published': ({'archs', 'ops'}, {'torch', 'basicsr', 'numpy'}),
     'info': ({'ops', '__version__'}, {'torch'}),

@@ -14,13 +14,14 @@ from clit_basicsr.cli.option_file import read_option_file
 FOLDER = Path(__file__).parent.parent / 'options'
 FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('*.yml'))
 TRAINING = [name for name in FILES if not Path(name).name.startswith(('test', 'quickstart'))]
+TESTS = [name for name in FILES if Path(name).name.startswith('test')]
 DECODERS = ('LIT', 'CLIT', 'LIIF', 'LTE', 'MetaSR', 'UltraSR', 'IPE')
 TYPES = {name.lower(): name for name in DECODERS}
 ENCODERS = {'edsr': 'EDSR', 'rdn': 'RDN', 'swinir': 'SwinIR'}
 
 
-def completed(name, folder, monkeypatch):
-    """The options as `basicsr train` has them, with folders of the names that they expect in the working directory."""
+def completed(name, folder, monkeypatch, is_train=True):
+    """The options as `basicsr train` or `test` has them, with the folders that they expect in the working directory."""
     monkeypatch.chdir(folder)
     opt = read_option_file(str(FOLDER / name))
     opt['num_gpu'] = 0
@@ -30,9 +31,12 @@ def completed(name, folder, monkeypatch):
                 Path(dataset[key]).mkdir(parents=True, exist_ok=True)
                 name = dataset.get('filename_tmpl', '{}').format('0801') if key == 'dataroot_lq' else '0801'
                 Path(dataset[key], f'{name}.png').touch()  # its name is found, its content is not read
+    if not is_train and opt['path']['pretrain_network_g']:
+        Path(opt['path']['pretrain_network_g']).parent.mkdir(parents=True)
+        Path(opt['path']['pretrain_network_g']).touch()
     options.register()
     args = argparse.Namespace(auto_resume=False, debug=False, launcher='none')
-    return options.complete(opt, args, str(folder), is_train=True)
+    return options.complete(opt, args, str(folder), is_train)
 
 
 def test_every_decoder_has_a_file_for_every_encoder():
@@ -63,8 +67,28 @@ def test_training_options(name, tmp_path, monkeypatch):
     assert out.isfinite().all()
 
 
+@pytest.mark.parametrize('name', TESTS)
+def test_test_options(name, tmp_path, monkeypatch):
+    opt = completed(name, tmp_path, monkeypatch, is_train=False)
+    assert opt['name'] == Path(name).stem
+    sets = {one['name']: one for one in opt['datasets'].values()}
+    assert all(phase == f'test_{one["name"]}' for phase, one in opt['datasets'].items())
+    wanted = [f'{name}_x{scale}' for name in ('Set5', 'Set14', 'B100', 'Urban100') for scale in (2, 3, 4, 6, 8)]
+    assert {*wanted, 'DIV2K_x2', 'DIV2K_x12'} <= set(sets)
+    for name, one in sets.items():
+        scale = int(name.rpartition('_x')[2])
+        assert (one['scale'], bool(one['dataroot_lq'])) == (scale, scale <= 4)
+        if scale <= 4:
+            assert (Path(one['dataroot_lq']).name, one['filename_tmpl']) == (f'X{scale}', f'{{}}x{scale}')
+    if opt['path']['pretrain_network_g']:
+        trained = read_option_file(str(FOLDER / f'{Path(opt["path"]["pretrain_network_g"]).parts[1]}.yml'))
+        trained['network_g'].get('encoder', {}).pop('padding', None)  # of the picture, not of the weights
+        opt['network_g'].get('encoder', {}).pop('padding', None)
+        assert opt['network_g'] == trained['network_g']
+
+
 def test_comments_name_their_own_file():
-    for name in TRAINING:
+    for name in TRAINING + TESTS:
         text = (FOLDER / name).read_text()
         named = set(re.findall(r'-opt (\S+)', text))
         assert named == {f'options/{name}'}

@@ -52,6 +52,21 @@ class Features(NamedTuple):
         return self._replace(image=self.frame.size), (int(scaled[0]), int(scaled[1]))
 
 
+class LocalAttention(NamedTuple):
+    """What :meth:`ImplicitNet.attention` returns for each branch.
+
+    Attributes:
+        weights: (B, Q, H, G, G), for each head the weights on the local grid, rows (y) first; they sum to 1.
+        grid: (h, w) of the feature grid that the branch works on.
+        center: (B, Q, 2), row and column of the local grid's middle on it, the pixel nearest to the query; positions
+            of the local grid may lie outside.
+    """
+
+    weights: Tensor
+    grid: tuple[int, int]
+    center: Tensor
+
+
 # First and one past the last pixel along an axis.
 Bounds = tuple[int, int]
 # The features that a tile of the result is read from, its HR rows and columns.
@@ -94,6 +109,18 @@ class ImplicitNet(nn.Module):
         Returns:
             Tensor: (B, Q, 3) in [0, 1], not clamped.
         """
+        return self.decode(feat, *self._in_frame(feat, coord, cell, scales))
+
+    def attention(self, feat: Features, coord: Tensor, cell: Tensor, scales=None) -> list[LocalAttention]:
+        """The attention weights of every active branch at HR pixel centres; arguments as for :meth:`query`.
+
+        Raises:
+            UserError: this network has no local attention.
+        """
+        raise UserError(f'{type(self).__name__} has no local attention to show; take LIT or CLIT.')
+
+    def _in_frame(self, feat: Features, coord: Tensor, cell: Tensor, scales):
+        """coord, cell and scales of :meth:`query` as :meth:`decode` takes them."""
         if coord.dim() != 3 or coord.shape[2] != 2 or cell.shape[-1] != 2:
             raise ValueError(
                 f'coord must be (B, Q, 2) and cell (B, 2) or (B, Q, 2), got {coord.shape=} and {cell.shape=}'
@@ -106,7 +133,7 @@ class ImplicitNet(nn.Module):
             ratio = torch.tensor([h / size[0], w / size[1]], dtype=torch.float64, device=coord.device)
             coord = ((coord.double() + 1) * ratio - 1).to(coord.dtype)
             cell = (cell * ratio).to(cell.dtype)
-        return self.decode(feat, coord, cell, scales)
+        return coord, cell, scales
 
     def decode(self, feat: Features, coord: Tensor, cell: Tensor, scales) -> Tensor:
         """What a network does in :meth:`query`, with coord and cell in the frame of the features."""
@@ -187,6 +214,28 @@ class ImplicitNet(nn.Module):
             part = _empty(lq, rows[1] - rows[0], cols[1] - cols[0])
             self._fill(part, *feat.over_margin(size), rows, cols, self.plan_scales(factors))
             yield slice(*rows), slice(*cols), part
+
+    @torch.no_grad()
+    def encode_part(self, lq: Tensor, start: tuple[int, int], side: int, pad: int) -> Features:
+        """Features of a square of the image, for queries within; the encoder sees ``pad`` LR pixels around it too.
+
+        Args:
+            lq: (B, 3, h, w), see :meth:`upscale_tiles`.
+            start, side: first LR pixel (y, x) of the square, and its side in LR pixels; it may go beyond the image.
+        """
+        padded = self._with_margin(lq)
+        return self._encode_window(padded, (lq.shape[2], lq.shape[3]), *self._window(padded, start, side, pad))
+
+    @torch.no_grad()
+    def upscale_part(self, feat: Features, size: tuple[int, int], rows: Bounds, cols: Bounds, scales) -> Tensor:
+        """The HR pixels rows x cols of a picture of that size (H, W): (B, 3, num_rows, num_cols), not clamped.
+
+        Args:
+            scales: from :meth:`plan_scales`.
+        """
+        out = _empty(feat.lq, rows[1] - rows[0], cols[1] - cols[0])
+        self._fill(out, *feat.over_margin(size), rows, cols, scales)
+        return out
 
     def _encoded_tiles(self, lq: Tensor, size: tuple[int, int], tile: dict | None) -> Iterator[EncodedTile]:
         """Features, HR rows and HR columns of each tile; neighbours whose padded windows are the same share them."""

@@ -7,13 +7,14 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from clit_basicsr.archs.implicit import MAX_QUERIES, Features, ImplicitNet, skip_connection
+from clit_basicsr.archs.implicit import MAX_QUERIES, Features, ImplicitNet, LocalAttention, skip_connection
 from clit_basicsr.archs.lit_dense import fill
 from clit_basicsr.archs.lit_frequency import FrequencyBranch
 from clit_basicsr.archs.mlp import build_mlp
 from clit_basicsr.errors import UserError
 from clit_basicsr.ops import PositionalBias, backends, local_attention
-from clit_basicsr.ops.coords import Frame
+from clit_basicsr.ops.coords import Frame, nearest_index
+from clit_basicsr.ops.reference import attention_weights
 from clit_basicsr.ops.upsampled import Upsampling, upsample, upsampled_conv
 
 
@@ -139,6 +140,26 @@ class LITBranch(nn.Module):
             out.append(self.decoder[1:](first))
         return torch.cat(out, dim=1)
 
+    def attention(
+        self,
+        z: Tensor,
+        frame: Frame,
+        coord: Tensor,
+        bias: PositionalBias | None,
+        upsampling: Upsampling | None = None,
+    ) -> Tensor:
+        """Equation (6) at the queries, (B, Q, H, G, G), by the readable definition; arguments as for :meth:`forward`.
+
+        Raises:
+            UserError: the branch has no local attention.
+        """
+        q, k, _ = self.project(z, upsampling, 'reference')
+        if q is None or k is None:
+            raise UserError('the network was built with local_attention: false; there are no weights to show.')
+        frame = frame if upsampling is None else upsampling.target
+        weights = attention_weights(q, k, coord, frame, self.num_heads, self.grid_size, bias)
+        return weights.transpose(2, 3).unflatten(3, (self.grid_size, self.grid_size))
+
 
 class LITBase(ImplicitNet):
     """What LIT and CLIT have in common: the first convolution, the bias encoder and one or several branches."""
@@ -183,6 +204,17 @@ class LITBase(ImplicitNet):
     def reach(self) -> int:
         # Local grid or bilinear tap, the convolutions for q, k, v, the upsampling's tap, the first convolution.
         return max(self.branches[0].grid_size // 2, 1) + 4
+
+    @torch.no_grad()
+    def attention(self, feat: Features, coord: Tensor, cell: Tensor, scales=None) -> list[LocalAttention]:
+        coord, cell, scales = self._in_frame(feat, coord, cell, scales)
+        z1, found = self.conv_in(feat.z), []
+        for branch, grid in zip(self.branches, self._grids(feat, scales), strict=False):
+            weights = branch.attention(z1, feat.frame, coord, self._bias(), grid)
+            size = feat.frame.size if grid is None else grid.target.size
+            center = torch.stack([nearest_index(coord[..., axis], size[axis]) for axis in (0, 1)], dim=-1)
+            found.append(LocalAttention(weights, size, center))
+        return found
 
     def _bias(self) -> PositionalBias | None:
         return None if self.position_encoder is None else self.position_encoder()

@@ -134,6 +134,20 @@ class FrequencyBranch(nn.Module):
             out.append(checkpoint(self._answer, *maps, coord[:, part], size[:, part], bias, frame, use_reentrant=False))
         return torch.cat(out, dim=1)
 
+    def attention(self, z: Tensor, frame: Frame, coord: Tensor, bias: PositionalBias | None, _: None = None) -> Tensor:
+        """Equation (6) at the queries, (B, Q, H, G, G).
+
+        Raises:
+            UserError: the branch has no local attention, or asks four local grids for each query.
+        """
+        if self.conv_q is None or self.conv_k is None:
+            raise UserError('the network was built with local_attention: false; there are no weights to show.')
+        if self.local_ensemble:
+            raise UserError('with local_ensemble four local grids answer each query; there is no one map to show.')
+        dx = grid_distances(coord, coord, frame, self.grid_size)
+        weights = self._attention(self.conv_q(z), self.conv_k(z), coord, dx, bias, frame)
+        return weights.transpose(2, 3).unflatten(3, (self.grid_size, self.grid_size))
+
     def _answer(
         self,
         q: Tensor | None,
@@ -150,7 +164,8 @@ class FrequencyBranch(nn.Module):
             dx = grid_distances(coord, point, frame, self.grid_size)
             value = gather_grid(v, point, frame, self.grid_size)  # (B, Q, G * G, C)
             if q is not None and k is not None:
-                value = value * self._attention(q, k, point, dx, bias, frame)
+                weights = self._attention(q, k, point, dx, bias, frame)
+                value = value * weights.repeat_interleave(q.shape[1] // self.num_heads, dim=-1)
             if self.aggregation == 'sum':
                 value = value.sum(dim=2, keepdim=True)
             if self.frequency_block is not None and f is not None:
@@ -161,12 +176,11 @@ class FrequencyBranch(nn.Module):
     def _attention(
         self, q: Tensor, k: Tensor, point: Tensor, dx: Tensor, bias: PositionalBias | None, frame: Frame
     ) -> Tensor:
-        """Equation (6), every head's weight repeated for its channels: (B, Q, G * G, C)."""
+        """Equation (6): (B, Q, G * G, H)."""
         # With the ensemble a pixel answers, with its own q; without it the query, whose q lies between the pixels'.
         query = gather_grid(q, point, frame, 1).squeeze(2) if self.local_ensemble else sample_bilinear(q, point, frame)
         key = gather_grid(k, point, frame, self.grid_size).unflatten(-1, (self.num_heads, -1))
-        channels = key.shape[-1]
-        logits = torch.einsum('bqhc,bqghc->bqgh', query.unflatten(-1, (self.num_heads, -1)), key) / channels**0.5
+        logits = torch.einsum('bqhc,bqghc->bqgh', query.unflatten(-1, (self.num_heads, -1)), key) / key.shape[-1] ** 0.5
         if bias is not None:
             logits = logits + positional_bias(dx, bias)
-        return F.softmax(logits, dim=2).repeat_interleave(channels, dim=-1)
+        return F.softmax(logits, dim=2)

@@ -13,7 +13,7 @@ from importlib import metadata
 import clit_basicsr
 from clit_basicsr.errors import UserError
 
-COMMANDS = ('train', 'test', 'upscale', 'zoom', 'convert', 'info')
+COMMANDS = ('train', 'test', 'upscale', 'attention', 'compare', 'zoom', 'convert', 'info')
 DISTRIBUTION = 'clit-basicsr'
 
 

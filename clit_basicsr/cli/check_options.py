@@ -134,6 +134,7 @@ def check_options(opt: dict) -> None:
     for phase, dataset in opt['datasets'].items():
         check_dataset(dataset, f'datasets:{phase}')
     check_losses_and_metrics(opt)
+    check_paper_row(opt.get('paper_row'))
     check_stages(opt)
     check_paths(opt, is_ours(model))
     if is_ours(model):
@@ -224,6 +225,13 @@ def check_losses_and_metrics(opt: dict) -> None:
     for name, block in ((opt.get('val') or {}).get('metrics') or {}).items():
         check_type(block, f'val:metrics:{name}', dict)
         find(METRIC_REGISTRY, str(block.get('type')), f'val:metrics:{name}:type')
+
+
+def check_paper_row(row: Any) -> None:
+    from clit_basicsr.metrics.paper_tables import paper_psnr
+
+    if row is not None and row not in paper_psnr():
+        raise UserError(f"paper_row: the paper's tables have no {row!r}; the nearest is {nearest(row, paper_psnr())!r}")
 
 
 def check_stages(opt: dict) -> None:

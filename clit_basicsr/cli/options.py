@@ -7,11 +7,13 @@ import importlib
 import os
 import pkgutil
 import random
+import sys
+from collections.abc import Callable
 from os import path as osp
 from typing import Any
 
 import clit_basicsr  # noqa: F401  before the host is imported
-from clit_basicsr.cli import option_file
+from clit_basicsr.cli import missing_sets, option_file
 from clit_basicsr.cli.check_options import check_options, check_structure, dataset_class, is_ours
 from clit_basicsr.data.schedule import parse_stages
 from clit_basicsr.errors import UserError
@@ -34,10 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_pipeline(name: str, args: argparse.Namespace) -> None:
+def run_pipeline(name: str, args: argparse.Namespace, watch: Callable[[Any], None] | None = None) -> dict:
     """Runs the host's `train_pipeline` or `test_pipeline` in the working directory.
 
     Everything that can be told to be wrong is told before the host is given control, and so before a file is made.
+
+    Args:
+        watch: Called with the model that the host has built, before it is used.
+
+    Returns:
+        dict: The options as the host has had them.
     """
     opt = option_file.read_option_file(args.opt)
     option_file.force(opt, args.force_yml)
@@ -47,11 +55,19 @@ def run_pipeline(name: str, args: argparse.Namespace) -> None:
     def parse_options(root_path: str, is_train: bool) -> tuple[dict, argparse.Namespace]:
         return complete(opt, args, root_path, is_train), args
 
-    hosts_own, host.parse_options = host.parse_options, parse_options
+    def build_model(opt: dict) -> Any:
+        model = hosts_build(opt)
+        if watch is not None:
+            watch(model)
+        return model
+
+    hosts_parse, hosts_build = host.parse_options, host.build_model
+    host.parse_options, host.build_model = parse_options, build_model
     try:
         getattr(host, f'{name}_pipeline')(os.getcwd())
     finally:
-        host.parse_options = hosts_own
+        host.parse_options, host.build_model = hosts_parse, hosts_build
+    return opt
 
 
 def register() -> None:
@@ -80,6 +96,8 @@ def complete(opt: dict, args: argparse.Namespace, root_path: str, is_train: bool
         opt['name'] = 'debug_' + opt['name']
     set_num_gpu(opt)
     expand_paths(opt)
+    if not is_train:
+        skip_missing_sets(opt)
     set_output_folders(opt, root_path)
     check_options(opt)
     start_processes(opt, args.launcher)
@@ -115,6 +133,14 @@ def expand_paths(opt: dict) -> None:
     for key, value in opt['path'].items():
         if isinstance(value, str) and ('resume_state' in key or 'pretrain_network' in key):
             opt['path'][key] = osp.expanduser(value)
+
+
+def skip_missing_sets(opt: dict) -> None:
+    missing = missing_sets.leave_out_missing_sets(opt)
+    for line in missing_sets.describe(missing):
+        print(f'basicsr: {line}', file=sys.stderr, flush=True)
+    if missing:
+        opt['missing_sets'] = missing
 
 
 def set_output_folders(opt: dict, root_path: str) -> None:

@@ -22,3 +22,16 @@ def check(paths: list[str], force: bool) -> None:
         raise UserError(f'{folder} is no folder that could be written to.')
     if not os.access(folder, os.W_OK):
         raise UserError(f'the folder {folder} must not be written to; choose another one.')
+
+
+def figure(output: str | None, image: str, suffix: str, force: bool) -> str:
+    """Where a figure about a picture goes: what was asked for, or ``<name>_<suffix>.png`` in the working directory.
+
+    Raises:
+        UserError: it is no PNG, or see :func:`check`.
+    """
+    path = output or f'{osp.splitext(osp.basename(image))[0]}_{suffix}.png'
+    if not path.lower().endswith('.png'):
+        raise UserError(f'-o {path}: the figure is a PNG; give a name that ends in .png.')
+    check([path], force)
+    return path

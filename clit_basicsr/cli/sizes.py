@@ -26,7 +26,7 @@ def parse(args: argparse.Namespace) -> Callable[[int, int], dict]:
         UserError: a factor or a size that no picture could be given.
     """
     if args.scale is not None:
-        scale = _scale(args.scale)
+        scale = parse_scale(args.scale)
         return lambda h, w: {'scale': scale}
     if args.size is not None:
         numbers = args.size.lower().split('x')
@@ -78,7 +78,8 @@ def point(text: str, h: int, w: int) -> tuple[float, float]:
     return y, x
 
 
-def _scale(text: str) -> float | tuple[float, float]:
+def parse_scale(text: str) -> float | tuple[float, float]:
+    """A factor '3.7', or two '2x3.5' (y, x). Raises UserError for anything else, and for what is below 1."""
     try:
         factors = [float(number) for number in text.lower().split('x')]
     except ValueError:

@@ -61,3 +61,11 @@ def _trained_experiments() -> dict[str, str]:
         elif saved:
             found[name] = osp.join(folder, saved[max(saved)])
     return found
+
+
+def name_of(path: str) -> str:
+    """What people call a checkpoint: its experiment, or the file's name without its ending."""
+    stem, folder = osp.splitext(osp.basename(path))[0], osp.dirname(osp.abspath(path))
+    if stem.startswith('net_g_') and osp.basename(folder) == 'models':
+        return osp.basename(osp.dirname(folder))
+    return stem

@@ -1,0 +1,47 @@
+"""``basicsr attention``: what a query looks at, as Figure 7 of the CLIT paper shows it."""
+
+import argparse
+from os import path as osp
+
+from tqdm import tqdm
+
+from clit_basicsr.cli import outputs, sizes
+from clit_basicsr.pictures import files, networks
+from clit_basicsr.pictures.attention import draw_attention, look
+from clit_basicsr.pictures.enlarge import choose_device
+
+HELP = 'Draw the attention of LIT or CLIT at points of a picture: one map for each head and branch.'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('image', help='the LR picture')
+    parser.add_argument(
+        '--at',
+        nargs='+',
+        required=True,
+        metavar='Y,X',
+        help='points: parts of height and width, written with a point (0.3,0.75), or pixels (120,340); the HR pixel '
+        'that a point lies in is asked',
+    )
+    parser.add_argument(
+        '-s', '--scale', default='4', metavar='S', help='factor of the result, 3.7 or 2x3.5; default: 4'
+    )
+    parser.add_argument('--model', help=networks.HELP)
+    parser.add_argument(
+        '-o', '--output', metavar='PNG', help='the figure; default: the name of the picture_attention.png'
+    )
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; default: a GPU if there is one')
+    parser.add_argument('-f', '--force', action='store_true', help='overwrite a figure that exists')
+
+
+def run(args: argparse.Namespace) -> None:
+    scale = sizes.parse_scale(args.scale)
+    output = outputs.figure(args.output, args.image, 'attention', args.force)
+    picture = files.read(args.image)
+    points = [sizes.point(text, *picture.pixels.shape[:2]) for text in args.at]
+    path = networks.find_checkpoint(args.model)
+    net = networks.load_network(path, choose_device(args.device))
+    views = [look(net, picture, at, scale) for at in tqdm(points, desc='attention', unit='point', delay=1)]
+    title = f'{osp.basename(args.image)} at x{args.scale}: {type(net).__name__}, {networks.name_of(path)}'
+    draw_attention(views, picture, title, output)
+    print(f'{output}: {len(views)} {"point" if len(views) == 1 else "points"}, {path}')

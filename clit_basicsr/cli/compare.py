@@ -1,0 +1,114 @@
+"""``basicsr compare``: what networks make of one picture, crop beside crop, as Figures 5 and 6 of the CLIT paper."""
+
+import argparse
+from os import path as osp
+
+import numpy as np
+
+from clit_basicsr.archs import Bicubic
+from clit_basicsr.archs.implicit import ImplicitNet
+from clit_basicsr.cli import outputs, sizes
+from clit_basicsr.data.resize import KINDS
+from clit_basicsr.errors import UserError
+from clit_basicsr.pictures import compare, files, networks
+from clit_basicsr.pictures.enlarge import choose_device
+
+HELP = 'Draw crops of a picture beside what bicubic interpolation and networks make of its shrunk copy, with PSNR.'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('image', help='the ground truth; the LR images are made from it')
+    parser.add_argument(
+        '-m', '--models', nargs='+', metavar='MODEL', help=f'one or several, each {networks.HELP}', default=[None]
+    )
+    parser.add_argument(
+        '-s',
+        '--scale',
+        nargs='+',
+        action='extend',
+        metavar='S',
+        help='factors, 3.4 or 2x3.5, a row of crops for each; default: 4',
+    )
+    parser.add_argument(
+        '--crop',
+        metavar='Y,X,H,W',
+        help='upper left corner, height and width in pixels; default: where the networks differ most from bicubic',
+    )
+    parser.add_argument('--downsampling', choices=KINDS, default='pil', help='how LR images are made; default: pil')
+    parser.add_argument(
+        '--protocol', choices=list(compare.PROTOCOLS), default='benchmark', help='of PSNR; default: benchmark'
+    )
+    parser.add_argument(
+        '-o', '--output', metavar='PNG', help='the figure; default: the name of the picture_compare.png'
+    )
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; default: a GPU if there is one')
+    parser.add_argument('-f', '--force', action='store_true', help='overwrite a figure that exists')
+
+
+def run(args: argparse.Namespace) -> None:
+    scales = [parse_pair(text) for text in args.scale or ['4']]
+    crop = None if args.crop is None else parse_crop(args.crop)
+    output = outputs.figure(args.output, args.image, 'compare', args.force)
+    hr = eight_bit(files.read(args.image).rgb)
+    nets = load(args.models, args.device)
+    if crop is not None:
+        check_crop(crop, hr.shape[:2])
+    comparisons = [compare.compare(nets, hr, scale, args.downsampling, args.protocol) for scale in scales]
+    how = 'as given'
+    if crop is None:
+        crop, how = compare.most_different(comparisons), 'where networks and bicubic differ most'
+    check_crop(crop, compare.common_size(comparisons))
+    place = ','.join(map(str, crop))
+    note = (
+        f'PSNR of the whole picture: {compare.PROTOCOLS[args.protocol]}, not rounded\n'
+        f'LR images by {args.downsampling}; crop y,x,h,w = {place}, {how}'
+    )
+    compare.draw_comparison(comparisons, crop, osp.basename(args.image), note, output)
+    for one in comparisons:
+        figures = ', '.join(f'{answer.label} {answer.psnr:.2f} dB' for answer in one.answers)
+        print(f'x{compare.scale_text(one.scale)}: {figures}')
+    print(f'{output}: crop {place}, {how}')
+
+
+def load(models: list[str | None], device: str | None) -> dict[str, ImplicitNet]:
+    """Bicubic interpolation and the networks, by what the figure calls them: names, or paths where names repeat."""
+    paths = [networks.find_checkpoint(model) for model in models]
+    names = [networks.name_of(path) for path in paths]
+    where = choose_device(device)
+    nets: dict[str, ImplicitNet] = {'bicubic': Bicubic().to(where).eval()}
+    for path, name in zip(paths, names, strict=True):
+        label = name if names.count(name) == 1 and name != 'bicubic' else path
+        if label in nets:
+            raise UserError(f'--models: {path} is named twice.')
+        nets[label] = networks.load_network(path, where)
+    return nets
+
+
+def parse_pair(text: str) -> tuple[float, float]:
+    scale = sizes.parse_scale(text)
+    return scale if isinstance(scale, tuple) else (scale, scale)
+
+
+def parse_crop(text: str) -> compare.Crop:
+    """(y, x, h, w) from 'y,x,h,w'; UserError where these are no four whole numbers of a piece of a picture."""
+    try:
+        y, x, h, w = (int(number) for number in text.split(','))
+    except ValueError:
+        raise UserError(f'--crop: give y,x,h,w in whole pixels, such as 40,60,64,64; got {text!r}.') from None
+    if min(y, x) < 0 or min(h, w) < 1:
+        raise UserError(f'--crop: {text} is no piece of a picture: y and x from 0, h and w from 1.')
+    return y, x, h, w
+
+
+def check_crop(crop: compare.Crop, size: tuple[int, ...]) -> None:
+    y, x, h, w = crop
+    if y + h > size[0] or x + w > size[1]:
+        raise UserError(
+            f'--crop: {y},{x},{h},{w} ends at row {y + h}, column {x + w}; there are {size[0]} rows and {size[1]} '
+            'columns that every scale covers.'
+        )
+
+
+def eight_bit(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3), uint8, as the LR images of the papers are made of; 16 bits are rounded."""
+    return np.array(rgb) if rgb.dtype == np.uint8 else np.round(rgb / 257).astype(np.uint8)

@@ -235,7 +235,14 @@ def test_ctrl_c_leaves_nothing(folder):
     """A real process, interrupted among its tiles."""
     save('a.png', np.asarray(data.astronaut()))
     command = [sys.executable, '-m', 'clit_basicsr', 'upscale', 'a.png', '-s', '8', '--tile', '16', '-o', 'b.png']
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # a shell's background jobs, and what they start, are born with interrupts ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     seen = ''
     while 'tile' not in seen:
         seen += process.stderr.read(20)

@@ -65,9 +65,26 @@ def attend_linear_backward(
     grid = round(attention.shape[3] ** 0.5)
     grad_attention, grad_v = attention.new_empty(attention.shape), v.new_zeros(v.shape)
     grad_weight = weight.new_empty(weight.shape)
-    arguments = _contiguous(grad, grad.flatten(0, 1).t(), attention, v, weight, y, x)
-    torch.ops.clit_cpu.attend_linear_backward(*arguments, grid, grad_attention, grad_v, grad_weight)
-    return grad_attention, grad_v, grad_weight
+    packed, together = _head_panels(weight, grid, attention.shape[2])
+    arguments = _contiguous(grad, grad.flatten(0, 1).t(), attention, v, packed)
+    results = grad_attention, grad_v, grad_weight
+    torch.ops.clit_cpu.attend_linear_backward(*arguments, together, *_contiguous(y, x), grid, *results)
+    return results
+
+
+def _head_panels(weight: Tensor, grid: int, heads: int) -> tuple[Tensor, int]:
+    """(O, G * G * C) -> (blocks of heads, G * G, panels, O, panel), and how many heads a block has: those that fill one
+    panel of channels, at least one.
+    """
+    panel = torch.ops.clit_cpu.panel(weight.dtype == torch.float64)
+    by_head = weight.unflatten(1, (grid * grid, heads, -1))  # (O, G * G, H, C / H)
+    dim = by_head.shape[3]
+    together = max(1, panel // dim)
+    blocks = (
+        torch.nn.functional.pad(by_head, (0, 0, 0, -heads % together)).flatten(2).unflatten(2, (-1, together * dim))
+    )
+    padded = torch.nn.functional.pad(blocks, (0, -together * dim % panel))
+    return padded.unflatten(3, (-1, panel)).permute(2, 1, 3, 0, 4).contiguous(), together
 
 
 def dense_linear(

@@ -157,56 +157,56 @@ void attend_linear_of(const Queries& all, const T* attention, const T* v, const 
   });
 }
 
-// One window position and panel of channels at a time. grad: (O, B * Q).
+// One window position and a few panels of channels at a time: together they read the gradients once. grad: (O, B * Q).
 template <typename T>
 void weight_gradient_of(const Queries& all, const T* grad, const T* attention, const T* v, int64_t outputs, T* out) {
-  constexpr int64_t kDepth = 128;
+  constexpr int64_t kDepth = 128, kPanels = 4;
   const int64_t channels = all.channels, panels = round_up<T>(channels) / kPanel<T>, total = all.total();
-  parallel(all.positions() * panels, [&](int64_t item) {
-    const int g = item / panels;
-    const int64_t c0 = item % panels * kPanel<T>, n = std::min<int64_t>(kPanel<T>, channels - c0);
-    Buffer<T> z(kDepth * kPanel<T>), result(outputs * kPanel<T>);
-    std::fill(z.get(), z.get() + kDepth * kPanel<T>, T(0));
-    std::fill(result.get(), result.get() + outputs * kPanel<T>, T(0));
+  const int64_t groups = (panels + kPanels - 1) / kPanels;
+  parallel(all.positions() * groups, [&](int64_t item) {
+    const int g = item / groups;
+    const int64_t first = item % groups * kPanels, count = std::min(kPanels, panels - first);
+    Buffer<T> z(count * kDepth * kPanel<T>), result(count * outputs * kPanel<T>);  // [panel][query or output][kPanel]
+    std::fill(z.get(), z.get() + count * kDepth * kPanel<T>, T(0));
+    std::fill(result.get(), result.get() + count * outputs * kPanel<T>, T(0));
     std::vector<const T*> a(outputs);
+    const auto width = [&](int64_t i) { return std::min<int64_t>(kPanel<T>, channels - (first + i) * kPanel<T>); };
     for (int64_t q0 = 0; q0 < total; q0 += kDepth) {
       const int64_t q1 = std::min(total, q0 + kDepth);
-      weigh(all, attention, v, g, q0, q1, c0, n, kPanel<T>, z.get());
       for (int64_t o = 0; o < outputs; ++o) a[o] = grad + o * total + q0;
-      multiply_rows<T, true>(outputs, q1 - q0, a.data(), 1, z.get(), result.get(), kPanel<T>);
+      for (int64_t i = 0; i < count; ++i) {
+        T* panel = z.get() + i * kDepth * kPanel<T>;
+        weigh(all, attention, v, g, q0, q1, (first + i) * kPanel<T>, width(i), kPanel<T>, panel);
+        multiply_rows<T, true>(outputs, q1 - q0, a.data(), 1, panel, result.get() + i * outputs * kPanel<T>, kPanel<T>);
+      }
     }
-    for (int64_t o = 0; o < outputs; ++o)
-      std::copy(result.get() + o * kPanel<T>, result.get() + o * kPanel<T> + n, out + (o * all.positions() + g) * channels + c0);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t o = 0; o < outputs; ++o)
+        std::copy_n(result.get() + (i * outputs + o) * kPanel<T>, width(i),
+                    out + (o * all.positions() + g) * channels + (first + i) * kPanel<T>);
   });
 }
 
-// A few whole heads of one image at a time. grad: (B, Q, O); weight: (O, G * G * C).
+// A few whole heads of one image at a time. grad: (B, Q, O); packed: (blocks of heads, G * G, panels, O, kPanel).
 template <typename T>
-void value_gradient_of(const Queries& all, const T* grad, const T* attention, const T* v, const T* weight,
-                       int64_t outputs, T* grad_attention, T* grad_v) {
+void value_gradient_of(const Queries& all, const T* grad, const T* attention, const T* v, const T* packed,
+                       int64_t outputs, int64_t together, T* grad_attention, T* grad_v) {
+  constexpr int64_t kQueries = 64;  // their gradients, 6 KB each, stay in the second-level cache
   const int positions = all.positions(), dim = all.dim;
-  const int64_t together = std::max(1, kPanel<T> / dim), blocks = (all.heads + together - 1) / together;
+  const int64_t blocks = (all.heads + together - 1) / together, padded = round_up<T>(together * dim);
   parallel(all.batch * blocks, [&](int64_t item) {
     const int64_t b = item / blocks, h0 = item % blocks * together;
     const int64_t h1 = std::min<int64_t>(all.heads, h0 + together), c0 = h0 * dim, n = (h1 - h0) * dim;
-    const int64_t padded = round_up<T>(n), end = (b + 1) * all.count;
-    Buffer<T> panel(outputs * padded), gradient(positions * kChunk * padded);
-    std::vector<const T*> a(kChunk);
-    for (int64_t q0 = b * all.count; q0 < end; q0 += kChunk) {
-      const int64_t m = std::min(kChunk, end - q0);
+    const int64_t end = (b + 1) * all.count;
+    Buffer<T> gradient(kQueries * positions * padded);
+    std::vector<const T*> a(kQueries);
+    for (int64_t q0 = b * all.count; q0 < end; q0 += kQueries) {
+      const int64_t m = std::min(kQueries, end - q0);
       for (int64_t i = 0; i < m; ++i) a[i] = grad + (q0 + i) * outputs;
+      const T* panel = packed + item % blocks * positions * padded * outputs;
       for (int g = 0; g < positions; ++g)
-        for (int64_t p = 0; p < padded; p += kPanel<T>) {
-          const int64_t width = std::min<int64_t>(kPanel<T>, n - p);
-          T* to = panel.get();
-          for (int64_t o = 0; o < outputs; ++o, to += kPanel<T>) {
-            const T* from = weight + (o * positions + g) * all.channels + c0 + p;
-            std::copy(from, from + width, to);
-            std::fill(to + width, to + kPanel<T>, T(0));
-          }
-          multiply_rows<T, false>(m, outputs, a.data(), 1, panel.get(), gradient.get() + g * padded + p,
-                                  positions * padded);
-        }
+        for (int64_t p = 0; p < padded; p += kPanel<T>, panel += outputs * kPanel<T>)
+          multiply_rows<T, false>(m, outputs, a.data(), 1, panel, gradient.get() + g * padded + p, positions * padded);
       for (int64_t q = q0; q < q0 + m; ++q)
         for (int g = 0; g < positions; ++g) {
           const int64_t at = all.address(q, g), next = q + 1 < end ? all.address(q + 1, g) : -1;
@@ -254,14 +254,14 @@ void attend_linear(Tensor attention, Tensor v, Tensor packed, Tensor y, Tensor x
   is_double(v) ? call(double()) : call(float());
 }
 
-void attend_linear_backward(Tensor grad, Tensor grad_columns, Tensor attention, Tensor v, Tensor weight, Tensor y,
-                            Tensor x, int64_t grid, Tensor grad_attention, Tensor grad_v, Tensor grad_weight) {
+void attend_linear_backward(Tensor grad, Tensor grad_columns, Tensor attention, Tensor v, Tensor packed, int64_t together,
+                            Tensor y, Tensor x, int64_t grid, Tensor grad_attention, Tensor grad_v, Tensor grad_weight) {
   const Queries all(v, y, x, grid, attention.size(2));
   const auto call = [&](auto zero) {
     using T = decltype(zero);
-    weight_gradient_of<T>(all, read<T>(grad_columns), read<T>(attention), read<T>(v), weight.size(0),
+    weight_gradient_of<T>(all, read<T>(grad_columns), read<T>(attention), read<T>(v), grad.size(2),
                           write<T>(grad_weight));
-    value_gradient_of<T>(all, read<T>(grad), read<T>(attention), read<T>(v), read<T>(weight), weight.size(0),
+    value_gradient_of<T>(all, read<T>(grad), read<T>(attention), read<T>(v), read<T>(packed), grad.size(2), together,
                          write<T>(grad_attention), write<T>(grad_v));
   };
   is_double(v) ? call(double()) : call(float());
@@ -277,8 +277,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(clit_cpu, m) {
       "Tensor(b!) grad_k, Tensor(c!) grad_y, Tensor(d!) grad_x) -> ()");
   m.def("attend_linear(Tensor attention, Tensor v, Tensor packed, Tensor y, Tensor x, int grid, Tensor(a!) out) -> ()");
   m.def(
-      "attend_linear_backward(Tensor grad, Tensor grad_columns, Tensor attention, Tensor v, Tensor weight, Tensor y, "
-      "Tensor x, int grid, Tensor(a!) grad_attention, Tensor(b!) grad_v, Tensor(c!) grad_weight) -> ()");
+      "attend_linear_backward(Tensor grad, Tensor grad_columns, Tensor attention, Tensor v, Tensor packed, int "
+      "together, Tensor y, Tensor x, int grid, Tensor(a!) grad_attention, Tensor(b!) grad_v, Tensor(c!) grad_weight) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(clit_cpu, CPU, m) {
   m.impl("attention", TORCH_BOX(&attention));

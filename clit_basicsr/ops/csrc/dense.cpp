@@ -128,7 +128,8 @@ struct Dense {
         }
   }
 
-  // kWindowRows rows of the window, kNarrowLanes columns of each.
+  // kWindowRows rows of the window, kNarrowLanes columns of each. Not inlined, here and below: amid other code the compiler
+  // runs out of registers.
   template <int kWindowRows>
   __attribute__((noinline)) void logits(const T* query, const T* key, int64_t n, const T* bias_y, const T* bias_x,
                                         T* to) const {
@@ -187,13 +188,19 @@ struct Dense {
           }
         }
     }
-    for (int64_t p = 0; p < pixels; ++p) {
+    place(t, start, result.get());
+  }
+
+  // From the tile's order, [panel][query][kPanel], to that of the picture.
+  void place(const Tile& t, const std::vector<int64_t>& start, const T* result) const {
+    const int64_t queries = start.back();
+    for (int64_t p = 0; p < t.pixels(); ++p) {
       const int64_t y = t.y0 + p / t.width(), x = t.x0 + p % t.width();
       int64_t m = start[p];
       for (int64_t r = rows.begin[y]; r < rows.begin[y + 1]; ++r)
         for (int64_t s = cols.begin[x]; s < cols.begin[x + 1]; ++s, ++m)
           for (int64_t o = 0; o < outputs; o += kPanel<T>)
-            std::copy_n(result.get() + o * queries + m * kPanel<T>, std::min<int64_t>(kPanel<T>, outputs - o),
+            std::copy_n(result + o * queries + m * kPanel<T>, std::min<int64_t>(kPanel<T>, outputs - o),
                         out + (r * num_cols + s) * outputs + o);
     }
   }

@@ -179,6 +179,7 @@ inline __attribute__((always_inline)) void multiply(int K, const T* const* a, in
 }
 
 // The same for any number of rows, one panel wide. The rows are shared out evenly: few at once would leave the adders waiting.
+// Not inlined: amid other code the compiler runs out of registers.
 template <typename T, bool kAccumulate>
 __attribute__((noinline)) void multiply_rows(int M, int K, const T* const* a, int64_t step, const T* panel, T* c, int64_t stride) {
   constexpr int V = kPanelVectors;

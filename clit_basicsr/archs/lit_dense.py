@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 # HR rows of the skip connection that are made at once.
 SKIP_ROWS = 64
 
-# Queries that the decoder answers at once on a CPU: their numbers stay in the second-level cache.
-DECODER_QUERIES = 512
-
 
 def fill(
     out: Tensor,

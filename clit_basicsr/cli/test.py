@@ -5,7 +5,6 @@ figures.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Callable
 from os import path as osp
@@ -53,6 +52,7 @@ def write_summary(opt: dict, measurements: list[Measurement]) -> None:
 
     from clit_basicsr.metrics import summary
     from clit_basicsr.pictures.curves import draw_psnr_over_scale
+    from clit_basicsr.pictures.files import replacing
 
     found = summarize(opt, measurements)
     folder = opt['path']['results_root']
@@ -61,10 +61,11 @@ def write_summary(opt: dict, measurements: list[Measurement]) -> None:
         ('summary.md', summary.as_markdown(found)),
         ('summary.json', summary.as_json(found)),
     ):
-        target = osp.join(folder, name)
-        with open(f'{target}.tmp', 'w', encoding='utf-8', newline='') as file:
+        with (
+            replacing(osp.join(folder, name)) as unfinished,
+            open(unfinished, 'w', encoding='utf-8', newline='') as file,
+        ):
             file.write(text)
-        os.replace(f'{target}.tmp', target)
     if found.psnr:
         draw_psnr_over_scale(found, osp.join(folder, 'psnr_over_scale.png'))
     curve = ', psnr_over_scale.png' if found.psnr else ''

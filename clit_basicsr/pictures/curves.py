@@ -1,10 +1,10 @@
 """The curve that a test run leaves: PSNR over scale, measured and the paper's."""
 
 import math
-import os
 
 from clit_basicsr.metrics.paper_tables import paper_psnr
 from clit_basicsr.metrics.summary import Row, Summary
+from clit_basicsr.pictures.files import replacing
 
 
 def draw_psnr_over_scale(summary: Summary, path: str) -> None:
@@ -43,9 +43,8 @@ def draw_psnr_over_scale(summary: Summary, path: str) -> None:
     axes.set_title(summary.title(), parse_math=False)
     if drawn:
         axes.legend()
-    unfinished = f'{path}.tmp'
-    figure.savefig(unfinished, format='png')
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format='png')
 
 
 def measured_lines(summary: Summary) -> dict[str, list[Row]]:

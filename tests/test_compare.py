@@ -16,13 +16,12 @@ from clit_basicsr.pictures.files import Picture
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tiny_network.make_experiment()
+def folder(folder):
+    """There is a picture of 59 x 83 pixels too."""
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (12, 17, 3), dtype=np.uint8))
     noise.resize((83, 59), Image.Resampling.BICUBIC).save('p.png')
-    return tmp_path
+    return folder
 
 
 def test_the_figures_of_each_network(folder):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from awkward_pictures import SRGB, color
 from PIL import Image
-from tiny_network import OPTIONS, REACH, answer, build, levels, make_experiment, save
+from tiny_network import OPTIONS, REACH, answer, levels, save
 
 import clit_basicsr
 from clit_basicsr.archs import Bicubic, build_network
@@ -14,19 +14,6 @@ from clit_basicsr.errors import UserError
 from clit_basicsr.pictures import enlarge, files, memory
 from clit_basicsr.pictures.files import Picture
 from clit_basicsr.pictures.memory import Tiles
-
-
-@pytest.fixture(scope='module')
-def net():
-    return build()
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The working directory, with a trained experiment."""
-    monkeypatch.chdir(tmp_path)
-    make_experiment()
-    return tmp_path
 
 
 @pytest.mark.parametrize('scale', [1, 2.3, (1, 3.5)])

@@ -12,24 +12,11 @@ import torch
 from awkward_pictures import SRGB, color, make
 from PIL import Image
 from skimage import data
-from tiny_network import OPTIONS, answer, build, levels, make_experiment, save
+from tiny_network import OPTIONS, answer, levels, save
 
 from clit_basicsr.archs import build_network, save_checkpoint
 from clit_basicsr.cli import main
 from clit_basicsr.pictures import files
-
-
-@pytest.fixture(scope='module')
-def net():
-    return build()
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The working directory, with a trained experiment."""
-    monkeypatch.chdir(tmp_path)
-    make_experiment()
-    return tmp_path
 
 
 def test_awkward_files_give_a_picture_or_a_line(folder, capsys):

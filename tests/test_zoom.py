@@ -9,7 +9,7 @@ import pytest
 import torch
 from awkward_pictures import color
 from PIL import Image
-from tiny_network import OPTIONS, build, make_experiment, save
+from tiny_network import OPTIONS, build, save
 
 from clit_basicsr.archs import Bicubic, save_checkpoint
 from clit_basicsr.cli import main
@@ -29,13 +29,11 @@ NETWORKS = {
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The working directory, with a trained experiment, bicubic.pth and a picture of 30 x 44 pixels."""
-    monkeypatch.chdir(tmp_path)
-    make_experiment()
+def folder(folder):
+    """There are bicubic.pth and a picture of 30 x 44 pixels too."""
     save_checkpoint('bicubic.pth', {'params': {}, 'network_g': {'type': 'Bicubic'}})
     save('a.png', color(30, 44))
-    return tmp_path
+    return folder
 
 
 @pytest.mark.parametrize('scale', [1, 3, 8])  # none puts a pixel half-way between two others

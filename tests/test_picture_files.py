@@ -179,8 +179,11 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match='cannot be written'):
-        files.write(str(tmp_path / 'nowhere' / 'a.png'), Picture(color()))
+    files.write(str(tmp_path / 'new' / 'folder' / 'a.png'), Picture(color()))
+    assert np.array_equal(files.read(str(tmp_path / 'new' / 'folder' / 'a.png')).pixels, color())
+    (tmp_path / 'file').write_bytes(b'')
+    with pytest.raises(UserError, match=r'a\.png cannot be written \((File exists|Not a directory)\)'):
+        files.write(str(tmp_path / 'file' / 'a.png'), Picture(color()))
 
 
 def test_rgb_of_any_picture():

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 import time
 from os import path as osp
 
@@ -64,7 +63,6 @@ def run(args: argparse.Namespace) -> None:
     path = networks.find_checkpoint(args.model)
     net = networks.load_network(path, device)
     print(f'{path}: {type(net).__name__} on {device}, float32')
-    os.makedirs(osp.dirname(args.output) or '.', exist_ok=True)
     frames = tqdm(zoom.render_film(net, picture, shots, frame_size), args.input, len(shots), unit='frame', leave=False)
     if suffix == '.gif':
         zoom.write_gif(args.output, frames, args.fps, zoom.shared_palette(picture, shots, frame_size))

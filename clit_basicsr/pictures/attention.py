@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -145,7 +144,6 @@ def draw_attention(views: list[QueryView], picture: Picture, title: str, path: s
     parts = figure.subfigures(len(views), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, view in zip(parts, views, strict=True):
         _draw_query(part, view, picture, largest)
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format='png')
 

@@ -93,22 +93,33 @@ def read(path: str) -> Picture:
         raise UserError(f'{path} cannot be read ({error.strerror}).') from error
     if not start:
         raise UserError(f'{path} is empty (0 bytes).')
+    with told_when_damaged(path):
+        if start[:4] in TIFF_STARTS and (deep := _read_deep_tiff(path)) is not None:
+            return deep
+        with Image.open(path) as im:
+            return _read_pillow(path, im, start)
+
+
+@contextmanager
+def told_when_damaged(name: str) -> Iterator[None]:
+    """Says in one line why a picture cannot be read, whatever the libraries raise; ``name``: what the line calls it.
+
+    Raises:
+        UserError: instead of anything but MemoryError.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # large pictures, odd EXIF data
-            if start[:4] in TIFF_STARTS and (deep := _read_deep_tiff(path)) is not None:
-                return deep
-            with Image.open(path) as im:
-                return _read_pillow(path, im, start)
+            yield
     except (UserError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise UserError(f'{path} is no picture of a kind that can be read.') from error
+        raise UserError(f'{name} is no picture of a kind that can be read.') from error
     except Image.DecompressionBombError as error:
-        raise UserError(f'{path} is too large: {str(error).split(",")[0]}.') from error
+        raise UserError(f'{name} is too large: {str(error).split(",")[0]}.') from error
     except Exception as error:  # decoders of damaged files raise anything
         reason = ' '.join(str(error).split()) or type(error).__name__
-        raise UserError(f'{path} cannot be read; it is damaged or cut off ({reason[:120]}).') from error
+        raise UserError(f'{name} cannot be read; it is damaged or cut off ({reason[:120]}).') from error
 
 
 def write(path: str, picture: Picture) -> None:
@@ -164,6 +175,8 @@ def check_output(path: str, picture: Picture, size: tuple[int, ...]) -> tuple[np
 def replacing(path: str) -> Iterator[str]:
     """A temporary name beside ``path`` to write to; afterwards the file takes its place, or, after an error, goes.
 
+    The folder is made if it is not there.
+
     Raises:
         UserError: the file cannot be written there.
     """
@@ -171,6 +184,7 @@ def replacing(path: str) -> Iterator[str]:
     stem, suffix = os.path.splitext(name)  # some libraries read the format from the suffix
     temporary = os.path.join(folder, f'.{stem}.{os.getpid()}.tmp{suffix}')
     try:
+        os.makedirs(folder or '.', exist_ok=True)
         yield temporary
         os.replace(temporary, path)
     except OSError as error:

@@ -16,7 +16,7 @@ from tiny_network import OPTIONS, answer, levels, save
 
 from clit_basicsr.archs import build_network, save_checkpoint
 from clit_basicsr.cli import main
-from clit_basicsr.pictures import files
+from clit_basicsr.pictures import enlarge, files
 
 
 def test_awkward_files_give_a_picture_or_a_line(folder, capsys):
@@ -201,20 +201,48 @@ def test_which_network(folder, net, capsys):
     assert 'a.png is no checkpoint' in message('--model', 'a.png')
 
 
-def test_a_picture_for_which_there_is_no_memory_is_told(folder, capsys, monkeypatch):
+@pytest.mark.parametrize('step', ['read', 'enlarge'])
+def test_a_picture_for_which_there_is_no_memory_is_told(folder, capsys, monkeypatch, step):
     save('a.png', color())
-    save('b.png', color())
-    read = files.read
+    save('b.png', color(7, 7))
+    read, paint = files.read, enlarge._paint
 
     def small_memory(path):
         if path == 'a.png':
             raise MemoryError
         return read(path)
 
-    monkeypatch.setattr(files, 'read', small_memory)
+    def full(network, source, *args):
+        if source.shape == (6, 9, 3):
+            torch.empty(1 << 57)  # a RuntimeError of the CPU's allocator
+        paint(network, source, *args)
+
+    if step == 'read':
+        monkeypatch.setattr(files, 'read', small_memory)
+    else:
+        monkeypatch.setattr(enlarge, '_paint', full)
     assert main(['upscale', 'a.png', 'b.png', '-s', '1', '-o', 'out']) == 1
-    assert 'basicsr: error: a.png: there is too little memory for it.' in capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert re.match(
+        r'basicsr: error: a\.png: there is too little memory (for it|even for tiles of \d+\+\d+ pixels); ', lines[0]
+    )
     assert os.listdir('out') == ['b.png']
+
+
+def test_the_tiles_that_were_used_are_printed(folder, capsys, monkeypatch):
+    save('a.png', color(50, 90))
+    paint = enlarge._paint
+
+    def full(network, source, out, target, tiles, bar):
+        if tiles.size > 40:
+            raise torch.OutOfMemoryError('CUDA out of memory')
+        paint(network, source, out, target, tiles, bar)
+
+    monkeypatch.setattr(enlarge, '_paint', full)
+    assert main(['upscale', 'a.png', '-s', '1.5', '--tile', '80', '-o', 'b.png']) == 0
+    said = capsys.readouterr().out
+    assert 'tiles of 40+9 pixels' in said and 'tiles of 80' not in said
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import NamedTuple
 
 import numpy as np
@@ -80,7 +79,7 @@ def compare(
     lr = downsample(truth, (height, width), kind).astype(np.float32) / 255
     answers = []
     for label, net in nets.items():
-        image = enlarge(net, Picture(lr), scale=scale, label=f'x{scale_text(scale)} {label}').pixels
+        image = enlarge(net, Picture(lr), scale=scale, label=f'x{scale_text(scale)} {label}')[0].pixels
         psnr = calculate_psnr_float(_to_tensor(image), _to_tensor(truth / np.float32(255)), protocol, scale)
         answers.append(Answer(label, np.round(image.clip(0, 1) * 255).astype(np.uint8), psnr))
     return Comparison(scale, truth, answers)
@@ -154,7 +153,6 @@ def draw_comparison(comparisons: list[Comparison], crop: Crop, title: str, note:
         row[0].set_ylabel(f'x{scale_text(one.scale)}', fontsize=11)
     for axes, label in zip(panels[0], labels, strict=True):
         axes.set_title(_wrapped(label), fontsize=9, parse_math=False)
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format='png')
 

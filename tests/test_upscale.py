@@ -91,6 +91,7 @@ def test_sizes_as_people_say_them(folder, net, options, size):
         (('--height', '3'), '-s 1 restores'),
         (('-s', '1e6'), 'GB'),
         (('-s', '1e300'), 'ends at 2147483647'),
+        (('-s', '1e308'), 'a.png: scale 1e+308 is too large'),
         (('-s', '2', '--tile', '0'), 'at least 1 pixel'),
         (('-s', '2', '--device', 'abacus'), 'no device'),
         (('-s', '2', '--model', 'nowhere'), 'trained here: tiny'),

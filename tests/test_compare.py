@@ -17,10 +17,11 @@ from clit_basicsr.pictures.files import Picture
 
 @pytest.fixture
 def folder(folder):
-    """There is a picture of 59 x 83 pixels too."""
+    """There are a picture of 59 x 83 pixels and another file too."""
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (12, 17, 3), dtype=np.uint8))
     noise.resize((83, 59), Image.Resampling.BICUBIC).save('p.png')
+    (folder / 'there.png').write_bytes(b'a figure')
     return folder
 
 
@@ -93,7 +94,7 @@ def test_attention_draws(folder):
         (['compare', 'p.png', '-o', 'x.jpg'], 'the figure is a PNG'),
         (['attention', 'p.png', '--at', '99,1'], 'outside the picture'),
         (['attention', 'p.png', '--at', '1'], 'give y,x'),
-        (['attention', 'p.png', '--at', '1,1', '-o', 'p.png'], 'exists already'),
+        (['attention', 'p.png', '--at', '1,1', '-o', 'there.png'], 'exists already'),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(arguments, message, folder, capsys):

@@ -122,8 +122,34 @@ def test_nothing_is_overwritten_without_f(folder, capsys, monkeypatch):
     assert os.listdir('out') == ['b.png']
     assert main(['upscale', 'a.png', 'b.png', '-s', '2', '-o', 'out', '-f']) == 0
     assert files.read('out/b.png').pixels.shape == (4, 4, 3)
-    assert main(['upscale', 'b.png', '-s', '2', '-o', 'b.png', '-f']) == 0  # in its own place
-    assert files.read('b.png').pixels.shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize('force', [(), ('-f',)])
+def test_what_is_read_is_never_overwritten(folder, capsys, force):
+    os.mkdir('one')
+    save('one/a.png', color())
+    save('b.png', color(2, 2))
+    os.symlink('one/a.png', 'link.png')
+    os.symlink('one', 'other')
+    before = (folder / 'one/a.png').read_bytes()
+    for arguments in (
+        ('one/a.png', '-o', 'one'),
+        ('one', '-o', 'other'),
+        ('one/a.png', '-o', 'one/../one/a.png'),
+        ('link.png', '-o', 'one/a.png'),
+        ('b.png', 'one/a.png', '-o', 'one'),
+        ('b.png', 'link.png', 'one/a.png', '-o', '.'),
+    ):
+        assert main(['upscale', *arguments, '-s', '2', *force]) == 1
+        line = capsys.readouterr().err
+        assert 'what is read is not overwritten' in line and line.count('\n') == 1
+    for command in (['compare', 'b.png'], ['attention', 'b.png', '--at', '0,0'], ['zoom', 'b.png']):
+        output = 'b.gif' if command[0] == 'zoom' else 'b.png'
+        os.link('b.png', output) if output != 'b.png' else None
+        assert main([*command, '-o', output, *force]) == 1
+        assert 'what is read is not overwritten' in capsys.readouterr().err
+    assert (folder / 'one/a.png').read_bytes() == before
+    assert files.read('b.png').pixels.shape == (2, 2, 3)
 
 
 def test_where_pictures_go(folder, capsys):
@@ -136,7 +162,7 @@ def test_where_pictures_go(folder, capsys):
     assert main(['upscale', 'in/[ac].*', '-s', '1', '-o', 'pattern/']) == 0
     assert sorted(os.listdir('pattern')) == ['a.png', 'c.png']
     for arguments, message in (
-        (('in', '-o', 'x.png'), 'need a folder'),
+        (('in', '-o', 'x.png'), 'is no folder'),
         (('in/*.bmp', '-o', 'x'), 'nothing is there'),
         (('experiments', '-o', 'x'), 'no pictures in the folder'),
         (('in/a.png', 'pattern/a.png', '-o', 'x'), 'would both be written'),

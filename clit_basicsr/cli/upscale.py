@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     if args.tile is not None and args.tile < 1:
         raise UserError(f'--tile: a tile has at least 1 pixel; got {args.tile}.')
     jobs = plan_outputs(args.input, args.output)
-    outputs.check([output for _, output in jobs], args.force)
+    outputs.check([output for _, output in jobs], args.force, [source for source, _ in jobs])
     device = choose_device(args.device)
     path = networks.find_checkpoint(args.model)
     net = networks.load_network(path, device)
@@ -100,7 +100,7 @@ def plan_outputs(inputs: list[str], output: str) -> list[tuple[str, str]]:
     is_folder = osp.isdir(output) or output.endswith(('/', os.sep)) or not osp.splitext(output)[1]
     if not is_folder:
         if not one_file:
-            raise UserError(f'{output}: {len(sources)} pictures need a folder to be written to, not a file.')
+            raise UserError(f'{output} is no folder, which several pictures, or those of a folder, are written to.')
         return [(sources[0], output)]
     jobs: dict[str, str] = {}
     for source in sources:

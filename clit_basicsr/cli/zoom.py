@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     suffix = osp.splitext(args.output)[1].lower()
     if suffix not in ('.gif', '.mp4'):
         raise UserError(f'{args.output}: a film is written as .gif or .mp4.')
-    outputs.check([args.output], args.force)
+    outputs.check([args.output], args.force, [args.input])
     for option in ('seconds', 'fps'):
         if not (math.isfinite(getattr(args, option)) and getattr(args, option) > 0):
             raise UserError(f'--{option} must be more than 0; got {getattr(args, option)}.')

@@ -204,6 +204,51 @@ def test_permissions(folder, capsys):
     assert 'must not be written to' in capsys.readouterr().err
 
 
+def test_folders_that_cannot_be_read_or_made_are_told(folder, capsys, monkeypatch):
+    save('a.png', color())
+    os.makedirs('locked/models')
+    listdir = os.listdir
+
+    def refuse(part):
+        def look(path):
+            if part in str(path):
+                raise PermissionError(13, 'Permission denied', path)
+            return listdir(path)
+
+        return look
+
+    def message(*arguments):
+        assert main(['upscale', *arguments, '-s', '1']) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    monkeypatch.setattr(os, 'listdir', refuse('locked'))
+    assert message('locked', '-o', 'out') == 'basicsr: error: the folder locked cannot be read (Permission denied).'
+    monkeypatch.setattr(os, 'listdir', refuse('experiments'))
+    assert 'the folder experiments cannot be read (Permission denied)' in message('a.png', '-o', 'b.png')
+    os.makedirs('experiments/other/models')
+    monkeypatch.setattr(os, 'listdir', refuse('other'))
+    assert 'models cannot be read (Permission denied)' in message('a.png', '-o', 'b.png')
+    assert main(['upscale', 'a.png', '-s', '1', '-o', 'd.png', '--model', 'tiny']) == 0  # which need not look there
+    capsys.readouterr()
+
+    def full(path, *args, **kwargs):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'makedirs', full)
+    assert message('a.png', '--model', 'tiny', '-o', 'new/c.png') == (
+        'basicsr: error: new/c.png cannot be written (No space left on device).'
+    )
+    save('b.png', color(40, 50))
+    for command in (
+        ['compare', '-o', 'new/c.png'],
+        ['attention', '--at', '0,0', '-o', 'new/c.png'],
+        ['zoom', '-o', 'new/c.gif'],
+    ):
+        assert main([command[0], 'b.png', *command[1:], '--model', 'tiny']) == 1
+        assert 'cannot be written (No space left on device).' in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_which_network(folder, net, capsys):
     save('a.png', color())
 

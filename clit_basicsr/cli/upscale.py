@@ -115,7 +115,7 @@ def plan_outputs(inputs: list[str], output: str) -> list[tuple[str, str]]:
 def find_pictures(pattern: str) -> list[str]:
     """The file itself, the pictures of a folder, or the files that a pattern (``*``, ``?``, ``[...]``) means."""
     if osp.isdir(pattern):
-        found = [entry for entry in sorted(os.listdir(pattern)) if entry.lower().endswith(SUFFIXES)]
+        found = [entry for entry in files.names_in(pattern) if entry.lower().endswith(SUFFIXES)]
         found = [osp.join(pattern, entry) for entry in found if not entry.startswith('.')]
         if not found:
             raise UserError(f'there are no pictures in the folder {pattern}.')

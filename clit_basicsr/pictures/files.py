@@ -100,6 +100,14 @@ def read(path: str) -> Picture:
             return _read_pillow(path, im, start)
 
 
+def names_in(folder: str) -> list[str]:
+    """What is in a folder, sorted. Raises UserError for one that cannot be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise UserError(f'the folder {folder} cannot be read ({error.strerror}).') from error
+
+
 @contextmanager
 def told_when_damaged(name: str) -> Iterator[None]:
     """Says in one line why a picture cannot be read, whatever the libraries raise; ``name``: what the line calls it.
@@ -181,8 +189,9 @@ def replacing(path: str) -> Iterator[str]:
         UserError: the file cannot be written there.
     """
     folder, name = os.path.split(path)
-    stem, suffix = os.path.splitext(name)  # some libraries read the format from the suffix
-    temporary = os.path.join(folder, f'.{stem}.{os.getpid()}.tmp{suffix}')
+    # Some libraries read the format from the suffix; a name has an end.
+    stem, suffix = os.path.splitext(name)
+    temporary = os.path.join(folder, f'.{stem[:40]}.{os.getpid()}.tmp{suffix}')
     try:
         os.makedirs(folder or '.', exist_ok=True)
         yield temporary

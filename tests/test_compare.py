@@ -88,6 +88,11 @@ def test_attention_draws(folder):
     [
         (['compare', 'p.png', '--crop', '50,0,20,20'], 'ends at row 70'),
         (['compare', 'p.png', '--crop', '1,2,3'], '--crop: give y,x,h,w'),
+        (
+            ['compare', 'p.png', '-s', '2', '29.5'],
+            '83x59 pixels are too few at scale 29.5: PSNR leaves out a border of 30',
+        ),
+        (['compare', 'p.png', '-s', '70'], '83x59 pixels are too few at scale 70'),
         (['compare', 'p.png', '-s', '0.5'], 'a factor is at least 1'),
         (['compare', 'p.png', '-m', 'nowhere'], 'there is no checkpoint nowhere'),
         (['compare', 'p.png', '-m', 'tiny', 'tiny'], 'is named twice'),

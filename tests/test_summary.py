@@ -15,7 +15,7 @@ from PIL import Image
 
 from clit_basicsr import cli
 from clit_basicsr.archs import build_network
-from clit_basicsr.cli import options
+from clit_basicsr.cli import missing_sets, options
 from clit_basicsr.cli.option_file import read_option_file
 from clit_basicsr.cli.paper_row import paper_row
 from clit_basicsr.metrics import paper_tables, summary
@@ -216,6 +216,14 @@ def refused(capsys, *forced):
 def test_no_set_at_all_is_an_error(folder, capsys):
     forced = [f'datasets:test_{i}:dataroot_gt=no/{i}' for i in (10, 2, 3, 4)]
     assert 'none of the test sets is there: no folder no/10, no/2, no/3, no/4 and 2 more' in refused(capsys, *forced)
+
+
+def test_a_file_in_a_set_s_place_is_called_one(folder):
+    missing = missing_sets.leave_out_missing_sets(
+        {'datasets': {'test': {'name': 'a', 'dataroot_gt': 'test.yml'}, 'b': {}}}
+    )
+    (line,) = missing_sets.describe(missing)
+    assert line.startswith('skipped a: test.yml is a file, no folder; put')
 
 
 def test_images_that_do_not_pair_are_an_error_still(folder, capsys):

@@ -206,6 +206,7 @@ def test_permissions(folder, capsys):
 
 def test_folders_that_cannot_be_read_or_made_are_told(folder, capsys, monkeypatch):
     save('a.png', color())
+    save('b.png', color(40, 50))
     os.makedirs('locked/models')
     listdir = os.listdir
 
@@ -225,11 +226,11 @@ def test_folders_that_cannot_be_read_or_made_are_told(folder, capsys, monkeypatc
     monkeypatch.setattr(os, 'listdir', refuse('locked'))
     assert message('locked', '-o', 'out') == 'basicsr: error: the folder locked cannot be read (Permission denied).'
     monkeypatch.setattr(os, 'listdir', refuse('experiments'))
-    assert 'the folder experiments cannot be read (Permission denied)' in message('a.png', '-o', 'b.png')
+    assert 'the folder experiments cannot be read (Permission denied)' in message('a.png', '-o', 'c.png')
     os.makedirs('experiments/other/models')
     monkeypatch.setattr(os, 'listdir', refuse('other'))
-    assert 'models cannot be read (Permission denied)' in message('a.png', '-o', 'b.png')
-    assert main(['upscale', 'a.png', '-s', '1', '-o', 'd.png', '--model', 'tiny']) == 0  # which need not look there
+    assert 'models cannot be read (Permission denied)' in message('a.png', '-o', 'c.png')
+    assert main(['upscale', 'a.png', '-s', '1', '-o', 'c.png', '--model', 'tiny']) == 0  # which need not look there
     capsys.readouterr()
 
     def full(path, *args, **kwargs):
@@ -239,7 +240,6 @@ def test_folders_that_cannot_be_read_or_made_are_told(folder, capsys, monkeypatc
     assert message('a.png', '--model', 'tiny', '-o', 'new/c.png') == (
         'basicsr: error: new/c.png cannot be written (No space left on device).'
     )
-    save('b.png', color(40, 50))
     for command in (
         ['compare', '-o', 'new/c.png'],
         ['attention', '--at', '0,0', '-o', 'new/c.png'],

@@ -50,8 +50,16 @@ class Picture:
 
     @property
     def rgb(self) -> np.ndarray:
-        """(H, W, 3): without alpha, grey three times (a view of the pixels, not a copy)."""
-        color = self.pixels[..., :-1] if self.has_alpha else self.pixels
+        """(H, W, 3), the same type: on white where it is transparent, grey three times.
+
+        This is what figures and films show; without alpha it is a view of the pixels, not a copy.
+        """
+        color = self.pixels
+        if self.has_alpha:
+            white = np.iinfo(color.dtype).max
+            alpha = color[..., -1:].astype(np.uint32)
+            mixed = color[..., :-1] * alpha + (white - alpha) * white  # up to white**2, which 32 bits hold
+            color = ((mixed + white // 2) // white).astype(color.dtype)
         return np.broadcast_to(color, (*color.shape[:2], 3))
 
 
@@ -128,6 +136,11 @@ def told_when_damaged(name: str) -> Iterator[None]:
     except Exception as error:  # decoders of damaged files raise anything
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise UserError(f'{name} cannot be read; it is damaged or cut off ({reason[:120]}).') from error
+
+
+def eight_bit(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3), uint8, a copy; 16 bits are rounded."""
+    return np.array(rgb) if rgb.dtype == np.uint8 else np.round(rgb / np.float32(257)).astype(np.uint8)
 
 
 def write(path: str, picture: Picture) -> None:

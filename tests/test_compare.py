@@ -6,7 +6,9 @@ import os
 import numpy as np
 import pytest
 import tiny_network
+import torch
 from PIL import Image
+from tiny_network import save
 
 from clit_basicsr import cli
 from clit_basicsr.archs import Bicubic
@@ -81,6 +83,47 @@ def test_attention_draws(folder):
         pixels = np.asarray(figure.convert('RGB')).astype(int)
     assert (np.abs(pixels - (255, 212, 0)).max(-1) < 8).sum() > 500  # outlines of branch 1
     assert pixels.shape[0] > 800
+
+
+def test_transparency_is_white_in_figures_too(folder, capsys):
+    pixels = np.asarray(Image.open('p.png').convert('RGBA')).copy()
+    pixels[..., 3] = np.linspace(0, 255, 83).round()
+    Image.fromarray(pixels).save('clear.png')
+    save('white.png', Picture(pixels).rgb)
+    said = []
+    for name in ('clear', 'white'):
+        assert cli.main(['compare', f'{name}.png', '-s', '2', '-o', 'out.png', '-f']) == 0
+        assert cli.main(['attention', f'{name}.png', '--at', '0.5,0.2', '-o', f'{name}_map.png']) == 0
+        said.append(capsys.readouterr().out.splitlines()[0])
+    assert said[0] == said[1] and said[0].startswith('x2: bicubic ')
+    maps = [np.asarray(Image.open(f'{name}_map.png').convert('RGB'))[60:] for name in ('clear', 'white')]  # no title
+    assert np.array_equal(*maps)
+
+
+@pytest.mark.parametrize(
+    'error', [MemoryError(), torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')]
+)
+@pytest.mark.parametrize(
+    ('arguments', 'step'),
+    [
+        (['compare', 'p.png'], 'compare.downsample'),
+        (['compare', 'p.png'], 'compare.enlarge'),
+        (['attention', 'p.png', '--at', '1,1'], 'attention.plan_tiles'),
+        (['zoom', 'p.png', '-o', 'z.gif'], 'zoom.render'),
+        (['zoom', 'p.png', '-o', 'z.mp4'], 'zoom.encode'),
+        (['zoom', 'p.png', '-o', 'z.mp4'], 'files.read'),
+    ],
+)
+def test_a_full_memory_is_one_line(arguments, step, error, folder, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(f'clit_basicsr.pictures.{step}', full)
+    before = sorted(os.listdir())
+    assert cli.main(arguments) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith('basicsr: error: p.png: there is too little memory for it; ')
+    assert sorted(os.listdir()) == before
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 from clit_basicsr.archs.clit_arch import CLIT
 from clit_basicsr.archs.lit_arch import LIT
 from clit_basicsr.errors import UserError
-from clit_basicsr.ops import PositionalBias, backends, local_attention, use_backend
+from clit_basicsr.ops import PositionalBias, backends, dense, local_attention, use_backend
 from clit_basicsr.ops.coords import Frame, make_coord
 
 FAST = [name for name in backends.REASONS if name not in ('reference', 'cuda')]  # cuda has tests of its own
@@ -109,6 +109,23 @@ def test_bands_and_tiles_are_seamless(backend, monkeypatch):
     with use_backend(backend):
         assert difference(net.upscale(lq, scale=4.7), expected) < 1e-5
         assert difference(net.upscale(lq, scale=4.7, tile={'tile_size': 11, 'tile_pad': 16}), expected) < 1e-5
+
+
+@pytest.mark.parametrize('backend', FAST)
+@pytest.mark.parametrize('size', [(1, 1), (3, 2)])
+def test_the_queries_of_one_pixel_are_parted_where_they_are_too_many(size, backend, monkeypatch):
+    net, lq, counts = network(LIT), torch.rand(2, 3, *size), []
+    expected = check_picture(net, lq, (9.3, 14), backend)
+    monkeypatch.setattr('clit_basicsr.ops.dense.STEP_QUERIES', 5)
+    monkeypatch.setattr('clit_basicsr.ops.dense.MOST_QUERIES', 11)  # fewer than a pixel's queries in one row
+    linear = dense.library.dense_linear
+    monkeypatch.setattr(
+        dense.library, 'dense_linear', lambda *a: counts.append(len(a[5][0]) * len(a[6][0])) or linear(*a)
+    )
+    with use_backend(backend):
+        assert difference(net.upscale(lq, scale=(9.3, 14)), expected) < 1e-5
+    assert max(counts) <= 11
+    assert sum(counts) == expected[:, 0].numel()
 
 
 def check_picture(net, lq, ratio, backend):

@@ -16,6 +16,9 @@ from clit_basicsr.ops.reference import PositionalBias
 BAND_BYTES = 32 << 20
 STEP_QUERIES = 4096
 
+# The most queries of a step, where a few pixels have them all.
+MOST_QUERIES = 1 << 15
+
 Maps = tuple[Tensor, Tensor, Tensor]
 
 
@@ -124,11 +127,18 @@ def _groups(axis: Axis, count: int) -> Iterator[tuple[int, tuple[int, int]]]:
 
 
 def _blocks(y: Axis, x: Axis, start: int, stop: int, step: int) -> Iterator[tuple[slice, slice]]:
-    """Cuts the rows start ... stop - 1 into blocks of about ``step`` queries that never share a pixel."""
+    """Cuts the rows start ... stop - 1 into blocks of about ``step`` queries. A pixel's queries, which share its
+    products, are parted only where they are many more than that.
+    """
     per_pixel = len(y.nearest) / _pixels(y) * len(x.nearest) / _pixels(x)
     width = min(_pixels(x), max(32, int(step / per_pixel)))
     height = max(1, int(step / per_pixel / width))
     rows = _part(y, slice(start, stop))
+    most = max(step, MOST_QUERIES)
     for _, (r0, r1) in _groups(rows, height):
         for _, (c0, c1) in _groups(x, width):
-            yield slice(start + r0, start + r1), slice(c0, c1)
+            wide = min(c1 - c0, most)
+            tall = max(1, most // wide)
+            for row in range(r0, r1, tall):
+                for col in range(c0, c1, wide):
+                    yield slice(start + row, start + min(row + tall, r1)), slice(col, min(col + wide, c1))

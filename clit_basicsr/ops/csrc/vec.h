@@ -80,7 +80,7 @@ inline T sum(vec<T> v) {
   // In halves, always in the same order.
   typedef typename Vec<T>::index index;
   for (int n = kLanes<T> / 2; n > 0; n /= 2) {
-    index other;
+    index other{};
     for (int i = 0; i < kLanes<T>; ++i) other[i] = (i + n) % kLanes<T>;
     v += __builtin_shuffle(v, other);
   }

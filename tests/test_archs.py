@@ -137,6 +137,24 @@ def test_sizes_round_half_to_even_and_wrong_ones_are_refused():
     for size, scale in ((None, None), ((20, 20), 2)):
         with pytest.raises(UserError, match='not both'):
             output_size((10, 10), size, scale)
+    for scale in ('twice', '34', (2, 3, 4), torch.ones(2, 2), 10**400):
+        with pytest.raises(UserError, match='a number, or a pair'):
+            output_size((10, 10), None, scale)
+    with pytest.raises(UserError, match='too large for a picture of 10 rows and 7 columns'):
+        output_size((10, 7), None, 1e308)
+    for size in (20, (20.5, 30), (20, 30, 40), (float('nan'), 30), '99'):
+        with pytest.raises(UserError, match='a pair'):
+            output_size((10, 10), size, None)
+
+
+@pytest.mark.parametrize('number', [np.float32, np.float64, np.array, torch.tensor])
+def test_numbers_of_numpy_and_torch_are_numbers(number):
+    assert output_size((10, 7), None, number(2.5)) == ((25, 18), (2.5, 2.5))
+    assert output_size((10, 7), None, (number(2.5), number(3))) == ((25, 21), (2.5, 3.0))
+    assert output_size((10, 7), None, np.int64(3)) == ((30, 21), (3.0, 3.0))
+    assert output_size((10, 7), None, torch.tensor([2.5, 3])) == ((25, 21), (2.5, 3.0))
+    assert output_size((10, 7), (np.int64(20), torch.tensor(21)), None) == ((20, 21), (2.0, 3.0))
+    assert Bicubic().upscale(torch.rand(1, 3, 10, 7), scale=number(2.5)).shape == (1, 3, 25, 18)
 
 
 def test_plain_forward_answers_at_the_scale_of_the_option():

@@ -248,6 +248,7 @@ def test_options_of_the_host_are_what_its_own_parser_makes_of_them(is_train, deb
         (['datasets:train:prefetch_mode=cuda'], 'prefetch_mode: cuda needs pin_memory: true'),
         (['datasets:train:dataroot_gt=nowhere'], 'datasets:train:dataroot_gt: folder nowhere does not exist'),
         (['datasets:val_x2:dataroot_lq=nowhere'], 'datasets:val_x2:dataroot_lq: folder nowhere does not exist'),
+        (['datasets:train:dataroot_gt=clit.yml'], 'datasets:train:dataroot_gt: clit.yml is a file, no folder'),
         (['datasets:train:meta_info_file=nothing.txt'], 'meta_info_file: nothing.txt does not exist'),
         (['datasets:train:io_backend:type=lmdb'], 'GT has no data.mdb; is it an LMDB made by BasicSR'),
         (['train:stages:1:iter=5'], "train:stages: stage 2: key 'iter' .* 'iters'"),

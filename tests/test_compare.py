@@ -6,7 +6,9 @@ import os
 import numpy as np
 import pytest
 import tiny_network
+import torch
 from PIL import Image
+from tiny_network import save
 
 from clit_basicsr import cli
 from clit_basicsr.archs import Bicubic
@@ -16,13 +18,13 @@ from clit_basicsr.pictures.files import Picture
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tiny_network.make_experiment()
+def folder(folder):
+    """There are a picture of 59 x 83 pixels and another file too."""
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (12, 17, 3), dtype=np.uint8))
     noise.resize((83, 59), Image.Resampling.BICUBIC).save('p.png')
-    return tmp_path
+    (folder / 'there.png').write_bytes(b'a figure')
+    return folder
 
 
 def test_the_figures_of_each_network(folder):
@@ -83,18 +85,64 @@ def test_attention_draws(folder):
     assert pixels.shape[0] > 800
 
 
+def test_transparency_is_white_in_figures_too(folder, capsys):
+    pixels = np.asarray(Image.open('p.png').convert('RGBA')).copy()
+    pixels[..., 3] = np.linspace(0, 255, 83).round()
+    Image.fromarray(pixels).save('clear.png')
+    save('white.png', Picture(pixels).rgb)
+    said = []
+    for name in ('clear', 'white'):
+        assert cli.main(['compare', f'{name}.png', '-s', '2', '-o', 'out.png', '-f']) == 0
+        assert cli.main(['attention', f'{name}.png', '--at', '0.5,0.2', '-o', f'{name}_map.png']) == 0
+        said.append(capsys.readouterr().out.splitlines()[0])
+    assert said[0] == said[1] and said[0].startswith('x2: bicubic ')
+    maps = [np.asarray(Image.open(f'{name}_map.png').convert('RGB'))[60:] for name in ('clear', 'white')]  # no title
+    assert np.array_equal(*maps)
+
+
+@pytest.mark.parametrize(
+    'error', [MemoryError(), torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')]
+)
+@pytest.mark.parametrize(
+    ('arguments', 'step'),
+    [
+        (['compare', 'p.png'], 'compare.downsample'),
+        (['compare', 'p.png'], 'compare.enlarge'),
+        (['attention', 'p.png', '--at', '1,1'], 'attention.plan_tiles'),
+        (['zoom', 'p.png', '-o', 'z.gif'], 'zoom.render'),
+        (['zoom', 'p.png', '-o', 'z.mp4'], 'zoom.encode'),
+        (['zoom', 'p.png', '-o', 'z.mp4'], 'files.read'),
+    ],
+)
+def test_a_full_memory_is_one_line(arguments, step, error, folder, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(f'clit_basicsr.pictures.{step}', full)
+    before = sorted(os.listdir())
+    assert cli.main(arguments) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith('basicsr: error: p.png: there is too little memory for it; ')
+    assert sorted(os.listdir()) == before
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
         (['compare', 'p.png', '--crop', '50,0,20,20'], 'ends at row 70'),
         (['compare', 'p.png', '--crop', '1,2,3'], '--crop: give y,x,h,w'),
+        (
+            ['compare', 'p.png', '-s', '2', '29.5'],
+            '83x59 pixels are too few at scale 29.5: PSNR leaves out a border of 30',
+        ),
+        (['compare', 'p.png', '-s', '70'], '83x59 pixels are too few at scale 70'),
         (['compare', 'p.png', '-s', '0.5'], 'a factor is at least 1'),
         (['compare', 'p.png', '-m', 'nowhere'], 'there is no checkpoint nowhere'),
         (['compare', 'p.png', '-m', 'tiny', 'tiny'], 'is named twice'),
         (['compare', 'p.png', '-o', 'x.jpg'], 'the figure is a PNG'),
         (['attention', 'p.png', '--at', '99,1'], 'outside the picture'),
         (['attention', 'p.png', '--at', '1'], 'give y,x'),
-        (['attention', 'p.png', '--at', '1,1', '-o', 'p.png'], 'exists already'),
+        (['attention', 'p.png', '--at', '1,1', '-o', 'there.png'], 'exists already'),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(arguments, message, folder, capsys):

@@ -1,32 +1,21 @@
 """The engine of `basicsr upscale`, and `clit_basicsr.upscale`: tiles, types, memory; against the network itself."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
-from awkward_pictures import SRGB, color
+from awkward_pictures import SRGB, color, make
 from PIL import Image
-from tiny_network import OPTIONS, REACH, answer, build, levels, make_experiment, save
+from tiny_network import OPTIONS, REACH, answer, build, levels, save
 
 import clit_basicsr
 from clit_basicsr.archs import Bicubic, build_network
 from clit_basicsr.cli import main
 from clit_basicsr.errors import UserError
-from clit_basicsr.pictures import enlarge, files, memory
+from clit_basicsr.pictures import door, enlarge, files, memory
 from clit_basicsr.pictures.files import Picture
 from clit_basicsr.pictures.memory import Tiles
-
-
-@pytest.fixture(scope='module')
-def net():
-    return build()
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The working directory, with a trained experiment."""
-    monkeypatch.chdir(tmp_path)
-    make_experiment()
-    return tmp_path
 
 
 @pytest.mark.parametrize('scale', [1, 2.3, (1, 3.5)])
@@ -35,7 +24,7 @@ def test_tiles_are_the_whole_picture(net, dtype, scale):
     pixels = color(37, 53, dtype=dtype)
     expected = levels(answer(net, pixels, scale=scale), dtype)
     for tiles in (Tiles(11, REACH, False, True), Tiles(16, 53, True, True), None):
-        out = enlarge.enlarge(net, Picture(pixels), scale=scale, tiles=tiles).pixels
+        out = enlarge.enlarge(net, Picture(pixels), scale=scale, tiles=tiles)[0].pixels
         assert out.dtype == dtype
         assert out.shape == expected.shape
         assert np.abs(out - expected).max() < 0.51
@@ -44,15 +33,15 @@ def test_tiles_are_the_whole_picture(net, dtype, scale):
 def test_grey_stays_grey_and_alpha_is_enlarged(net):
     pixels = color(9, 12, 4)
     pixels[..., 3] = 255 - 20 * np.arange(12)
-    out = enlarge.enlarge(net, Picture(pixels), size=(20, 31), tiles=Tiles(5, REACH, False, True)).pixels
+    out = enlarge.enlarge(net, Picture(pixels), size=(20, 31), tiles=Tiles(5, REACH, False, True))[0].pixels
     assert np.abs(out[..., :3] - levels(answer(net, pixels[..., :3], size=(20, 31)))).max() < 0.51
     alpha = answer(Bicubic(), pixels[..., 3:], size=(20, 31))[..., 0]
     assert np.abs(out[..., 3] - levels(alpha)).max() < 0.51
-    grey = enlarge.enlarge(net, Picture(pixels[..., 2:]), size=(20, 31)).pixels
+    grey = enlarge.enlarge(net, Picture(pixels[..., 2:]), size=(20, 31))[0].pixels
     assert grey.shape == (20, 31, 2)
     assert np.abs(grey[..., 0] - levels(answer(net, pixels[..., 2:3], size=(20, 31)).mean(-1))).max() < 0.51
     assert np.array_equal(grey[..., 1], out[..., 3])
-    opaque = enlarge.enlarge(net, Picture(np.full((5, 5, 2), 255, np.uint8)), scale=3.3).pixels
+    opaque = enlarge.enlarge(net, Picture(np.full((5, 5, 2), 255, np.uint8)), scale=3.3)[0].pixels
     assert (opaque[..., 1] == 255).all()
 
 
@@ -73,24 +62,36 @@ def test_no_floating_point_array_of_the_results_size_is_made(net):
     assert 128 * 128 * 3 * 4 <= largest < 800 * 1200 * 3 * 4 / 10
 
 
-def test_a_full_gpu_is_met_with_smaller_tiles(net, monkeypatch):
+@pytest.mark.parametrize('where', ['GPU', 'CPU'])
+def test_a_full_memory_is_met_with_smaller_tiles(net, monkeypatch, where):
     paint, seen = enlarge._paint, []
 
     def full(network, source, out, target, tiles, bar):
         seen.append(tiles.size)
         if tiles.size > 40:
-            raise torch.OutOfMemoryError('CUDA out of memory')
+            if where == 'GPU':
+                raise torch.OutOfMemoryError('CUDA out of memory')
+            torch.empty(1 << 57)  # what the CPU's allocator says is no MemoryError
         paint(network, source, out, target, tiles, bar)
 
     monkeypatch.setattr(enlarge, '_paint', full)
     pixels = color(50, 90)
-    out = enlarge.enlarge(net, Picture(pixels), scale=1.5).pixels
-    assert np.abs(out - levels(answer(net, pixels, scale=1.5))).max() < 0.51
-    assert seen[0] > seen[-1] <= 40
+    out, tiles = enlarge.enlarge(net, Picture(pixels), scale=1.5)
+    assert np.abs(out.pixels - levels(answer(net, pixels, scale=1.5))).max() < 0.51
+    assert seen[0] > seen[-1] == tiles.size <= 40
     monkeypatch.setattr(memory, 'SHORTEST_TILE', 90)
     monkeypatch.setattr(enlarge, 'SHORTEST_TILE', 90)
-    with pytest.raises(UserError, match='the GPU has too little memory even for tiles of 90'):
+    with pytest.raises(UserError, match='there is too little memory even for tiles of 90'):
         enlarge.enlarge(net, Picture(pixels), scale=1.5)
+
+
+def test_an_error_of_another_kind_is_not_taken_for_a_full_memory(net, monkeypatch):
+    def broken(*_):
+        raise RuntimeError('expected scalar type Float but found Half')
+
+    monkeypatch.setattr(enlarge, '_paint', broken)
+    with pytest.raises(RuntimeError, match='expected scalar type'):
+        enlarge.enlarge(net, Picture(color()), scale=2)
 
 
 def test_tiles_follow_the_memory(net, monkeypatch):
@@ -112,7 +113,7 @@ def test_tiles_follow_the_memory(net, monkeypatch):
 
 
 def test_a_result_that_does_not_fit_is_refused(net, monkeypatch):
-    monkeypatch.setattr(enlarge, 'available_memory', lambda device: 10_000_000)
+    monkeypatch.setattr(memory, 'available_memory', lambda device: 10_000_000)
     with pytest.raises(UserError, match='2000x1500 pixels needs'):
         enlarge.enlarge(net, Picture(color(300, 400)), scale=5)
 
@@ -164,12 +165,45 @@ def test_python_refuses_what_is_no_image(net, image, message):
         clit_basicsr.upscale(image, 2, model=net)
 
 
-def test_a_network_is_given_back_as_it_was(net):
-    net.train()
-    try:
-        clit_basicsr.upscale(color(), 2, model=net)
-        assert net.training
-    finally:
-        net.eval()
+def test_pillow_pictures_that_cannot_be_used_are_told_in_a_line(net, tmp_path):
+    make(tmp_path)
+    with (
+        Image.open(tmp_path / 'truncated.jpg') as cut_off,
+        pytest.raises(UserError, match='the picture cannot be read; it is damaged or cut off'),
+    ):
+        clit_basicsr.upscale(cut_off, 2, model=net)
+    with (
+        Image.open(tmp_path / 'grey16_key.png') as deep,
+        pytest.raises(UserError, match='Pillow has no grey of 16 bits with alpha'),
+    ):
+        clit_basicsr.upscale(deep, 2, model=net)
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_network_is_given_back_as_it_was(monkeypatch, fails):
+    net = build().train()
+    net.encoder.eval()  # frozen
+    modes = [module.training for module in net.modules()]
+    assert set(modes) == {True, False}
+    moves, seen = [], []
+    monkeypatch.setattr(net, 'to', lambda device: moves.append(str(device)))
+    monkeypatch.setattr(door, 'choose_device', torch.device)
+    paint = enlarge._paint
+
+    def watched(*args):
+        seen.append((moves[-1], [module.training for module in net.modules()]))
+        if fails:
+            raise KeyboardInterrupt
+        paint(*args)
+
+    monkeypatch.setattr(enlarge, '_paint', watched)
+    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+        clit_basicsr.upscale(color(), 2, model=net, device='cuda:1')
+    assert seen == [('cuda:1', [False] * len(modes))]
+    assert moves == ['cuda:1', 'cpu']
+    assert [module.training for module in net.modules()] == modes
+
+
+def test_a_network_of_one_scale_is_refused():
     with pytest.raises(UserError, match='one scale'):
         clit_basicsr.upscale(color(), 2, model=torch.nn.Conv2d(3, 3, 1))

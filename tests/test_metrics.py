@@ -110,6 +110,9 @@ def test_wrong_input_is_named():
     x = torch.zeros(1, 3, 20, 30)
     with pytest.raises(UserError, match=r'20x30 pixels is too small for the border of 10 pixels .* div2k .* scale 4'):
         calculate_psnr_float(x, x, 'div2k', 4)
+    for scale, text in (((4.0, 4.0), '4'), ((2.0, 3.5), '2x3.5')):
+        with pytest.raises(UserError, match=f'cuts off at scale {text}; remove'):
+            calculate_psnr_float(x, x, 'div2k', scale)
     assert calculate_psnr_float(x, x, 'div2k', 3) == math.inf  # 2 rows are left
     with pytest.raises(UserError, match="protocol: 'Set5' is not known; use div2k or benchmark"):
         calculate_psnr_float(x, x, 'Set5', 2)

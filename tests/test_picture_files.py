@@ -179,10 +179,21 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match='cannot be written'):
-        files.write(str(tmp_path / 'nowhere' / 'a.png'), Picture(color()))
+    files.write(str(tmp_path / 'new' / 'folder' / 'a.png'), Picture(color()))
+    assert np.array_equal(files.read(str(tmp_path / 'new' / 'folder' / 'a.png')).pixels, color())
+    (tmp_path / 'file').write_bytes(b'')
+    with pytest.raises(UserError, match=r'a\.png cannot be written \((File exists|Not a directory)\)'):
+        files.write(str(tmp_path / 'file' / 'a.png'), Picture(color()))
 
 
-def test_rgb_of_any_picture():
-    assert np.array_equal(Picture(color(channels=4)).rgb, color(channels=4)[..., :3])
-    assert np.array_equal(Picture(color(channels=2)).rgb, color(channels=1).repeat(3, -1))
+def test_rgb_of_any_picture_is_on_white():
+    pixels = np.array([[[10, 20, 30, 0], [10, 20, 30, 255], [10, 20, 30, 51]]], np.uint8)
+    expected = np.array([[[255, 255, 255], [10, 20, 30], [206, 208, 210]]])
+    assert np.array_equal(Picture(pixels).rgb, expected)
+    assert np.array_equal(Picture(pixels.astype(np.uint16) * 257).rgb, expected * 257)
+    assert np.array_equal(Picture(pixels[..., 2:]).rgb, expected[..., 2:].repeat(3, -1))
+    deep = np.random.default_rng(0).integers(0, 65536, (40, 50, 4)).astype(np.uint16)
+    deep[0, 0] = (65535, 0, 1, 65535)
+    alpha = deep[..., 3:] / 65535
+    assert np.abs(Picture(deep).rgb - (deep[..., :3] * alpha + 65535 * (1 - alpha))).max() < 0.501
+    assert np.array_equal(Picture(color(channels=1)).rgb, color(channels=1).repeat(3, -1))

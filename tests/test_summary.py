@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from PIL import Image
 
 from clit_basicsr import cli
 from clit_basicsr.archs import build_network
-from clit_basicsr.cli import options
+from clit_basicsr.cli import missing_sets, options
 from clit_basicsr.cli.option_file import read_option_file
 from clit_basicsr.cli.paper_row import paper_row
-from clit_basicsr.metrics import paper_tables, summary
+from clit_basicsr.cli.test import Measurement, row_of
+from clit_basicsr.metrics import calculate_psnr_float, paper_tables, summary
 from clit_basicsr.metrics.paper_tables import paper_psnr, paper_set, why_not_comparable
 from clit_basicsr.metrics.summary import Row, Summary
+from clit_basicsr.models import ImplicitSRModel
 from clit_basicsr.pictures.curves import draw_psnr_over_scale
 
 OPTIONS = Path(__file__).parent.parent / 'options'
@@ -109,6 +112,33 @@ def test_what_is_not_comparable_is_told():
     assert [paper_set(name) for name in ('set_14', 'DIV2K', 'DIV2K_valid_HR', 'BSD100', 'Set6')] == [
         'Set14', 'DIV2K validation', 'DIV2K validation', 'B100', None,
     ]  # fmt: skip
+
+
+class HostSet:
+    """A data set of the host: what it knows is in its options."""
+
+    def __init__(self, **options):
+        self.opt = {'name': 'Set5_x4', 'scale': 4, 'dataroot_gt': 'GT', 'dataroot_lq': 'LR', **options}
+
+    def __len__(self):
+        return 5
+
+
+@pytest.mark.parametrize('protocol', [None, 'div2k', 'benchmark'])
+def test_a_set_of_the_host_is_recorded_by_the_protocol_it_is_measured_by(protocol):
+    dataset = HostSet() if protocol is None else HostSet(protocol=protocol)
+    output, gt = torch.rand(2, 1, 3, 40, 50, generator=torch.Generator().manual_seed(0)).unbind()
+    values = ImplicitSRModel._measure(
+        SimpleNamespace(output=output, gt=gt, val_scale=(4, 4)), {'psnr': {'type': 'calculate_psnr_float'}}, dataset
+    )
+    row = row_of(Measurement(dataset, values), 'psnr', 'RDN-CLIT')
+    assert row.protocol == (protocol or 'div2k')
+    assert values['psnr'] == calculate_psnr_float(output, gt, row.protocol, 4)
+    if protocol == 'benchmark':
+        assert (row.paper, row.note) == (paper_psnr()['RDN-CLIT']['Set5', 4], '')
+    else:
+        assert row.note == 'protocol div2k, where the paper measures Set5 by benchmark'
+    assert row_of(Measurement(dataset, {'host_psnr': 30.0}), '', '').protocol == ''
 
 
 TEST = """
@@ -216,6 +246,14 @@ def refused(capsys, *forced):
 def test_no_set_at_all_is_an_error(folder, capsys):
     forced = [f'datasets:test_{i}:dataroot_gt=no/{i}' for i in (10, 2, 3, 4)]
     assert 'none of the test sets is there: no folder no/10, no/2, no/3, no/4 and 2 more' in refused(capsys, *forced)
+
+
+def test_a_file_in_a_set_s_place_is_called_one(folder):
+    missing = missing_sets.leave_out_missing_sets(
+        {'datasets': {'test': {'name': 'a', 'dataroot_gt': 'test.yml'}, 'b': {}}}
+    )
+    (line,) = missing_sets.describe(missing)
+    assert line.startswith('skipped a: test.yml is a file, no folder; put')
 
 
 def test_images_that_do_not_pair_are_an_error_still(folder, capsys):

@@ -12,24 +12,11 @@ import torch
 from awkward_pictures import SRGB, color, make
 from PIL import Image
 from skimage import data
-from tiny_network import OPTIONS, answer, build, levels, make_experiment, save
+from tiny_network import OPTIONS, answer, levels, save
 
 from clit_basicsr.archs import build_network, save_checkpoint
 from clit_basicsr.cli import main
-from clit_basicsr.pictures import files
-
-
-@pytest.fixture(scope='module')
-def net():
-    return build()
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The working directory, with a trained experiment."""
-    monkeypatch.chdir(tmp_path)
-    make_experiment()
-    return tmp_path
+from clit_basicsr.pictures import enlarge, files
 
 
 def test_awkward_files_give_a_picture_or_a_line(folder, capsys):
@@ -104,6 +91,7 @@ def test_sizes_as_people_say_them(folder, net, options, size):
         (('--height', '3'), '-s 1 restores'),
         (('-s', '1e6'), 'GB'),
         (('-s', '1e300'), 'ends at 2147483647'),
+        (('-s', '1e308'), 'a.png: scale 1e+308 is too large'),
         (('-s', '2', '--tile', '0'), 'at least 1 pixel'),
         (('-s', '2', '--device', 'abacus'), 'no device'),
         (('-s', '2', '--model', 'nowhere'), 'trained here: tiny'),
@@ -134,8 +122,34 @@ def test_nothing_is_overwritten_without_f(folder, capsys, monkeypatch):
     assert os.listdir('out') == ['b.png']
     assert main(['upscale', 'a.png', 'b.png', '-s', '2', '-o', 'out', '-f']) == 0
     assert files.read('out/b.png').pixels.shape == (4, 4, 3)
-    assert main(['upscale', 'b.png', '-s', '2', '-o', 'b.png', '-f']) == 0  # in its own place
-    assert files.read('b.png').pixels.shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize('force', [(), ('-f',)])
+def test_what_is_read_is_never_overwritten(folder, capsys, force):
+    os.mkdir('one')
+    save('one/a.png', color())
+    save('b.png', color(2, 2))
+    os.symlink('one/a.png', 'link.png')
+    os.symlink('one', 'other')
+    before = (folder / 'one/a.png').read_bytes()
+    for arguments in (
+        ('one/a.png', '-o', 'one'),
+        ('one', '-o', 'other'),
+        ('one/a.png', '-o', 'one/../one/a.png'),
+        ('link.png', '-o', 'one/a.png'),
+        ('b.png', 'one/a.png', '-o', 'one'),
+        ('b.png', 'link.png', 'one/a.png', '-o', '.'),
+    ):
+        assert main(['upscale', *arguments, '-s', '2', *force]) == 1
+        line = capsys.readouterr().err
+        assert 'what is read is not overwritten' in line and line.count('\n') == 1
+    for command in (['compare', 'b.png'], ['attention', 'b.png', '--at', '0,0'], ['zoom', 'b.png']):
+        output = 'b.gif' if command[0] == 'zoom' else 'b.png'
+        os.link('b.png', output) if output != 'b.png' else None
+        assert main([*command, '-o', output, *force]) == 1
+        assert 'what is read is not overwritten' in capsys.readouterr().err
+    assert (folder / 'one/a.png').read_bytes() == before
+    assert files.read('b.png').pixels.shape == (2, 2, 3)
 
 
 def test_where_pictures_go(folder, capsys):
@@ -148,7 +162,7 @@ def test_where_pictures_go(folder, capsys):
     assert main(['upscale', 'in/[ac].*', '-s', '1', '-o', 'pattern/']) == 0
     assert sorted(os.listdir('pattern')) == ['a.png', 'c.png']
     for arguments, message in (
-        (('in', '-o', 'x.png'), 'need a folder'),
+        (('in', '-o', 'x.png'), 'is no folder'),
         (('in/*.bmp', '-o', 'x'), 'nothing is there'),
         (('experiments', '-o', 'x'), 'no pictures in the folder'),
         (('in/a.png', 'pattern/a.png', '-o', 'x'), 'would both be written'),
@@ -190,6 +204,51 @@ def test_permissions(folder, capsys):
     assert 'must not be written to' in capsys.readouterr().err
 
 
+def test_folders_that_cannot_be_read_or_made_are_told(folder, capsys, monkeypatch):
+    save('a.png', color())
+    save('b.png', color(40, 50))
+    os.makedirs('locked/models')
+    listdir = os.listdir
+
+    def refuse(part):
+        def look(path):
+            if part in str(path):
+                raise PermissionError(13, 'Permission denied', path)
+            return listdir(path)
+
+        return look
+
+    def message(*arguments):
+        assert main(['upscale', *arguments, '-s', '1']) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    monkeypatch.setattr(os, 'listdir', refuse('locked'))
+    assert message('locked', '-o', 'out') == 'basicsr: error: the folder locked cannot be read (Permission denied).'
+    monkeypatch.setattr(os, 'listdir', refuse('experiments'))
+    assert 'the folder experiments cannot be read (Permission denied)' in message('a.png', '-o', 'c.png')
+    os.makedirs('experiments/other/models')
+    monkeypatch.setattr(os, 'listdir', refuse('other'))
+    assert 'models cannot be read (Permission denied)' in message('a.png', '-o', 'c.png')
+    assert main(['upscale', 'a.png', '-s', '1', '-o', 'c.png', '--model', 'tiny']) == 0  # which need not look there
+    capsys.readouterr()
+
+    def full(path, *args, **kwargs):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'makedirs', full)
+    assert message('a.png', '--model', 'tiny', '-o', 'new/c.png') == (
+        'basicsr: error: new/c.png cannot be written (No space left on device).'
+    )
+    for command in (
+        ['compare', '-o', 'new/c.png'],
+        ['attention', '--at', '0,0', '-o', 'new/c.png'],
+        ['zoom', '-o', 'new/c.gif'],
+    ):
+        assert main([command[0], 'b.png', *command[1:], '--model', 'tiny']) == 1
+        assert 'cannot be written (No space left on device).' in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_which_network(folder, net, capsys):
     save('a.png', color())
 
@@ -214,20 +273,48 @@ def test_which_network(folder, net, capsys):
     assert 'a.png is no checkpoint' in message('--model', 'a.png')
 
 
-def test_a_picture_for_which_there_is_no_memory_is_told(folder, capsys, monkeypatch):
+@pytest.mark.parametrize('step', ['read', 'enlarge'])
+def test_a_picture_for_which_there_is_no_memory_is_told(folder, capsys, monkeypatch, step):
     save('a.png', color())
-    save('b.png', color())
-    read = files.read
+    save('b.png', color(7, 7))
+    read, paint = files.read, enlarge._paint
 
     def small_memory(path):
         if path == 'a.png':
             raise MemoryError
         return read(path)
 
-    monkeypatch.setattr(files, 'read', small_memory)
+    def full(network, source, *args):
+        if source.shape == (6, 9, 3):
+            torch.empty(1 << 57)  # a RuntimeError of the CPU's allocator
+        paint(network, source, *args)
+
+    if step == 'read':
+        monkeypatch.setattr(files, 'read', small_memory)
+    else:
+        monkeypatch.setattr(enlarge, '_paint', full)
     assert main(['upscale', 'a.png', 'b.png', '-s', '1', '-o', 'out']) == 1
-    assert 'basicsr: error: a.png: there is too little memory for it.' in capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert re.match(
+        r'basicsr: error: a\.png: there is too little memory (for it|even for tiles of \d+\+\d+ pixels); ', lines[0]
+    )
     assert os.listdir('out') == ['b.png']
+
+
+def test_the_tiles_that_were_used_are_printed(folder, capsys, monkeypatch):
+    save('a.png', color(50, 90))
+    paint = enlarge._paint
+
+    def full(network, source, out, target, tiles, bar):
+        if tiles.size > 40:
+            raise torch.OutOfMemoryError('CUDA out of memory')
+        paint(network, source, out, target, tiles, bar)
+
+    monkeypatch.setattr(enlarge, '_paint', full)
+    assert main(['upscale', 'a.png', '-s', '1.5', '--tile', '80', '-o', 'b.png']) == 0
+    said = capsys.readouterr().out
+    assert 'tiles of 40+9 pixels' in said and 'tiles of 80' not in said
 
 
 @pytest.mark.slow

@@ -9,14 +9,15 @@ import pytest
 import torch
 from awkward_pictures import color
 from PIL import Image
-from tiny_network import OPTIONS, build, make_experiment, save
+from tiny_network import OPTIONS, REACH, build, save
 
 from clit_basicsr.archs import Bicubic, save_checkpoint
 from clit_basicsr.cli import main
 from clit_basicsr.cli.sizes import point
 from clit_basicsr.errors import UserError
-from clit_basicsr.pictures import files, zoom
+from clit_basicsr.pictures import files, memory, zoom
 from clit_basicsr.pictures.files import Picture
+from clit_basicsr.pictures.memory import Tiles
 from clit_basicsr.pictures.zoom import Shot
 
 SWINIR = {'type': 'SwinIR', 'embed_dim': 8, 'depths': [2], 'num_heads': [2], 'window_size': 4, 'img_size': 16}
@@ -29,13 +30,11 @@ NETWORKS = {
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The working directory, with a trained experiment, bicubic.pth and a picture of 30 x 44 pixels."""
-    monkeypatch.chdir(tmp_path)
-    make_experiment()
+def folder(folder):
+    """There are bicubic.pth and a picture of 30 x 44 pixels too."""
     save_checkpoint('bicubic.pth', {'params': {}, 'network_g': {'type': 'Bicubic'}})
     save('a.png', color(30, 44))
-    return tmp_path
+    return folder
 
 
 @pytest.mark.parametrize('scale', [1, 3, 8])  # none puts a pixel half-way between two others
@@ -115,12 +114,47 @@ def test_places():
             point(text, 30, 44)
 
 
-def test_transparency_is_white():
-    pixels = np.array([[[10, 20, 30, 0], [10, 20, 30, 255], [10, 20, 30, 51]]], np.uint8)
-    expected = [[[255, 255, 255], [10, 20, 30], [206, 208, 210]]]
-    assert np.abs(zoom.opaque(Picture(pixels)) * 255 - expected).max() < 1e-3
-    deep = zoom.opaque(Picture(pixels.astype(np.uint16) * 257))
-    assert np.abs(deep * 255 - expected).max() < 1e-3
+@pytest.mark.parametrize(('name', 'tolerance'), [('LIT', 1e-6), ('SwinIR', 1e-6)])
+@pytest.mark.parametrize('tiles', [Tiles(7, 34, False, True), Tiles(64, 34, True, True)])
+def test_features_of_tiles_are_those_of_the_whole_picture(name, tolerance, tiles):
+    net, pixels = build(NETWORKS[name]), torch.randint(0, 256, (1, 3, 18, 23), dtype=torch.uint8)
+    with torch.no_grad():
+        whole = net.encode(pixels / 255)
+    feat = zoom.encode(net, pixels, tiles)
+    assert (feat.frame, feat.image) == (whole.frame, whole.image)
+    assert torch.equal(feat.lq, whole.lq)
+    assert (feat.z - whole.z).abs().max() < tolerance
+
+
+def test_the_encoder_of_a_film_sees_no_more_than_a_tile(monkeypatch):
+    """A window that is too large to be encoded at once is encoded by tiles, and the frames are the same."""
+    net, picture, largest = build(), Picture(color(130, 150)), 0
+    shots = zoom.plan_shots((130, 150), (130, 150), (50, 60), 4, 2)
+    expected = list(zoom.render_film(net, picture, shots, (130, 150)))
+
+    def watch(_, inputs):
+        nonlocal largest
+        largest = max(largest, inputs[0].shape[2], inputs[0].shape[3])
+
+    net.encoder.register_forward_pre_hook(watch)
+    monkeypatch.setattr(memory, 'CPU_BYTES', 60 * 60 * memory.bytes_per_pixel(net.encoder))
+    found = list(zoom.render_film(net, picture, shots, (130, 150)))
+    assert 32 + REACH <= largest <= 60
+    assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(found, expected, strict=True))
+    monkeypatch.setattr(memory, 'available_memory', lambda device: 300_000)
+    with pytest.raises(UserError, match='what the network sees of a window of 150x130 pixels needs'):
+        next(zoom.render_film(net, picture, shots, (60, 70)))
+    with pytest.raises(UserError, match='a frame of 150x130 pixels needs'):
+        next(zoom.render_film(net, picture, shots, (130, 150)))
+
+
+@pytest.mark.parametrize('fps', [0.1, 3, 12, 23.976, 30, 33, 50])
+def test_a_gif_lasts_as_long_as_its_frames(fps):
+    for num_frames in (2, 180, 601):
+        ends = np.cumsum(zoom.gif_durations(num_frames, fps))
+        assert len(ends) == num_frames
+        assert np.abs(ends - 1000 * np.arange(1, num_frames + 1) / fps).max() <= 5.01
+    assert sum(zoom.gif_durations(180, 30)) == 6000
 
 
 def test_gif(folder, capsys):
@@ -136,6 +170,16 @@ def test_gif(folder, capsys):
         assert np.abs(frame - expected).mean() < 8  # a palette
     assert 'x1 to x16, 5 frames of 44x30' in capsys.readouterr().out
     assert os.listdir('new') == ['z.gif']
+
+
+def test_gif_in_time(folder):
+    save('grey.png', np.full((30, 44, 3), 80, np.uint8))  # equal frames, which become one
+    for name, options in (('a', ('--fps', '30', '--seconds', '0.5')), ('grey', ('--fps', '7', '--seconds', '3'))):
+        assert main(['zoom', f'{name}.png', '-o', f'{name}.gif', *options, *BICUBIC]) == 0
+        with Image.open(f'{name}.gif') as film:
+            durations = [film.info['duration'] for i in range(film.n_frames) if film.seek(i) is None]
+        assert sum(durations) == (500 if name == 'a' else 3000)
+        assert len(durations) == (15 if name == 'a' else 1)
 
 
 def test_mp4(folder):
@@ -163,7 +207,13 @@ def test_mp4(folder):
         (('-o', 'z.gif', '--to', 'nan'), 'larger end'),
         (('-o', 'z.gif', '--at', '2.5,3,4'), '--at'),
         (('-o', 'z.gif', '--seconds', '0'), '--seconds'),
+        (('-o', 'z.gif', '--seconds', 'nan'), '--seconds'),
+        (('-o', 'z.gif', '--seconds', '1e308'), '--seconds: a film takes more than 0 and at most 600; got 1e+308'),
         (('-o', 'z.gif', '--fps', 'inf'), '--fps'),
+        (('-o', 'z.gif', '--fps', '1e-9'), '--fps'),
+        (('-o', 'z.gif', '--fps', '60'), '--fps: such a film has 0.1 to 50 frames per second; got 60'),
+        (('-o', 'z.mp4', '--fps', '1e5'), '--fps: such a film has 0.1 to 1000'),
+        (('-o', 'z.mp4', '--width', '9000', '--to', '999'), 'z.mp4: such a film ends at 8191 pixels'),
         (('-o', 'z.gif', '--width', '1'), '--width'),
         (('-o', 'z.gif', '--model', 'nowhere'), 'trained here: tiny'),
     ],

@@ -1,8 +1,9 @@
 """What every implicit network shares: encode once, query anywhere, and from both a whole picture of any size."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -307,21 +308,40 @@ def relative_cell(cell: Tensor, coord: Tensor, frame: Frame) -> Tensor:
 def output_size(
     lq_size: tuple[int, int], size: tuple[int, int] | None, scale: float | Sequence[float] | None
 ) -> tuple[tuple[int, int], tuple[float, float]]:
-    """Size (H, W) of an enlarged picture and its factor per axis, from one of the two.
+    """Size (H, W) of an enlarged picture and its factor per axis, from one of the two; numpy's and torch's numbers too.
 
     Raises:
-        UserError: neither or both are given, or the result would be smaller than the LR image.
+        UserError: neither or both are given, the result would be smaller than the LR image, or infinitely large.
     """
     if (size is None) == (scale is None):
         raise UserError('give either the size of the result or the scale, not both and not neither.')
+    h, w = lq_size
     if size is None:
-        pair = (scale, scale) if isinstance(scale, (int, float)) else tuple(scale or ())
+        numbers = _numbers(scale, float)
+        pair = numbers * 2 if len(numbers) == 1 else numbers
         if len(pair) != 2 or not all(math.isfinite(s) and s >= 1 for s in pair):
             raise UserError(f'scale must be a number, or a pair (y, x), of at least 1; got {scale}.')
-        return (round(lq_size[0] * pair[0]), round(lq_size[1] * pair[1])), (float(pair[0]), float(pair[1]))
-    if len(size) != 2 or size[0] < lq_size[0] or size[1] < lq_size[1]:
-        raise UserError(f'the result must be at least as large as the LR image {lq_size}; got size {tuple(size)}.')
-    return (int(size[0]), int(size[1])), (size[0] / lq_size[0], size[1] / lq_size[1])
+        if math.isinf(max(h * pair[0], w * pair[1])):
+            raise UserError(f'scale {scale} is too large for a picture of {h} rows and {w} columns.')
+        return (round(h * pair[0]), round(w * pair[1])), (pair[0], pair[1])
+    sides = _numbers(size, operator.index)
+    if len(sides) != 2 or sides[0] < h or sides[1] < w:
+        raise UserError(
+            f'size must be a pair (H, W) of whole numbers, at least those of the LR image {lq_size}; got {size}.'
+        )
+    return (sides[0], sides[1]), (sides[0] / h, sides[1] / w)
+
+
+def _numbers(value: Any, convert: Callable[[Any], Any]) -> tuple:
+    """One or several numbers, numpy's and torch's too, in a tuple; () for anything else."""
+    try:
+        several = () if isinstance(value, str) else tuple(value)
+    except TypeError:
+        several = (value,)
+    try:
+        return tuple(convert(number) for number in several)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last one is torch's, of tensors with axes
+        return ()
 
 
 def _empty(lq: Tensor, height: int, width: int) -> Tensor:

@@ -11,6 +11,7 @@ from os import path as osp
 from pathlib import Path
 from typing import Any
 
+from clit_basicsr.cli.missing_sets import what_is_wrong
 from clit_basicsr.cli.option_types import check_block, check_keys, check_type, joined, nearest, options_of
 from clit_basicsr.data.schedule import parse_stages
 from clit_basicsr.errors import UserError
@@ -184,7 +185,7 @@ def check_dataset(dataset: dict, where: str) -> None:
         if not isinstance(root, str):
             continue
         if not osp.isdir(root):
-            raise UserError(f'{where}:{key}: folder {root} does not exist')
+            raise UserError(f'{where}:{key}: {what_is_wrong(root)}')
         for file in ('data.mdb', 'meta_info.txt') if lmdb else ():
             if not osp.isfile(osp.join(root, file)):
                 raise UserError(f'{where}:{key}: {root} has no {file}; is it an LMDB made by BasicSR?')

@@ -3,8 +3,6 @@
 import argparse
 from os import path as osp
 
-import numpy as np
-
 from clit_basicsr.archs import Bicubic
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.cli import outputs, sizes
@@ -12,6 +10,7 @@ from clit_basicsr.data.resize import KINDS
 from clit_basicsr.errors import UserError
 from clit_basicsr.pictures import compare, files, networks
 from clit_basicsr.pictures.enlarge import choose_device
+from clit_basicsr.pictures.memory import told_when_full
 
 HELP = 'Draw crops of a picture beside what bicubic interpolation and networks make of its shrunk copy, with PSNR.'
 
@@ -49,7 +48,14 @@ def run(args: argparse.Namespace) -> None:
     scales = [parse_pair(text) for text in args.scale or ['4']]
     crop = None if args.crop is None else parse_crop(args.crop)
     output = outputs.figure(args.output, args.image, 'compare', args.force)
-    hr = eight_bit(files.read(args.image).rgb)
+    with told_when_full(args.image, 'take a smaller picture, or a part of it'):
+        _compare(args, scales, crop, output)
+
+
+def _compare(
+    args: argparse.Namespace, scales: list[tuple[float, float]], crop: compare.Crop | None, output: str
+) -> None:
+    hr = files.eight_bit(files.read(args.image).rgb)  # as the LR images of the papers are made of
     nets = load(args.models, args.device)
     if crop is not None:
         check_crop(crop, hr.shape[:2])
@@ -107,8 +113,3 @@ def check_crop(crop: compare.Crop, size: tuple[int, ...]) -> None:
             f'--crop: {y},{x},{h},{w} ends at row {y + h}, column {x + w}; there are {size[0]} rows and {size[1]} '
             'columns that every scale covers.'
         )
-
-
-def eight_bit(rgb: np.ndarray) -> np.ndarray:
-    """(H, W, 3), uint8, as the LR images of the papers are made of; 16 bits are rounded."""
-    return np.array(rgb) if rgb.dtype == np.uint8 else np.round(rgb / 257).astype(np.uint8)

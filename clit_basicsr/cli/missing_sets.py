@@ -41,7 +41,12 @@ def leave_out_missing_sets(opt: dict) -> dict[str, list[str]]:
 def describe(missing: dict[str, list[str]]) -> list[str]:
     """One line for each folder that is not there."""
     return [
-        f'skipped {", ".join(names)}: folder {folder} does not exist; put the images there, or name their folder in '
+        f'skipped {", ".join(names)}: {what_is_wrong(folder)}; put the images there, or name their folder in '
         'the option file (dataroot_gt, dataroot_lq)'
         for folder, names in missing.items()
     ]
+
+
+def what_is_wrong(folder: str) -> str:
+    """What is to say of a path that is no folder."""
+    return f'{folder} is a file, no folder' if osp.exists(folder) else f'folder {folder} does not exist'

@@ -1,14 +1,25 @@
 """Files that a command is about to write: checked before the long work."""
 
 import os
+from collections.abc import Sequence
 from os import path as osp
 
 from clit_basicsr.errors import UserError
 
 
-def check(paths: list[str], force: bool) -> None:
-    """Raises UserError for what exists already, unless ``force``, or could not be written; all are of one folder."""
+def check(paths: list[str], force: bool, sources: Sequence[str] = ()) -> None:
+    """Raises UserError for what could not or must not be written.
+
+    Args:
+        paths: of files in one folder.
+        force: whether what exists already may be overwritten.
+        sources: what is read, which is never overwritten.
+    """
     existing = [path for path in paths if osp.lexists(path)]
+    read = {identity(source) for source in sources if osp.exists(source)}
+    for path in existing:
+        if osp.exists(path) and identity(path) in read:
+            raise UserError(f'{path} is read, and what is read is not overwritten; give another output (-o).')
     if existing and not force:
         more = f' (and {len(existing) - 1} more)' if len(existing) > 1 else ''
         raise UserError(f'{existing[0]}{more} exists already; -f overwrites it.')
@@ -24,6 +35,12 @@ def check(paths: list[str], force: bool) -> None:
         raise UserError(f'the folder {folder} must not be written to; choose another one.')
 
 
+def identity(path: str) -> tuple[int, int]:
+    """The same for all names of a file, as osp.samefile has it."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
 def figure(output: str | None, image: str, suffix: str, force: bool) -> str:
     """Where a figure about a picture goes: what was asked for, or ``<name>_<suffix>.png`` in the working directory.
 
@@ -33,5 +50,5 @@ def figure(output: str | None, image: str, suffix: str, force: bool) -> str:
     path = output or f'{osp.splitext(osp.basename(image))[0]}_{suffix}.png'
     if not path.lower().endswith('.png'):
         raise UserError(f'-o {path}: the figure is a PNG; give a name that ends in .png.')
-    check([path], force)
+    check([path], force, [image])
     return path

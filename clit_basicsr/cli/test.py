@@ -101,6 +101,7 @@ def row_of(measurement: Measurement, psnr: str, paper: str):
     """A :class:`clit_basicsr.metrics.summary.Row`, with the paper's figure where what was measured is the same."""
     from clit_basicsr.metrics.paper_tables import paper_psnr, paper_set, why_not_comparable
     from clit_basicsr.metrics.summary import Row
+    from clit_basicsr.models.implicit_sr_model import dataset_protocol
 
     dataset, values = measurement
     name = dataset.opt['name']
@@ -108,7 +109,7 @@ def row_of(measurement: Measurement, psnr: str, paper: str):
     scale = tuple(scale) if isinstance(scale, list | tuple) else (scale, scale)
     made = getattr(dataset, 'downsampling', '')
     lr = 'given' if dataset.opt.get('dataroot_lq') else made
-    protocol = getattr(dataset, 'protocol', '')
+    protocol = dataset_protocol(dataset) if psnr in values else ''
     # Set5_x4, Set5x4: the set is Set5; x4 alone: named after its folder
     data_set = re.sub(r'(^|_|(?<=\d))x\d[\d.x]*$', '', name) or osp.basename(
         osp.normpath(dataset.opt.get('dataroot_gt', ''))

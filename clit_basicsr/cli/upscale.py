@@ -13,7 +13,7 @@ from clit_basicsr.cli import outputs, sizes
 from clit_basicsr.errors import UserError
 from clit_basicsr.pictures import files, networks
 from clit_basicsr.pictures.enlarge import choose_device, enlarge
-from clit_basicsr.pictures.memory import plan_tiles
+from clit_basicsr.pictures.memory import plan_tiles, told_when_full
 
 HELP = 'Enlarge pictures by any factor from 1 up.'
 # What is taken of a folder.
@@ -43,20 +43,21 @@ def run(args: argparse.Namespace) -> None:
     if args.tile is not None and args.tile < 1:
         raise UserError(f'--tile: a tile has at least 1 pixel; got {args.tile}.')
     jobs = plan_outputs(args.input, args.output)
-    outputs.check([output for _, output in jobs], args.force)
+    outputs.check([output for _, output in jobs], args.force, [source for source, _ in jobs])
     device = choose_device(args.device)
     path = networks.find_checkpoint(args.model)
     net = networks.load_network(path, device)
     print(f'{path}: {type(net).__name__} on {device}, float32')
     began, failed = time.monotonic(), 0
     for i, (source, output) in enumerate(jobs, 1):
+        count = f'[{i}/{len(jobs)}] ' if len(jobs) > 1 else ''
         try:
-            upscale_file(net, source, output, target, args.tile, f'[{i}/{len(jobs)}] ' if len(jobs) > 1 else '')
-        except (UserError, MemoryError) as error:
-            message = str(error) if isinstance(error, UserError) else f'{source}: there is too little memory for it.'
+            with told_when_full(source, 'give a smaller size, or enlarge a part of it'):
+                upscale_file(net, source, output, target, args.tile, count)
+        except UserError as error:
             if len(jobs) == 1:
-                raise UserError(message) from error
-            print(f'basicsr: error: {message}', file=sys.stderr)
+                raise
+            print(f'basicsr: error: {error}', file=sys.stderr)
             failed += 1
     if len(jobs) > 1:
         print(f'{len(jobs) - failed} of {len(jobs)} pictures written in {time.monotonic() - began:.1f} s')
@@ -76,12 +77,11 @@ def upscale_file(
         (height, width), factors = sizes.result(h, w, options)
         dtype, losses = files.check_output(output, picture, (height, width))
         tiles = plan_tiles(net, (h, w), factors, tile)
-        label = f'{count}{osp.basename(source)} {w}x{h} -> {width}x{height}, {tiles}'
-        bigger = enlarge(net, picture, **options, dtype=dtype, tiles=tiles, label=label)
+        label = f'{count}{osp.basename(source)} {w}x{h} -> {width}x{height}'
+        bigger, tiles = enlarge(net, picture, **options, dtype=dtype, tiles=tiles, label=label)
     except UserError as error:
         raise UserError(f'{source}: {error}') from error
     del picture
-    os.makedirs(osp.dirname(output) or '.', exist_ok=True)
     files.write(output, bigger)
     notes = ''.join(f'; {note}' for note in (*bigger.notes, *losses))
     print(f'{count}{source} {w}x{h} -> {output} {width}x{height} ({time.monotonic() - began:.1f} s, {tiles}{notes})')
@@ -100,7 +100,7 @@ def plan_outputs(inputs: list[str], output: str) -> list[tuple[str, str]]:
     is_folder = osp.isdir(output) or output.endswith(('/', os.sep)) or not osp.splitext(output)[1]
     if not is_folder:
         if not one_file:
-            raise UserError(f'{output}: {len(sources)} pictures need a folder to be written to, not a file.')
+            raise UserError(f'{output} is no folder, which several pictures, or those of a folder, are written to.')
         return [(sources[0], output)]
     jobs: dict[str, str] = {}
     for source in sources:
@@ -115,7 +115,7 @@ def plan_outputs(inputs: list[str], output: str) -> list[tuple[str, str]]:
 def find_pictures(pattern: str) -> list[str]:
     """The file itself, the pictures of a folder, or the files that a pattern (``*``, ``?``, ``[...]``) means."""
     if osp.isdir(pattern):
-        found = [entry for entry in sorted(os.listdir(pattern)) if entry.lower().endswith(SUFFIXES)]
+        found = [entry for entry in files.names_in(pattern) if entry.lower().endswith(SUFFIXES)]
         found = [osp.join(pattern, entry) for entry in found if not entry.startswith('.')]
         if not found:
             raise UserError(f'there are no pictures in the folder {pattern}.')

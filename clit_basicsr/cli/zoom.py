@@ -1,8 +1,6 @@
 """``basicsr zoom``: a film that zooms into a picture, each frame at its own scale."""
 
 import argparse
-import math
-import os
 import time
 from os import path as osp
 
@@ -12,6 +10,7 @@ from clit_basicsr.cli import outputs, sizes
 from clit_basicsr.errors import UserError
 from clit_basicsr.pictures import files, networks, zoom
 from clit_basicsr.pictures.enlarge import choose_device
+from clit_basicsr.pictures.memory import told_when_full
 
 HELP = 'Zoom continuously into a point of a picture: GIF or MP4, every frame answered at its own scale.'
 
@@ -42,34 +41,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    began = time.monotonic()
-    suffix = osp.splitext(args.output)[1].lower()
-    if suffix not in ('.gif', '.mp4'):
+    if osp.splitext(args.output)[1].lower() not in zoom.FILMS:
         raise UserError(f'{args.output}: a film is written as .gif or .mp4.')
-    outputs.check([args.output], args.force)
-    for option in ('seconds', 'fps'):
-        if not (math.isfinite(getattr(args, option)) and getattr(args, option) > 0):
-            raise UserError(f'--{option} must be more than 0; got {getattr(args, option)}.')
+    outputs.check([args.output], args.force, [args.input])
     if args.width is not None and args.width < 2:
         raise UserError(f'--width: a frame has at least 2 pixels; got {args.width}.')
+    with told_when_full(args.input, 'give a smaller --width'):
+        _zoom(args)
+
+
+def _zoom(args: argparse.Namespace) -> None:
+    began = time.monotonic()
     picture = files.read(args.input)
     h, w = picture.pixels.shape[:2]
     width = max(2, (args.width or min(w, 480)) // 2 * 2)
     frame_size = (max(2, round(width * h / w / 2) * 2), width)
-    shots = zoom.plan_shots(
-        (h, w), frame_size, sizes.point(args.at, h, w), args.to, max(2, round(args.seconds * args.fps))
-    )
+    num_frames = zoom.check_film(args.output, frame_size, args.seconds, args.fps)
+    shots = zoom.plan_shots((h, w), frame_size, sizes.point(args.at, h, w), args.to, num_frames)
     picture, shots = zoom.cut_to_film(picture, shots, frame_size)
     device = choose_device(args.device)
     path = networks.find_checkpoint(args.model)
     net = networks.load_network(path, device)
     print(f'{path}: {type(net).__name__} on {device}, float32')
-    os.makedirs(osp.dirname(args.output) or '.', exist_ok=True)
-    frames = tqdm(zoom.render_film(net, picture, shots, frame_size), args.input, len(shots), unit='frame', leave=False)
-    if suffix == '.gif':
-        zoom.write_gif(args.output, frames, args.fps, zoom.shared_palette(picture, shots, frame_size))
-    else:
-        zoom.write_mp4(args.output, frames, args.fps, frame_size)
+    film = zoom.render_film(net, picture, shots, frame_size)
+    with tqdm(film, args.input, num_frames, unit='frame', leave=False) as frames:
+        if args.output.lower().endswith('.gif'):
+            palette = zoom.shared_palette(picture, shots, frame_size)
+            zoom.write_gif(args.output, frames, zoom.gif_durations(num_frames, args.fps), palette)
+        else:
+            zoom.write_mp4(args.output, frames, args.fps, frame_size)
     print(
         f'{args.input} -> {args.output}: x{shots[0].scale:.3g} to x{shots[-1].scale:.3g}, {len(shots)} frames of '
         f'{frame_size[1]}x{frame_size[0]} ({time.monotonic() - began:.1f} s)'

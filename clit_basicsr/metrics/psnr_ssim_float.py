@@ -12,6 +12,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
 
 from clit_basicsr.errors import UserError
+from clit_basicsr.metrics.summary import scale_text
 
 # ITU-R BT.601 luma of RGB in [0, 1], up to its offset of 16, which cancels in differences.
 LUMA = (65.738 / 256, 129.057 / 256, 25.064 / 256)
@@ -42,9 +43,10 @@ def calculate_psnr_float(
     border = border_width(protocol, scale)
     height, width = img.shape[-2:]
     if min(height, width) <= 2 * border:
+        pair = (scale[0], scale[1]) if isinstance(scale, Sequence) else (scale, scale)
         raise UserError(
             f'an image of {height}x{width} pixels is too small for the border of {border} pixels that protocol '
-            f'{protocol} cuts off at scale {scale}; remove it from the data set.'
+            f'{protocol} cuts off at scale {scale_text(pair)}; remove it from the data set.'
         )
     difference = img.double().clamp(0, 1) - img2.double()
     difference = difference[..., border : height - border, border : width - border]

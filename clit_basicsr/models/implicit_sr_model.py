@@ -146,7 +146,7 @@ class ImplicitSRModel(SRModel):
             function = METRIC_REGISTRY.get(metric_opt['type'])
             if getattr(function, 'takes_float_tensors', False):
                 pair = {'img': self.output, 'img2': self.gt, 'scale': self.val_scale}
-                pair['protocol'] = getattr(dataset, 'protocol', 'div2k')
+                pair['protocol'] = dataset_protocol(dataset)
                 values[name] = calculate_metric(pair, metric_opt)
             else:
                 eight_bit = eight_bit or {'img': tensor2img([self.output]), 'img2': tensor2img([self.gt])}
@@ -176,6 +176,11 @@ def dataset_scale(dataset) -> tuple[float, float]:
     if scale is None:
         raise UserError(f'datasets: {dataset.opt["name"]}: scale is missing.')
     return tuple(scale) if isinstance(scale, (list, tuple)) else (scale, scale)
+
+
+def dataset_protocol(dataset) -> str:
+    """How a validation set, ours or the host's, is measured: by its option ``protocol``, or else 'div2k'."""
+    return getattr(dataset, 'protocol', None) or dataset.opt.get('protocol') or 'div2k'
 
 
 def self_ensemble(net: ImplicitNet, lq: Tensor, scale: tuple[float, float], tile: dict | None = None) -> Tensor:

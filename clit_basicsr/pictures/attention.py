@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from clit_basicsr.archs.implicit import ImplicitNet, output_size
 from clit_basicsr.archs.lit_arch import LITBase
 from clit_basicsr.ops.coords import pixel_centers
-from clit_basicsr.pictures.files import Picture, replacing
+from clit_basicsr.pictures.files import Picture, eight_bit, replacing
 from clit_basicsr.pictures.memory import plan_tiles
 
 if TYPE_CHECKING:
@@ -145,7 +144,6 @@ def draw_attention(views: list[QueryView], picture: Picture, title: str, path: s
     parts = figure.subfigures(len(views), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, view in zip(parts, views, strict=True):
         _draw_query(part, view, picture, largest)
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format='png')
 
@@ -157,8 +155,7 @@ def _draw_query(part: SubFigure, view: QueryView, picture: Picture, largest: flo
     lines = len(view.maps) * math.ceil(heads / HEADS_PER_ROW)
     above, below = part.subfigures(2, 1, squeeze=False, height_ratios=[3.3, lines * (INCH + 0.25)])[:, 0]
     whole, close, result = above.subplots(1, 3)
-    white = np.iinfo(picture.pixels.dtype).max
-    pixels = picture.rgb / white
+    pixels = eight_bit(picture.rgb)
     (top, bottom), (left, right) = view.rows, view.cols
 
     h, w = pixels.shape[:2]

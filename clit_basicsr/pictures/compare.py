@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.data.resize import downsample
 from clit_basicsr.errors import UserError
 from clit_basicsr.metrics import calculate_psnr_float
+from clit_basicsr.metrics.psnr_ssim_float import border_width
 from clit_basicsr.metrics.summary import scale_text
 from clit_basicsr.pictures.enlarge import enlarge
 from clit_basicsr.pictures.files import Picture, replacing
@@ -74,13 +74,16 @@ def compare(
         UserError: the picture is too small for the scale.
     """
     height, width = (math.floor(side / s + 1e-9) for side, s in zip(hr.shape[:2], scale, strict=True))
-    if min(height, width) < 1:
-        raise UserError(f'{hr.shape[1]}x{hr.shape[0]} pixels are too few for scale {scale_text(scale)}.')
     truth = hr[: round(height * scale[0]), : round(width * scale[1])]
+    if min(truth.shape[:2]) <= 2 * border_width(protocol, scale):
+        raise UserError(
+            f'{hr.shape[1]}x{hr.shape[0]} pixels are too few at scale {scale_text(scale)}: PSNR leaves out a border of '
+            f'{border_width(protocol, scale)}; take a larger picture or a smaller scale.'
+        )
     lr = downsample(truth, (height, width), kind).astype(np.float32) / 255
     answers = []
     for label, net in nets.items():
-        image = enlarge(net, Picture(lr), scale=scale, label=f'x{scale_text(scale)} {label}').pixels
+        image = enlarge(net, Picture(lr), scale=scale, label=f'x{scale_text(scale)} {label}')[0].pixels
         psnr = calculate_psnr_float(_to_tensor(image), _to_tensor(truth / np.float32(255)), protocol, scale)
         answers.append(Answer(label, np.round(image.clip(0, 1) * 255).astype(np.uint8), psnr))
     return Comparison(scale, truth, answers)
@@ -154,7 +157,6 @@ def draw_comparison(comparisons: list[Comparison], crop: Crop, title: str, note:
         row[0].set_ylabel(f'x{scale_text(one.scale)}', fontsize=11)
     for axes, label in zip(panels[0], labels, strict=True):
         axes.set_title(_wrapped(label), fontsize=9, parse_math=False)
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format='png')
 

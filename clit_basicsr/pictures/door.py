@@ -1,10 +1,12 @@
 """``clit_basicsr.upscale``: from Python what ``basicsr upscale`` does to a file."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import nn
 
@@ -13,7 +15,7 @@ from clit_basicsr.errors import UserError
 from clit_basicsr.pictures import files
 from clit_basicsr.pictures.enlarge import choose_device, enlarge
 from clit_basicsr.pictures.files import Picture
-from clit_basicsr.pictures.memory import plan_tiles
+from clit_basicsr.pictures.memory import device_of, plan_tiles, told_when_full
 from clit_basicsr.pictures.networks import find_checkpoint, load_network
 
 
@@ -30,29 +32,49 @@ def upscale(
     """See :func:`clit_basicsr.upscale`."""
     if tile is not None and tile < 1:
         raise UserError(f'tile: a tile has at least 1 pixel; got {tile}.')
+    where = None if device is None else choose_device(device)
     if isinstance(model, nn.Module):
         if not isinstance(model, ImplicitNet):
             raise UserError(f'{type(model).__name__} answers at one scale only; take LIT, CLIT or a peer.')
-        net, training = model, model.training
-        net = net if device is None else net.to(choose_device(device))
+        net = model
     else:
-        path = find_checkpoint(None if model is None else os.fspath(model))
-        net, training = load_network(path, choose_device(device)), False
-    picture = _to_picture(image)
-    try:
+        net = load_network(find_checkpoint(None if model is None else os.fspath(model)), where or choose_device())
+    with told_when_full('the picture', 'give a smaller size, or enlarge a part of it'):
+        picture = _to_picture(image)
         lq_size = (picture.pixels.shape[0], picture.pixels.shape[1])
-        tiles = plan_tiles(net.eval(), lq_size, output_size(lq_size, size, scale)[1], tile)
-        out = enlarge(net, picture, size, scale, tiles=tiles, label='upscale' if progress else None)
+        factors = output_size(lq_size, size, scale)[1]
+        with _borrowed(net, where):
+            tiles = plan_tiles(net, lq_size, factors, tile)
+            out, _ = enlarge(net, picture, size, scale, tiles=tiles, label='upscale' if progress else None)
+        return _like(image, out)
+
+
+@contextmanager
+def _borrowed(net: ImplicitNet, device: torch.device | None) -> Iterator[None]:
+    """A network in evaluation mode, on the device if one is named; afterwards as it was, each of its modules."""
+    own, training = device_of(net), {module: module.training for module in net.modules()}
+    try:
+        net.eval()
+        if device is not None:
+            net.to(device)
+        yield
     finally:
-        net.train(training)
-    return _like(image, out)
+        net.to(own)
+        for module, mode in training.items():
+            module.training = mode
 
 
 def _to_picture(image: Any) -> Picture:
     if isinstance(image, (str, os.PathLike)):
         return files.read(os.fspath(image))
     if isinstance(image, Image.Image):
-        return files.from_pillow(image)
+        with files.told_when_damaged('the picture'):
+            picture = files.from_pillow(image)
+        if picture.pixels.dtype == np.uint16 and picture.has_alpha:
+            raise UserError(
+                'Pillow has no grey of 16 bits with alpha to give back; give an array, or the path of a file.'
+            )
+        return picture
     pixels = np.asarray(image)
     shape, kind = pixels.shape, pixels.dtype
     if pixels.ndim not in (2, 3) or min(shape) < 1 or shape[2:] not in ((), (1,), (2,), (3,), (4,)):

@@ -12,7 +12,7 @@ from clit_basicsr.archs import Bicubic
 from clit_basicsr.archs.implicit import ImplicitNet, output_size
 from clit_basicsr.errors import UserError
 from clit_basicsr.pictures.files import Picture
-from clit_basicsr.pictures.memory import SHORTEST_TILE, Tiles, available_memory, plan_tiles
+from clit_basicsr.pictures.memory import SHORTEST_TILE, Tiles, check_fits, device_of, is_out_of_memory, plan_tiles
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -44,7 +44,7 @@ def enlarge(
     dtype: np.dtype | None = None,
     tiles: Tiles | None = None,
     label: str | None = None,
-) -> Picture:
+) -> tuple[Picture, Tiles]:
     """A picture of any size of 1 times and more: colours by the network, alpha by bicubic interpolation.
 
     Neither the picture nor the result is ever floating point as a whole, unless the picture is.
@@ -55,8 +55,12 @@ def enlarge(
             averaged.
         size, scale: (H, W) or the factor, a number or (y, x); one of them.
         dtype: of the result; the picture's by default. Values are rounded and clipped.
-        tiles: how the picture is cut; None: as :func:`plan_tiles` says.
-        label: what the progress bar is called; None: no bar.
+        tiles: how the picture is cut at first; None: as :func:`plan_tiles` says. Where memory ends, others need it too,
+            smaller ones are tried.
+        label: what the progress bar is called, which names the tiles too; None: no bar.
+
+    Returns:
+        The picture, and the tiles that it was cut into in the end.
 
     Raises:
         UserError: the result would be smaller than the picture, or does not fit into the memory.
@@ -66,7 +70,8 @@ def enlarge(
     target = {'size': size} if scale is None else {'scale': scale}
     (height, width), factors = output_size((h, w), size, scale)
     dtype = pixels.dtype if dtype is None else np.dtype(dtype)
-    _check_memory((height, width), channels * dtype.itemsize)
+    # Pillow takes four bytes per pixel more while it writes the file.
+    check_fits((height, width), channels * dtype.itemsize + 4, 'a result')
     out = np.empty((height, width, channels), dtype)
     tiles = tiles or plan_tiles(net, (h, w), factors)
     layers: list[tuple[ImplicitNet, slice]] = [(net, slice(0, channels - picture.has_alpha))]
@@ -75,20 +80,21 @@ def enlarge(
     while True:
         total = len(layers) * math.ceil(h / tiles.size) * math.ceil(w / tiles.size)
         try:
-            with _progress(total, label) as bar:
+            with _progress(total, label and f'{label}, {tiles}') as bar:
                 for network, part in layers:
                     _paint(network, pixels[..., part], out[..., part], target, tiles, bar)
-            return Picture(out, picture.icc, picture.notes)
-        except torch.OutOfMemoryError as error:  # a GPU that others use as well
+            return Picture(out, picture.icc, picture.notes), tiles
+        except (MemoryError, RuntimeError) as error:  # others use the machine or the GPU as well
+            if not is_out_of_memory(error):
+                raise
             if tiles.size <= SHORTEST_TILE and not tiles.whole:
-                raise UserError(f'the GPU has too little memory even for {tiles}; take the CPU.') from error
+                raise UserError(f'there is too little memory even for {tiles}; {_remedy(net)}.') from error
             tiles = plan_tiles(net, (h, w), factors, max(SHORTEST_TILE, tiles.size // 2))
 
 
 def _paint(net: ImplicitNet, source: np.ndarray, out: np.ndarray, target: dict, tiles: Tiles, bar: tqdm) -> None:
     """Fills out (H, W, C) with the picture source (h, w, C), enlarged to ``target``, a size or a scale; C is 1 or 3."""
-    device = next((p.device for p in net.parameters()), torch.device('cpu'))
-    lq = torch.from_numpy(source).permute(2, 0, 1).unsqueeze(0).to(device).expand(1, 3, -1, -1)
+    lq = torch.from_numpy(source).permute(2, 0, 1).unsqueeze(0).to(device_of(net)).expand(1, 3, -1, -1)
     lq = lq.float() if lq.is_floating_point() else lq
     integer = np.issubdtype(out.dtype, np.integer)
     white = np.iinfo(out.dtype).max if integer else 1
@@ -101,13 +107,9 @@ def _paint(net: ImplicitNet, source: np.ndarray, out: np.ndarray, target: dict, 
         bar.update()
 
 
-def _check_memory(size: tuple[int, int], bytes_per_pixel: int) -> None:
-    # Pillow takes four bytes per pixel more while it writes the file.
-    needed, free = math.prod(size) * (bytes_per_pixel + 4), available_memory(torch.device('cpu'))
-    if needed > free:
-        raise UserError(
-            f'a result of {size[1]}x{size[0]} pixels needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free.'
-        )
+def _remedy(net: ImplicitNet) -> str:
+    on_cpu = device_of(net).type == 'cpu'
+    return 'end other programs, or enlarge a part of the picture' if on_cpu else 'take the CPU as device'
 
 
 def _progress(total: int, label: str | None) -> tqdm:

@@ -50,8 +50,16 @@ class Picture:
 
     @property
     def rgb(self) -> np.ndarray:
-        """(H, W, 3): without alpha, grey three times (a view of the pixels, not a copy)."""
-        color = self.pixels[..., :-1] if self.has_alpha else self.pixels
+        """(H, W, 3), the same type: on white where it is transparent, grey three times.
+
+        This is what figures and films show; without alpha it is a view of the pixels, not a copy.
+        """
+        color = self.pixels
+        if self.has_alpha:
+            white = np.iinfo(color.dtype).max
+            alpha = color[..., -1:].astype(np.uint32)
+            mixed = color[..., :-1] * alpha + (white - alpha) * white  # up to white**2, which 32 bits hold
+            color = ((mixed + white // 2) // white).astype(color.dtype)
         return np.broadcast_to(color, (*color.shape[:2], 3))
 
 
@@ -93,22 +101,46 @@ def read(path: str) -> Picture:
         raise UserError(f'{path} cannot be read ({error.strerror}).') from error
     if not start:
         raise UserError(f'{path} is empty (0 bytes).')
+    with told_when_damaged(path):
+        if start[:4] in TIFF_STARTS and (deep := _read_deep_tiff(path)) is not None:
+            return deep
+        with Image.open(path) as im:
+            return _read_pillow(path, im, start)
+
+
+def names_in(folder: str) -> list[str]:
+    """What is in a folder, sorted. Raises UserError for one that cannot be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise UserError(f'the folder {folder} cannot be read ({error.strerror}).') from error
+
+
+@contextmanager
+def told_when_damaged(name: str) -> Iterator[None]:
+    """Says in one line why a picture cannot be read, whatever the libraries raise; ``name``: what the line calls it.
+
+    Raises:
+        UserError: instead of anything but MemoryError.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # large pictures, odd EXIF data
-            if start[:4] in TIFF_STARTS and (deep := _read_deep_tiff(path)) is not None:
-                return deep
-            with Image.open(path) as im:
-                return _read_pillow(path, im, start)
+            yield
     except (UserError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise UserError(f'{path} is no picture of a kind that can be read.') from error
+        raise UserError(f'{name} is no picture of a kind that can be read.') from error
     except Image.DecompressionBombError as error:
-        raise UserError(f'{path} is too large: {str(error).split(",")[0]}.') from error
+        raise UserError(f'{name} is too large: {str(error).split(",")[0]}.') from error
     except Exception as error:  # decoders of damaged files raise anything
         reason = ' '.join(str(error).split()) or type(error).__name__
-        raise UserError(f'{path} cannot be read; it is damaged or cut off ({reason[:120]}).') from error
+        raise UserError(f'{name} cannot be read; it is damaged or cut off ({reason[:120]}).') from error
+
+
+def eight_bit(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3), uint8, a copy; 16 bits are rounded."""
+    return np.array(rgb) if rgb.dtype == np.uint8 else np.round(rgb / np.float32(257)).astype(np.uint8)
 
 
 def write(path: str, picture: Picture) -> None:
@@ -164,13 +196,17 @@ def check_output(path: str, picture: Picture, size: tuple[int, ...]) -> tuple[np
 def replacing(path: str) -> Iterator[str]:
     """A temporary name beside ``path`` to write to; afterwards the file takes its place, or, after an error, goes.
 
+    The folder is made if it is not there.
+
     Raises:
         UserError: the file cannot be written there.
     """
     folder, name = os.path.split(path)
-    stem, suffix = os.path.splitext(name)  # some libraries read the format from the suffix
-    temporary = os.path.join(folder, f'.{stem}.{os.getpid()}.tmp{suffix}')
+    # Some libraries read the format from the suffix; a name has an end.
+    stem, suffix = os.path.splitext(name)
+    temporary = os.path.join(folder, f'.{stem[:40]}.{os.getpid()}.tmp{suffix}')
     try:
+        os.makedirs(folder or '.', exist_ok=True)
         yield temporary
         os.replace(temporary, path)
     except OSError as error:

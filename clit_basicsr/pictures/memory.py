@@ -1,12 +1,15 @@
 """How much memory there is, and which tiles fit into it."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from clit_basicsr.archs.implicit import ImplicitNet
+from clit_basicsr.errors import UserError
 
 # What a tile may take on a CPU at most: larger ones are hardly faster. It is a part of what is free, as on GPUs.
 CPU_BYTES = 1 << 30
@@ -20,6 +23,8 @@ LONGEST_PAD = 64
 # Tiles are as large as the progress bar likes, HR pixels, but not so small that most of the work is their padding.
 TILE_HR = 512
 SHORTEST_TILE, PADS_PER_TILE = 32, 4
+# How torch says that memory has ended in a plain RuntimeError: the CPU's allocator, C++, the GPU's libraries.
+FULL = ('DefaultCPUAllocator', 'bad_alloc', 'out of memory', 'ALLOC_FAILED')
 
 
 class Tiles(NamedTuple):
@@ -42,6 +47,11 @@ class Tiles(NamedTuple):
         return f'tiles of {self.size}+{self.pad} pixels{"" if self.exact else ", the encoder looks farther"}'
 
 
+def device_of(net: nn.Module) -> torch.device:
+    """Where a network is; the CPU for one without parameters."""
+    return next((parameter.device for parameter in net.parameters()), torch.device('cpu'))
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes that are free on the device; 4 GB where the system does not tell."""
     if device.type == 'cuda':
@@ -55,6 +65,37 @@ def available_memory(device: torch.device) -> int:
     except (OSError, ValueError, StopIteration):  # another system; no container; no limit ('max')
         pass
     return free
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of numpy, Pillow or torch says that memory has ended, on the CPU or a GPU."""
+    if isinstance(error, RuntimeError):
+        return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in FULL)
+    return isinstance(error, MemoryError)
+
+
+@contextmanager
+def told_when_full(what: str, remedy: str) -> Iterator[None]:
+    """Says in one line that memory has ended.
+
+    Raises:
+        UserError: '<what>: there is too little memory for it; <remedy>.'
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f'{what}: there is too little memory for it; {remedy}.') from error
+
+
+def check_fits(size: tuple[int, int], bytes_per_pixel: int, what: str) -> None:
+    """Raises UserError where the CPU has not the memory for ``what``, (H, W) pixels of so many bytes each."""
+    needed, free = math.prod(size) * bytes_per_pixel, available_memory(torch.device('cpu'))
+    if needed > free:
+        raise UserError(
+            f'{what} of {size[1]}x{size[0]} pixels needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free.'
+        )
 
 
 def plan_tiles(
@@ -72,7 +113,7 @@ def plan_tiles(
     exact = pad >= needed and reach is not None
     if tile is not None:
         return Tiles(tile, pad, False, exact or tile >= max(lq_size))
-    device = next((p.device for p in net.parameters()), torch.device('cpu'))
+    device = device_of(net)
     budget = available_memory(device) // (4 if device.type == 'cpu' else 2)
     if device.type == 'cpu':
         budget = min(budget, CPU_BYTES)

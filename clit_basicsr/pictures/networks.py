@@ -1,6 +1,5 @@
 """Which network answers: that of a checkpoint, of an experiment, or of the only experiment there is."""
 
-import os
 import re
 from os import path as osp
 
@@ -9,6 +8,7 @@ import torch
 from clit_basicsr.archs import load_checkpoint
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.errors import UserError
+from clit_basicsr.pictures import files
 
 ROOT = 'experiments'
 HELP = f'a checkpoint, or the name of an experiment in {ROOT}/; default: the only trained one there'
@@ -22,16 +22,16 @@ def find_checkpoint(model: str | None = None) -> str:
             taken, or the one with the highest iteration; None: the only experiment that has one.
 
     Raises:
-        UserError: there is none, or with None there are several.
+        UserError: there is none, or with None there are several; or a folder cannot be read.
     """
     if model is not None and osp.isfile(model):
         return model
+    if model is not None and (found := _newest_checkpoint(model)):
+        return found  # whatever the other folders are like
     trained = _trained_experiments()
     names = f'trained here: {", ".join(trained)}' if trained else f'no experiment in {ROOT}/ is trained'
     if model is not None:
-        if model not in trained:
-            raise UserError(f'--model: there is no checkpoint {model} and no trained experiment of that name; {names}.')
-        return trained[model]
+        raise UserError(f'--model: there is no checkpoint {model} and no trained experiment of that name; {names}.')
     if len(trained) != 1:
         raise UserError(f'which network? Give --model, a checkpoint or an experiment; {names}.')
     return next(iter(trained.values()))
@@ -51,16 +51,17 @@ def load_network(path: str, device: torch.device) -> ImplicitNet:
 
 def _trained_experiments() -> dict[str, str]:
     """Name -> checkpoint."""
-    found = {}
-    for name in sorted(os.listdir(ROOT)) if osp.isdir(ROOT) else []:
-        folder = osp.join(ROOT, name, 'models')
-        files = os.listdir(folder) if osp.isdir(folder) else []
-        saved = {int(match[1]): match[0] for file in files if (match := re.fullmatch(r'net_g_(\d+)\.pth', file))}
-        if 'net_g_latest.pth' in files:
-            found[name] = osp.join(folder, 'net_g_latest.pth')
-        elif saved:
-            found[name] = osp.join(folder, saved[max(saved)])
-    return found
+    names = files.names_in(ROOT) if osp.isdir(ROOT) else []
+    return {name: found for name in names if (found := _newest_checkpoint(name))}
+
+
+def _newest_checkpoint(experiment: str) -> str | None:
+    folder = osp.join(ROOT, experiment, 'models')
+    entries = files.names_in(folder) if osp.isdir(folder) else []
+    saved = {int(match[1]): match[0] for entry in entries if (match := re.fullmatch(r'net_g_(\d+)\.pth', entry))}
+    if 'net_g_latest.pth' in entries:
+        return osp.join(folder, 'net_g_latest.pth')
+    return osp.join(folder, saved[max(saved)]) if saved else None
 
 
 def name_of(path: str) -> str:

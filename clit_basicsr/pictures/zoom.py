@@ -15,8 +15,23 @@ from torch import Tensor
 
 from clit_basicsr.archs.implicit import PIECE, Features, ImplicitNet
 from clit_basicsr.errors import UserError
+from clit_basicsr.ops.coords import Frame
+from clit_basicsr.pictures import files
 from clit_basicsr.pictures.files import Picture, replacing
+from clit_basicsr.pictures.memory import Tiles, check_fits, device_of, plan_tiles
 
+
+class Film(NamedTuple):
+    """What a kind of film can hold: frames per second, and pixels a side."""
+
+    fps: float
+    longest_side: int
+
+
+# Browsers slow down a GIF that is faster; MP4: MPEG-4 part 2.
+FILMS = {'.gif': Film(50, 65535), '.mp4': Film(1000, 8191)}
+SLOWEST = 0.1  # frames per second
+LONGEST = 600  # seconds
 # Picture pixels around the first frame's window that the encoder sees as well.
 MARGIN = 64
 # A GIF has one palette, taken from the picture's own colours in this many windows along the way.
@@ -33,6 +48,25 @@ class Shot(NamedTuple):
 
     scale: float
     origin: tuple[float, float]
+
+
+def check_film(path: str, frame_size: tuple[int, int], seconds: float, fps: float) -> int:
+    """The number of frames, two at least.
+
+    Raises:
+        UserError: the format that the file's name says cannot hold such a film, or nobody would wait for it.
+    """
+    film = FILMS[os.path.splitext(path)[1].lower()]
+    if not SLOWEST <= fps <= film.fps:
+        raise UserError(f'--fps: such a film has {SLOWEST:g} to {film.fps:g} frames per second; got {fps:g}.')
+    if not 0 < seconds <= LONGEST:
+        raise UserError(f'--seconds: a film takes more than 0 and at most {LONGEST}; got {seconds:g}.')
+    if max(frame_size) > film.longest_side:
+        raise UserError(
+            f'{path}: such a film ends at {film.longest_side} pixels a side, and {frame_size[1]}x{frame_size[0]} are '
+            'asked for; give a smaller --width.'
+        )
+    return max(2, round(seconds * fps))
 
 
 def plan_shots(
@@ -111,29 +145,39 @@ def cut_to_film(picture: Picture, shots: list[Shot], frame_size: tuple[int, int]
 def render_film(
     net: ImplicitNet, picture: Picture, shots: list[Shot], frame_size: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    """The frames one by one, (H, W, 3), uint8; transparency is white."""
-    device = next((p.device for p in net.parameters()), torch.device('cpu'))
-    lq = torch.from_numpy(opaque(picture)).permute(2, 0, 1).unsqueeze(0).to(device)
-    with torch.no_grad():
-        feat = net.encode(lq)
+    """The frames one by one, (H, W, 3), uint8.
+
+    Raises:
+        UserError: the features of all that is seen, or a frame, do not fit into the memory.
+    """
+    lq_size = (picture.pixels.shape[0], picture.pixels.shape[1])
+    check_fits(frame_size, 2 * 3 * 4, 'a frame')
+    check_fits(lq_size, 4 * (net.encoder.out_channels + 3), 'what the network sees of a window')
+    lq = torch.from_numpy(np.array(picture.rgb)).permute(2, 0, 1).unsqueeze(0).to(device_of(net))
+    feat = encode(net, lq, plan_tiles(net, lq_size, (1.0, 1.0)))
     for shot in shots:
         frame = render(net, feat, shot, frame_size).mul_(255).round_().clamp_(0, 255)
         yield frame.byte().permute(1, 2, 0).cpu().numpy()
 
 
-def opaque(picture: Picture) -> np.ndarray:
-    """(H, W, 3), float32 in [0, 1]: RGB, on white where it is transparent."""
-    white = np.iinfo(picture.pixels.dtype).max
-    rgb = picture.rgb.astype(np.float32) / white
-    if picture.has_alpha:
-        alpha = picture.pixels[..., -1:].astype(np.float32) / white
-        rgb = rgb * alpha + (1 - alpha)
-    return rgb
+def encode(net: ImplicitNet, lq: Tensor, tiles: Tiles) -> Features:
+    """``net.encode`` of an image that the encoder may not be able to see at once: by tiles, put together.
+
+    Args:
+        lq: (1, 3, h, w), uint8 or uint16.
+    """
+    size = net.encoder.padded_size(*lq.shape[-2:])
+    side = max(size) if tiles.whole else tiles.size
+    z, window = (torch.empty(1, n, *size, device=lq.device) for n in (net.encoder.out_channels, 3))
+    for y, x in itertools.product(range(0, size[0], side), range(0, size[1], side)):
+        part = net.encode_part(lq, (y, x), side, tiles.pad).crop((y, y + side), (x, x + side))
+        z[..., y : y + side, x : x + side], window[..., y : y + side, x : x + side] = part.z, part.lq
+    return Features(z, window, Frame(size, (0, 0)), (lq.shape[2], lq.shape[3]))
 
 
 def shared_palette(picture: Picture, shots: list[Shot], frame_size: tuple[int, int]) -> Image.Image:
     """256 colours for all frames: those of the picture in windows along the camera's way, each counting the same."""
-    image = Image.fromarray(np.round(opaque(picture) * 255).astype(np.uint8))
+    image = Image.fromarray(files.eight_bit(picture.rgb))
     sheet = Image.new('RGB', (128, 128 * PALETTE_WINDOWS))
     for i in range(PALETTE_WINDOWS):
         shot = shots[round(i * (len(shots) - 1) / (PALETTE_WINDOWS - 1))]
@@ -143,17 +187,24 @@ def shared_palette(picture: Picture, shots: list[Shot], frame_size: tuple[int, i
     return sheet.quantize(256)
 
 
-def write_gif(path: str, frames: Iterable[np.ndarray], fps: float, palette: Image.Image) -> None:
-    """An endless GIF. Its clock knows hundredths of a second: the duration of a frame is rounded to them."""
+def gif_durations(num_frames: int, fps: float) -> list[int]:
+    """Milliseconds of each frame of a GIF, whose clock knows hundredths of a second: no frame's end is off by more
+    than half of one.
+    """
+    ends = [round(100 * i / fps) for i in range(num_frames + 1)]
+    return [10 * (end - start) for start, end in itertools.pairwise(ends)]
+
+
+def write_gif(path: str, frames: Iterable[np.ndarray], durations: list[int], palette: Image.Image) -> None:
+    """An endless GIF; ``durations``: from :func:`gif_durations`."""
     images = (Image.fromarray(frame).quantize(palette=palette) for frame in frames)
-    first = next(images)
     with replacing(path) as temporary:
-        first.save(
+        next(images).save(
             temporary,
             'GIF',
             save_all=True,
             append_images=images,
-            duration=10 * max(2, round(100 / fps)),  # browsers slow down what is faster
+            duration=durations,
             loop=0,
             optimize=False,
         )

@@ -47,27 +47,13 @@ void fetch(const T* p, int64_t n) {
 }
 
 template <typename T>
-void softmax(T* a, int n) {
-  constexpr int L = kLanes<T>;
-  T largest = a[0];
-  for (int i = 1; i < n; ++i) largest = std::max(largest, a[i]);
-  T total = 0;
-  for (int i = 0; i < n; i += L) {
-    T part[L];
-    for (int j = 0; j < L; ++j) part[j] = i + j < n ? a[i + j] - largest : T(-80);
-    store(part, exp_negative(load(part)));
-    for (int j = 0; j < L && i + j < n; ++j) total += a[i + j] = part[j];
-  }
-  for (int i = 0; i < n; ++i) a[i] /= total;
-}
-
-template <typename T>
 void attention_of(const Queries& all, const T* query, const T* k, const T* bias_y, const T* bias_x, T* out) {
   const T scale = T(1) / std::sqrt(T(all.dim));
   const int grid = all.window.grid, positions = all.positions();
   parallel((all.total() + kChunk - 1) / kChunk, [&](int64_t chunk) {
+    const int stride = positions + kLanes<T>;  // softmax_in_place overwrites some numbers behind a head's logits
+    Buffer<T> logits(all.heads * stride);
     for (int64_t n = chunk * kChunk; n < std::min(all.total(), (chunk + 1) * kChunk); ++n) {
-      T* result = out + n * all.heads * positions;
       for (int g = 0; g < positions; ++g) {
         const int64_t at = all.address(n, g), next = n + 1 < all.total() ? all.address(n + 1, g) : -1;
         if (next >= 0) fetch(k + next, all.channels);
@@ -75,10 +61,13 @@ void attention_of(const Queries& all, const T* query, const T* k, const T* bias_
         for (int h = 0; h < all.heads; ++h) {
           const T product =
               at < 0 ? T(0) : scale * dot(query + n * all.channels + h * all.dim, k + at + h * all.dim, all.dim);
-          result[h * positions + g] = logit(product, by[h], bx[h]);
+          logits.get()[h * stride + g] = logit(product, by[h], bx[h]);
         }
       }
-      for (int h = 0; h < all.heads; ++h) softmax(result + h * positions, positions);
+      for (int h = 0; h < all.heads; ++h) {
+        softmax_in_place(logits.get() + h * stride, positions);
+        std::copy_n(logits.get() + h * stride, positions, out + (n * all.heads + h) * positions);
+      }
     }
   });
 }

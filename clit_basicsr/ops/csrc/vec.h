@@ -78,11 +78,13 @@ inline void store_narrow(T* p, narrow<T> v) {
 template <typename T>
 inline T sum(vec<T> v) {
   // In halves, always in the same order.
-  T part[kLanes<T>];
-  std::memcpy(part, &v, sizeof(v));
-  for (int n = kLanes<T> / 2; n > 0; n /= 2)
-    for (int i = 0; i < n; ++i) part[i] += part[i + n];
-  return part[0];
+  typedef typename Vec<T>::index index;
+  for (int n = kLanes<T> / 2; n > 0; n /= 2) {
+    index other{};
+    for (int i = 0; i < kLanes<T>; ++i) other[i] = (i + n) % kLanes<T>;
+    v += __builtin_shuffle(v, other);
+  }
+  return v[0];
 }
 
 template <typename T>

@@ -3,6 +3,7 @@
 import argparse
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from test_golden import FILES, PEERS, read, relative_difference
 from clit_basicsr import published
 from clit_basicsr.archs import build_network, load_checkpoint, save_checkpoint
 from clit_basicsr.archs.safetensors_file import read_safetensors, write_safetensors
-from clit_basicsr.cli import convert, info
+from clit_basicsr.cli import convert, info, main
 from clit_basicsr.errors import UserError
 from clit_basicsr.hosts.basicsr_resume import save_network
 
@@ -168,3 +169,22 @@ def test_networks_without_published_code(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             published.to_published(options, build_network(options).state_dict())
+
+
+@pytest.mark.parametrize('options', [(), ('--to-published',)])
+def test_a_conversion_that_cannot_be_written_leaves_nothing(tmp_path, capsys, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    meta, weights, _ = read(FILES[0])
+    converted = published.convert(meta['kind'], weights, **{k: v for k, v in meta.items() if k != 'kind'})
+    save_checkpoint('in.pth', {'network_g': converted.network_g, 'params': converted.params})
+
+    def full(content, path, *_, **__):
+        Path(path).write_bytes(b'half of it')
+        raise RuntimeError('[enforce fail] PytorchStreamWriter failed writing file')
+
+    monkeypatch.setattr(torch, 'save', full)
+    assert main(['convert', 'in.pth', 'out.pth', *options, '--param_key', 'params']) == 1
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1
+    assert 'out.pth cannot be written (' in error
+    assert not list(Path().glob('out*'))

@@ -89,6 +89,27 @@ def test_without_a_gpu_it_says_so():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_the_tensors_own_device_is_asked_for_what_it_can_do(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0) if device.index == 0 else (7, 5))
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: f'card {device.index}')
+    assert backends._device_reason(torch.device('cuda:0')) is None
+    assert 'which card 1 does not have' in backends._device_reason(torch.device('cuda:1'))
+
+
+def test_a_compiler_that_cannot_be_run_is_told_as_that(tmp_path, monkeypatch):
+    monkeypatch.setenv('CXX', str(tmp_path / 'g++'))
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    for content, mode, words in (
+        ('no program', 0o755, r'the compiler cannot be run: .*Exec format'),
+        ('', 0o644, r'g\+\+ was not found, or may not be executed'),
+    ):
+        (tmp_path / 'g++').write_text(content)
+        (tmp_path / 'g++').chmod(mode)
+        with pytest.raises(native.BuildError, match=words):
+            native.build(tmp_path)
+
+
 def test_the_check_on_a_gpu_needs_one():
     environment = {**os.environ, 'PYTHON': sys.executable}
     done = subprocess.run([ROOT / 'scripts' / 'gpu_check.sh'], env=environment, capture_output=True, text=True)

@@ -85,6 +85,38 @@ def test_in_pieces_and_not_contiguous(name, monkeypatch):
     cuda_checks.check(name, torch.bfloat16, batch=5, queries=40, shape=(32, 1, 3, 10))
 
 
+@pytest.mark.parametrize(('batch', 'queries'), [(2, 0), (0, 5), (0, 0)])
+def test_without_queries(batch, queries):
+    query, grad = torch.rand(batch, queries, 8), torch.rand(batch, queries, 5)
+    maps, weight = torch.rand(batch, 3, 4, 8), torch.rand(5, 72)
+    table, attention = torch.rand(batch, queries, 3, 2), torch.rand(batch, queries, 2, 9)
+    y = x = torch.zeros(batch, queries, dtype=torch.long)
+    for name, arguments in {
+        'attention': (query, maps, table, table, y, x),
+        'attention_backward': (attention, attention, query, maps, y, x),
+        'attend_linear': (attention, maps, weight, y, x),
+        'attend_linear_backward': (grad, attention, maps, weight, y, x),
+    }.items():
+        found, expected = (getattr(module, name)(*arguments) for module in (cuda_backend, torch_backend))
+        torch.testing.assert_close(found, expected, msg=name)
+    cuda_checks.check('attention', torch.float32, size=(2, 2), shape=(8, 1, 1, 2), queries=4)
+
+
+@pytest.mark.parametrize('ratio', [(30, 41), (1, 300), (300, 1)])
+def test_very_many_queries_of_one_pixel_are_made_in_pieces(ratio, monkeypatch):
+    monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 100_000)
+    launch, made = cuda_backend.run, []
+
+    def run(name, *arguments):
+        made.append(arguments[-1].numel() * arguments[-1].element_size())
+        launch(name, *arguments)
+
+    monkeypatch.setattr(cuda_backend, 'run', run)
+    cuda_checks.check('dense_linear', torch.float32, ratio=ratio, size=(3, 3), shape=(32, 2, 3, 10))
+    assert len(made) > 1
+    assert max(made) <= 100_000
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
 def test_operator_is_registered_well(name, dtype):

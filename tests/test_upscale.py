@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 
@@ -87,6 +88,7 @@ def test_sizes_as_people_say_them(folder, net, options, size):
         (('--size', '20x13.5'), 'whole number'),
         (('--size', '8x100'), 'a.png: it has 9x6 pixels, and 8x100 are asked for'),
         (('--width', '0'), 'at least 1 pixel'),
+        (('--width', '9' * 30), 'no picture is as large'),
         (('--width', '8'), 'only enlarges'),
         (('--height', '3'), '-s 1 restores'),
         (('-s', '1e6'), 'GB'),
@@ -105,6 +107,37 @@ def test_what_cannot_be_done_is_refused_in_one_line(folder, capsys, options, mes
     assert lines[0].startswith('basicsr: error: ')
     assert message in lines[0]
     assert not os.path.exists('b.png')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('a.png', '-s', '2', '-o', 'pipe.png', '-f'), 'no file that could be overwritten'),
+        (('a.png', '', '-s', '2', '-o', 'b.png'), 'empty name'),
+        (('a.png', '-s', '2', '-o', ''), 'empty name'),
+    ],
+)
+def test_outputs_that_are_no_files_and_empty_names_are_refused(folder, capsys, arguments, message):
+    save('a.png', color())
+    os.mkfifo('pipe.png')
+    assert main(['upscale', *arguments]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert stat.S_ISFIFO(os.stat('pipe.png').st_mode)
+    assert not os.path.exists('b.png')
+
+
+def test_folders_that_a_pattern_means_are_no_pictures(folder):
+    save('a.png', color())
+    (folder / 'b.png').mkdir()
+    assert main(['upscale', '*.png', '-s', '2', '-o', 'out']) == 0
+    assert os.listdir('out') == ['a.png']
+
+
+def test_an_experiment_by_its_folder(folder):
+    save('a.png', color())
+    assert main(['upscale', 'a.png', '-s', '2', '-o', 'b.png', '--model', 'experiments/tiny']) == 0
 
 
 def test_nothing_is_overwritten_without_f(folder, capsys, monkeypatch):

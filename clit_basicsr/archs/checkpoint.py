@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import pickle
+import re
 from copy import deepcopy
 
 import torch
@@ -47,7 +48,9 @@ def read_checkpoint(path: str) -> dict:
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = ' '.join(str(error).split())[:200]
+        # Of torch's paragraphs the one about this file; the others advise to run what is in it.
+        text = re.split('WeightsUnpickler error:|trusted source\\.', str(error))[-1].split('Check the documentation')[0]
+        reason = ' '.join(text.split())[:200]
         raise UserError(
             f'{path} is no checkpoint of tensors and plain values, so it is not loaded: {reason}'
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import re
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ DISTRIBUTION = 'clit-basicsr'
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (default: this process's) and returns its exit code: 1 for a UserError, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be text
     try:
         tell_of_other_command()
         check_command(arguments)

@@ -10,6 +10,7 @@ import torch
 from clit_basicsr import published
 from clit_basicsr.archs import build_network, save_checkpoint
 from clit_basicsr.archs.checkpoint import load_weights, read_checkpoint
+from clit_basicsr.cli import outputs
 from clit_basicsr.errors import UserError
 
 HELP = 'Convert a checkpoint: published CLIT, LIT, LIIF, LTE, Meta-SR into ours or back; .pth, .safetensors.'
@@ -31,10 +32,18 @@ def run(args: argparse.Namespace) -> None:
         content['params'] = net.state_dict()  # with the encoder's normalisation
     if 'network_g' not in content:
         raise UserError(f'{args.input} does not say which network it is of (no network_g in it).')
-    if args.to_published:
-        _write_published(content, args.output, args.param_key)
-    else:
-        save_checkpoint(args.output, content)
+    outputs.check([args.output], force=True)
+    try:
+        if args.to_published:
+            _write_published(content, args.output, args.param_key)
+        else:
+            save_checkpoint(args.output, content)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+        reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
+        raise UserError(f'{args.output} cannot be written ({reason}).') from error
+    finally:
+        if os.path.exists(f'{args.output}.tmp'):
+            os.remove(f'{args.output}.tmp')
     print(f'{args.input} -> {args.output}: {content["network_g"]["type"]}')
 
 

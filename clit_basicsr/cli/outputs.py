@@ -26,6 +26,8 @@ def check(paths: list[str], force: bool, sources: Sequence[str] = ()) -> None:
     for path in existing:
         if osp.isdir(path):
             raise UserError(f'{path} is a folder, not a file to overwrite.')
+        if osp.exists(path) and not osp.isfile(path):  # a device, which the file would replace
+            raise UserError(f'{path} is no file that could be overwritten.')
     folder = osp.dirname(paths[0]) or '.'
     while not osp.lexists(folder):  # what is missing will be made
         folder = osp.dirname(folder) or '.'

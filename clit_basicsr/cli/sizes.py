@@ -7,6 +7,8 @@ from collections.abc import Callable
 from clit_basicsr.archs.implicit import output_size
 from clit_basicsr.errors import UserError
 
+LONGEST_SIDE = 2**31 - 1  # pixels, of any format
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """-s, --size, --width, --height: exactly one of them."""
@@ -99,4 +101,6 @@ def _side(option: str, text: str) -> int:
         raise UserError(f'{option}: a side is a whole number of pixels; got {text!r}.') from None
     if number < 1:
         raise UserError(f'{option}: a side has at least 1 pixel; got {number}.')
+    if number > LONGEST_SIDE:
+        raise UserError(f'{option}: no picture is as large as that; got {text[:40]}.')
     return number

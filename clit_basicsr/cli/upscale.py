@@ -93,6 +93,8 @@ def plan_outputs(inputs: list[str], output: str) -> list[tuple[str, str]]:
     Raises:
         UserError: there is nothing to do, or two pictures would be written to one file.
     """
+    if '' in (*inputs, output):
+        raise UserError('a picture or the output has an empty name.')
     sources: list[str] = []
     for one in inputs:
         sources += find_pictures(one)
@@ -121,7 +123,7 @@ def find_pictures(pattern: str) -> list[str]:
             raise UserError(f'there are no pictures in the folder {pattern}.')
         return found
     if not osp.exists(pattern) and glob.has_magic(pattern):
-        found = sorted(glob.glob(pattern, recursive=True))
+        found = sorted(path for path in glob.glob(pattern, recursive=True) if not osp.isdir(path))
         if not found:
             raise UserError(f'nothing is there that {pattern} means.')
         return found

@@ -45,25 +45,32 @@ def _cuda_reason(v: Tensor | None, **call) -> str | None:
     cause = _torch_reason(v, **call)
     if cause is None and v is not None and (v.device.type != 'cuda' or v.dtype not in cuda_backend.DTYPES):
         cause = f'it takes float32, float16 and bfloat16 on a CUDA device, not {v.dtype} on {v.device.type}'
-    return cause or _native_reason('cuda')
+    device = None if v is None else v.device
+    return cause or _device_reason(device) or _native_reason('cuda')
+
+
+@torch.compiler.assume_constant_result
+def _device_reason(device: torch.device | None) -> str | None:
+    """Why a CUDA device, by default the current one, is none for the kernels."""
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
+        return f'its kernels need compute capability 8.0, which {torch.cuda.get_device_name(device)} does not have'
+    return None
 
 
 @torch.compiler.assume_constant_result
 def _native_reason(name: str) -> str | None:
-    if name == 'cuda':
-        if not torch.cuda.is_available():
-            return f'torch {torch.__version__} finds no CUDA device'
-        if torch.cuda.get_device_capability() < (8, 0):
-            return f'its kernels need compute capability 8.0, which {torch.cuda.get_device_name()} does not have'
+    if name == 'cuda' and not torch.cuda.is_available():
+        return f'torch {torch.__version__} finds no CUDA device'
     cause = native.problem(name)
     return None if cause is None else f'its kernels are not built: {cause}'
 
 
 @torch.compiler.assume_constant_result
 @cache
-def _tell_once(name: str) -> None:
+def _tell_once(device: torch.device) -> None:
     """The user should know that the fast kernels are missing, but not at every call."""
-    cause = _native_reason(name)
+    name = device.type
+    cause = (_device_reason(device) if name == 'cuda' else None) or _native_reason(name)
     if cause is not None:
         warnings.warn(
             f'the {name.upper()} kernels are not used, plain torch serves instead: {cause.splitlines()[0]} '
@@ -97,7 +104,7 @@ def select(backend: str | None, v: Tensor | None = None, **call) -> str:
     if backend == 'auto':
         backend = next(name for name, reason in REASONS.items() if reason(v, **call) is None)
         if backend == 'torch' and v is not None and v.device.type in native.LIBRARIES:
-            _tell_once(v.device.type)
+            _tell_once(v.device)
         return backend
     if backend not in REASONS:
         raise UserError(f'backend must be one of auto, {", ".join(REASONS)}; got {backend!r}.')

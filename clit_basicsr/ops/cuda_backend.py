@@ -4,6 +4,8 @@ Single and half precision; sums are made in single precision, always in the same
 chunk of queries or a tile of pixels at a time, so that it stays in the second-level cache between two kernels.
 """
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -32,6 +34,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CHUNK_BYTES = 52 << 20
 # Bytes of what does not fit there in any case: sums of one map's gradient, products of a convolution.
 GROUP_BYTES = 256 << 20
+# Products of one batch: the library's kernels may count them along an axis of their grid that ends at 65,535.
+MOST_PRODUCTS = 1 << 15
 
 # Queries per pixel from which on sharing a window is cheaper: by the bytes that both ways move; not measured yet.
 SHARING_PAYS = 4.0
@@ -79,8 +83,8 @@ def attend_linear(attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Te
     attention, v, weight = _alike(attention, attention, v, weight)
     y, x = y.contiguous(), x.contiguous()
     total, width = y.numel(), weight.shape[1]
-    step = min(_chunk(v, width), total)
-    z = v.new_empty(step, width)
+    step = _chunk(v, width)
+    z = v.new_empty(min(step, total), width)
     out = attention.new_empty(total, len(weight))
     for start in range(0, total, step):
         part = z[: total - start]
@@ -146,100 +150,119 @@ def dense_linear(
     q: Tensor, k: Tensor, v: Tensor, packed: Tensor, bias: Tensor, rows: tuple[Tensor, ...], cols: tuple[Tensor, ...]
 ) -> Tensor:
     q, k, v, packed, bias = _alike(q, q, k, v, packed, bias)
-    heads, positions, _, channels = packed.shape
-    grid = rows[3].shape[1]
-    y, x = _Line.make(rows), _Line.make(cols)
-    places = y.most * x.most
-    per_pixel = heads * positions * (channels + places) * q.element_size()
-    width = min(x.pixels, max(1, CHUNK_BYTES // per_pixel))
-    height = max(1, CHUNK_BYTES // per_pixel // width)
-    padded = F.pad(v, (0, 0, grid // 2, grid // 2, grid // 2, grid // 2))
+    heads, positions, dim, channels = packed.shape
     out = q.new_empty(len(q), len(rows[0]), len(cols[0]), channels)
-    for b, y0, x0 in _tiles(len(q), y.pixels, height, x.pixels, width):
-        part, across = y.part(y0, height), x.part(x0, width)
-        pixels = part.pixels * across.pixels
-        attention = q.new_empty(pixels, places, heads * positions)
-        tables = (*part.kernel_arguments(), *across.kernel_arguments())
-        run('dense_attention', q[b], k[b], *tables, part.first, across.first, y.most, x.most, attention)
-        value = _windows(padded[b], part, across, grid, heads)  # (H * G * G, pixels, C / H)
-        shared = torch.bmm(value, packed.flatten(0, 1))  # (H * G * G, pixels, O)
-        first = torch.baddbmm(bias, attention, shared.transpose(0, 1))  # (pixels, places, O)
-        pixel = part.pixel.unsqueeze(1) * across.pixels + across.pixel
-        index = pixel * places + part.place.unsqueeze(1) * x.most + across.place
-        out[b, part.queries, across.queries] = first.flatten(0, 1)[index]
+    if out.numel() == 0:
+        return out
+    # Numbers that a query takes (weights, result, the same in its place), and that its pixel takes (values, products).
+    per_query, per_pixel = heads * positions + 2 * channels, heads * positions * (dim + channels)
+    room = CHUNK_BYTES // q.element_size()
+    y, x = _lines(rows, cols, room // per_query)
+    places = y.most * x.most
+    width, height = _tile(y, x, room // (per_pixel + places * per_query))
+    grid = rows[3].shape[1]
+    padded = F.pad(v, (0, 0, grid // 2, grid // 2, grid // 2, grid // 2))
+    for b, down, across in _tiles(len(q), y, height, x, width):
+        attention = q.new_empty(len(down) * len(across), places, heads * positions)
+        run('dense_attention', q[b], k[b], *y.arguments(down), *x.arguments(across), y.most, x.most, attention)
+        value = _windows(padded[b], y.pixels[down.start], len(down), x.pixels[across.start], len(across), grid, heads)
+        shared = torch.bmm(value, packed.flatten(0, 1))  # (H * G * G, pieces, O)
+        first = torch.baddbmm(bias, attention, shared.transpose(0, 1))  # (pieces, places, O)
+        part = y.queries(down), x.queries(across)
+        piece = (y.piece[part[0]] - down.start).unsqueeze(1) * len(across) + x.piece[part[1]] - across.start
+        index = piece * places + y.place[part[0]].unsqueeze(1) * x.most + x.place[part[1]]
+        out[b, part[0], part[1]] = first.flatten(0, 1)[index]
     return out
 
 
 class _Line(NamedTuple):
-    """One axis of a dense grid of queries, or a part of it, by its pixels.
+    """One axis of a dense grid of queries in pieces, each the queries of a pixel or as many of them as fit.
 
     Attributes:
-        axis: taps, weights and bias of :class:`~clit_basicsr.ops.axes.Axis`, of the whole axis.
-        begin: (pixels + 1,), where the queries of each pixel begin; ``edges``: the same on the host, of the whole axis.
-        offset: of the first pixel in ``edges``.
-        first, pixels: the first pixel, in the map's own, and their number.
-        most: the most queries of any pixel of the whole axis.
-        pixel, place: of each query of the part, its pixel, counted from the first, and its place among that pixel's
-            queries.
+        axis: the fields of :class:`~clit_basicsr.ops.axes.Axis`.
+        pixels: the pixel of each piece.
+        edges: where the queries of each piece begin, and their number; ``begin``: the same on the device.
+        most: the most queries of any piece.
+        piece, place: of each query, its piece and its place among that piece's queries.
     """
 
-    axis: tuple[Tensor, Tensor, Tensor]
-    begin: Tensor
+    axis: tuple[Tensor, ...]
+    pixels: list[int]
     edges: list[int]
-    offset: int
-    first: int
-    pixels: int
+    begin: Tensor
     most: int
-    pixel: Tensor
+    piece: Tensor
     place: Tensor
 
     @classmethod
-    def make(cls, fields: tuple[Tensor, ...]) -> '_Line':
+    def make(cls, fields: tuple[Tensor, ...], edges: list[int], pixels: list[int]) -> '_Line':
         nearest, taps, weights, bias = (t.contiguous() for t in fields)
-        first, last = int(nearest[0]), int(nearest[-1])
-        begin = torch.searchsorted(nearest, torch.arange(first, last + 2, device=nearest.device))
-        edges = begin.tolist()
+        begin = torch.tensor(edges).to(nearest.device, non_blocking=True)
+        query = torch.arange(len(nearest), device=nearest.device)
+        piece = torch.searchsorted(begin, query, right=True) - 1
         most = max(b - a for a, b in pairwise(edges))
-        pixel = nearest - first
-        place = torch.arange(len(nearest), device=nearest.device) - begin[pixel]
-        axis = taps, weights.float(), bias.float()
-        return cls(axis, begin, edges, 0, first, last + 1 - first, most, pixel, place)
-
-    def part(self, start: int, count: int) -> '_Line':
-        """The pixels start ... start + count - 1, or as many as there are."""
-        count = min(count, self.pixels - start)
-        own = slice(self.edges[start], self.edges[start + count])
-        return self._replace(
-            begin=self.begin[start : start + count + 1],
-            offset=start,
-            first=self.first + start,
-            pixels=count,
-            pixel=self.pixel[own] - start,
-            place=self.place[own],
-        )
+        axis = nearest, taps, weights.float(), bias.float()
+        return cls(axis, pixels, edges, begin, most, piece, query - begin[piece])
 
     @property
-    def queries(self) -> slice:
-        return slice(self.edges[self.offset], self.edges[self.offset + self.pixels])
+    def cut(self) -> bool:
+        """Whether some pixel has several pieces, so that neighbouring pieces need not be neighbouring pixels."""
+        return len(self.pixels) > self.pixels[-1] + 1 - self.pixels[0]
 
-    def kernel_arguments(self) -> tuple[Tensor, ...]:
-        return (*self.axis, self.begin)
+    def queries(self, pieces: range) -> slice:
+        return slice(self.edges[pieces.start], self.edges[pieces.stop])
+
+    def arguments(self, pieces: range) -> tuple[Tensor, ...]:
+        """The axis as the kernel takes it."""
+        return (*self.axis, self.begin[pieces.start : pieces.stop + 1])
 
 
-def _tiles(batch: int, rows: int, height: int, cols: int, width: int) -> Iterator[tuple[int, int, int]]:
+def _lines(rows: tuple[Tensor, ...], cols: tuple[Tensor, ...], room: int) -> tuple[_Line, _Line]:
+    """The two axes in pieces, of which no two make more than ``room`` queries: whole pixels if possible, else rows
+    of one.
+    """
+    nearest = torch.cat((rows[0], cols[0])).tolist()  # the one time that the host waits for the device
+    nearest_y, nearest_x = nearest[: len(rows[0])], nearest[len(rows[0]) :]
+    most = max(Counter(nearest_x).values())
+    step_x = max(1, min(room, most))
+    step_y = max(1, room // step_x)
+    return _Line.make(rows, *_pieces(nearest_y, step_y)), _Line.make(cols, *_pieces(nearest_x, step_x))
+
+
+def _pieces(nearest: list[int], step: int) -> tuple[list[int], list[int]]:
+    """Cuts an axis at every pixel, and within a pixel after every ``step`` queries: (edges, pixel of each piece)."""
+    edges: list[int] = []
+    pixels: list[int] = []
+    for pixel in range(nearest[0], nearest[-1] + 1):
+        start, stop = bisect_left(nearest, pixel), bisect_left(nearest, pixel + 1)
+        begins = range(start, stop, step) or [start]
+        edges += begins
+        pixels += [pixel] * len(begins)
+    return [*edges, len(nearest)], pixels
+
+
+def _tile(y: _Line, x: _Line, count: int) -> tuple[int, int]:
+    """Width and height in pieces of a tile of ``count`` pieces: neighbouring pixels, or one piece of a pixel."""
+    count = max(1, min(count, MOST_PRODUCTS))
+    width = 1 if x.cut else min(len(x.pixels), count)
+    return width, 1 if y.cut else count // width
+
+
+def _tiles(batch: int, y: _Line, height: int, x: _Line, width: int) -> Iterator[tuple[int, range, range]]:
     for b in range(batch):
-        for y in range(0, rows, height):
-            for x in range(0, cols, width):
-                yield b, y, x
+        for top in range(0, len(y.pixels), height):
+            for left in range(0, len(x.pixels), width):
+                down = range(top, min(top + height, len(y.pixels)))
+                yield b, down, range(left, min(left + width, len(x.pixels)))
 
 
-def _windows(padded: Tensor, rows: _Line, cols: _Line, grid: int, heads: int) -> Tensor:
-    """The local grids of rows x cols of pixels, head by head: (H * G * G, pixels, C / H)."""
+def _windows(padded: Tensor, y: int, height: int, x: int, width: int, grid: int, heads: int) -> Tensor:
+    """The local grids of height x width pixels from (y, x) on, head by head: (H * G * G, pixels, C / H)."""
     dim = padded.shape[2] // heads
     line, pixel, _ = padded.stride()
-    size = (heads, grid, grid, rows.pixels, cols.pixels, dim)
+    size = (heads, grid, grid, height, width, dim)
     stride = (dim, line, pixel, line, pixel, 1)
-    offset = padded.storage_offset() + rows.first * line + cols.first * pixel
+    offset = padded.storage_offset() + y * line + x * pixel
     return padded.as_strided(size, stride, offset).reshape(heads * grid * grid, -1, dim)
 
 
@@ -258,11 +281,11 @@ def _parts(batch: int, queries: int, step: int) -> Iterator[tuple[slice, slice, 
 
     Several whole images where they fit, else an image in equal parts.
     """
-    together = max(1, step // queries)
+    together = max(1, step // max(1, queries))
     for b in range(0, batch, together):
         images = slice(b, min(b + together, batch))
         start, total = b * queries, (images.stop - b) * queries
-        count = -(-total // step)
+        count = max(1, -(-total // step))  # without queries too: the gradient of their images is 0, not nothing
         for i in range(count):
             yield images, slice(start + total * i // count, start + total * (i + 1) // count), i == 0
 
@@ -277,7 +300,7 @@ def _sorted(y: Tensor, x: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
 
 def _groups(maps: Tensor) -> Iterator[slice]:
     """Images whose sums fit in GROUP_BYTES."""
-    step = max(1, GROUP_BYTES // (4 * maps[0].numel()))
+    step = max(1, GROUP_BYTES // (4 * maps.shape[1:].numel()))
     return (slice(b, min(b + step, len(maps))) for b in range(0, len(maps), step))
 
 

@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,7 +61,11 @@ LIBRARIES = {
 
 
 class BuildError(RuntimeError):
-    """The kernels cannot be built; the message holds the compiler's whole output."""
+    """The kernels cannot be built."""
+
+
+class CompilerError(BuildError):
+    """The compiler fails; the message holds its whole output."""
 
 
 def sources(name: str = 'cpu') -> list[Path]:
@@ -105,12 +110,13 @@ def build(folder: Path, name: str = 'cpu') -> Path:
     """Compiles the kernels into a folder.
 
     Raises:
-        BuildError: there is no compiler, or it fails.
+        BuildError: there is no compiler, or it cannot be run.
+        CompilerError: it fails.
     """
     found = compiler(name)
     if found is None:
-        wanted = f'C++ compiler: {os.environ.get("CXX", "g++")}' if name == 'cpu' else 'CUDA compiler: nvcc'
-        raise BuildError(f'no {wanted} was not found')
+        wanted = f'C++ compiler {os.environ.get("CXX", "g++")}' if name == 'cpu' else 'CUDA compiler nvcc'
+        raise BuildError(f'the {wanted} was not found, or may not be executed')
     spec = find_spec('torch')
     if spec is None or spec.origin is None:
         raise BuildError('torch is not installed where the kernels are built (pip needs --no-build-isolation)')
@@ -123,9 +129,12 @@ def build(folder: Path, name: str = 'cpu') -> Path:
     command = [found, *COMMON, *LIBRARIES[name].flags, f'-I{torch / "include"}', *map(str, sources(name))]
     command += ['-o', str(part), *libraries]
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except OSError as e:
+            raise BuildError(f'the compiler cannot be run: {e}') from None
         if done.returncode:
-            raise BuildError(f'{" ".join(command)}\n{done.stdout}{done.stderr}')
+            raise CompilerError(f'{" ".join(command)}\n{done.stdout}{done.stderr}')
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
@@ -143,7 +152,8 @@ def find(name: str = 'cpu') -> Path | None:
 def problem(name: str = 'cpu') -> str | None:
     """Loads the kernels, building them first if need be; None, or the whole reason why there are none.
 
-    A failure is kept in the cache folder, so that it costs its time once, until the sources or the torch change.
+    What the compiler says when it fails is kept in the cache folder, so that it costs its time once, until the sources
+    or the torch change.
     """
     import torch
 
@@ -162,10 +172,11 @@ def problem(name: str = 'cpu') -> str | None:
                     duration = LIBRARIES[name].duration
                     print(f'clit_basicsr: building the {name.upper()} kernels (once, {duration}) ...', file=sys.stderr)
                     path = build(folder, name)
-        except BuildError as e:
-            # Without a compiler there is nothing to save the next time, and it may be installed by then.
-            if compiler(name) is not None:
+        except CompilerError as e:
+            with suppress(OSError):
                 log.write_text(str(e))
+            return str(e)
+        except BuildError as e:
             return str(e)
         except OSError as e:
             return f'the cache folder cannot be used: {e}'

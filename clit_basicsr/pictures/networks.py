@@ -1,5 +1,6 @@
 """Which network answers: that of a checkpoint, of an experiment, or of the only experiment there is."""
 
+import os
 import re
 from os import path as osp
 
@@ -56,7 +57,8 @@ def _trained_experiments() -> dict[str, str]:
 
 
 def _newest_checkpoint(experiment: str) -> str | None:
-    folder = osp.join(ROOT, experiment, 'models')
+    """Of an experiment's name, or its folder."""
+    folder = osp.join(ROOT, experiment.removeprefix(f'{ROOT}{os.sep}'), 'models')
     entries = files.names_in(folder) if osp.isdir(folder) else []
     saved = {int(match[1]): match[0] for entry in entries if (match := re.fullmatch(r'net_g_(\d+)\.pth', entry))}
     if 'net_g_latest.pth' in entries:

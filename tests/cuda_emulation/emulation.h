@@ -27,9 +27,11 @@
 
 struct dim3 {
   unsigned x, y, z;
-  dim3(int64_t x_ = 1, int64_t y_ = 1, int64_t z_ = 1) : x(x_), y(y_), z(z_) {
-    if (x_ > 2147483647 || y_ > 65535 || z_ > 65535) throw std::runtime_error("a grid of this size cannot be launched");
-  }
+  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
 };
 
 namespace emulation {
@@ -192,9 +194,10 @@ namespace clit {
 inline float* shared_memory() { return emulation::Machine::get().shared(); }
 
 template <typename... P, typename... A>
-void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, int64_t shared, int64_t, A... arguments) {
+void launch(const char* name, void (*kernel)(P...), int64_t blocks, dim3 block, int64_t shared, int64_t, A... arguments) {
+  if (blocks > INT32_MAX) throw std::runtime_error(std::string(name) + ": more blocks than a grid has");
   if (shared > 48 << 10) throw std::runtime_error(std::string(name) + ": more shared memory than a block has");
-  emulation::Machine::get().run(name, grid, block, shared, [=] { kernel(P(arguments)...); });
+  emulation::Machine::get().run(name, dim3(blocks), block, shared, [=] { kernel(P(arguments)...); });
 }
 
 }  // namespace clit

@@ -23,7 +23,7 @@ void writes_beyond_its_memory(float*, bool) { clit::shared_memory()[64] = 1; }
 bool is_refused(void (*kernel)(float*, bool)) {
   float out[64];
   try {
-    clit::launch("faulty", kernel, dim3(1), dim3(64), 64 * sizeof(float), 0, out, false);
+    clit::launch("faulty", kernel, 1, dim3(64), 64 * sizeof(float), 0, out, false);
   } catch (const std::runtime_error& error) {
     std::puts(error.what());
     return true;
@@ -34,7 +34,7 @@ bool is_refused(void (*kernel)(float*, bool)) {
 bool is_right(bool barrier, int64_t seed) {
   float out[64];
   emulation::Machine::get().set_order(seed);
-  clit::launch("neighbour", &neighbour, dim3(1), dim3(64), 64 * sizeof(float), 0, out, barrier);
+  clit::launch("neighbour", &neighbour, 1, dim3(64), 64 * sizeof(float), 0, out, barrier);
   for (int i = 0; i < 64; ++i)
     if (out[i] != (i + 1) % 64) return false;
   return true;

@@ -6,15 +6,6 @@
 namespace clit {
 namespace {
 
-// How a warp shares out a query's channels. kDim = C / H: 8 channels a lane, so several heads at once; kDim = 0: any C / H, one head
-// at a time, one channel a lane.
-template <int kDim>
-struct Lanes {
-  static constexpr int kPack = kDim ? 8 : 1;
-  static constexpr int kPerHead = kDim ? kDim / kPack : kWarp;
-  static constexpr int kHeads = kWarp / kPerHead;
-};
-
 // Attention of one query.
 // query: the C channels, divided by sqrt(C / H), in shared memory; bias_y, bias_x: (G, H); logits: kHeads * G * G numbers of
 // shared memory; out: (H, G * G).
@@ -22,11 +13,12 @@ template <typename T, int kDim>
 __device__ void attend(const Window& window, int heads, int dim, const float* query, const T* k, int64_t y, int64_t x,
                        const float* bias_y, const float* bias_x, float* logits, T* out) {
   using L = Lanes<kDim>;
-  const int lane = lane_index(), part = lane % L::kPerHead, slot = lane / L::kPerHead;
+  const int lane = lane_index();
+  const auto [part, slot] = L(lane);
   const int positions = window.positions(), grid = window.grid, channels = heads * dim;
   float* own = logits + slot * positions;
   for (int first = 0; first < heads; first += L::kHeads) {
-    const int h = first + slot, here = heads - first < L::kHeads ? heads - first : L::kHeads;
+    const int h = first + slot, here = L::heads(first, heads);
     const bool active = slot < here;
     const int channel = active ? h * dim + part * L::kPack : 0;
     float mine[L::kPack];
@@ -62,8 +54,9 @@ __device__ void attend(const Window& window, int heads, int dim, const float* qu
   }
 }
 
+// Shared memory of a warp: its query, then its logits.
 template <int kDim>
-int64_t attend_floats(int channels, int positions) {
+CLIT_FUNCTION int attend_floats(int channels, int positions) {
   return channels + Lanes<kDim>::kHeads * positions;
 }
 
@@ -72,8 +65,7 @@ __global__ void __launch_bounds__(kThreads)
     attention_kernel(Queries all, const T* query, const T* k, const float* bias_y, const float* bias_x, T* out) {
   const int64_t n = global_warp();
   if (n >= all.total) return;
-  const int floats = all.channels + Lanes<kDim>::kHeads * all.window.positions();
-  float* scaled = shared_memory() + warp_index() * floats;
+  float* scaled = shared_memory() + warp_index() * attend_floats<kDim>(all.channels, all.window.positions());
   const float scale = 1 / sqrtf(float(all.dim));
   for (int c = lane_index(); c < all.channels; c += kWarp) scaled[c] = scale * float(query[n * all.channels + c]);
   __syncwarp();
@@ -82,42 +74,42 @@ __global__ void __launch_bounds__(kThreads)
                   scaled + all.channels, out + n * all.heads * all.window.positions());
 }
 
-// One axis of a dense grid of queries (clit_basicsr.ops.axes.Axis): the queries of the i-th pixel are begin[i] ... begin[i + 1] - 1,
-// `most` of them at most.
+// One axis of a dense grid of queries (clit_basicsr.ops.axes.Axis) in pieces: those of the i-th, which share their nearest pixel, are
+// begin[i] ... begin[i + 1] - 1, `most` of them at most.
 struct DenseAxis {
-  const int64_t *taps, *begin;
+  const int64_t *nearest, *taps;
   const float *weights, *bias;
-  int pixels, most;
-  int64_t first;  // pixel of the map
+  const int64_t* begin;
+  int64_t pieces, most;
 };
 
-// One warp per place: `rows.most` x `cols.most` places per pixel, those beyond a pixel's own queries are filled with zeros.
-// out: (pixels, places, H, G * G).
+// One warp per place: `rows.most` x `cols.most` places for two pieces, those beyond the pieces' own queries are filled with zeros.
+// out: (pieces of rows, of cols, places, H, G * G).
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads) dense_attention_kernel(Window window, int heads, int dim, DenseAxis rows, DenseAxis cols,
                                                                    const T* q, const T* k, T* out) {
-  const int64_t item = global_warp(), places = int64_t(rows.most) * cols.most;
-  if (item >= places * rows.pixels * cols.pixels) return;
+  const int64_t item = global_warp(), places = rows.most * cols.most;
+  if (item >= places * rows.pieces * cols.pieces) return;
   const int channels = heads * dim, positions = window.positions(), lane = lane_index();
-  const int64_t pixel = item / places, py = pixel / cols.pixels, px = pixel % cols.pixels;
-  const int64_t r = rows.begin[py] + item % places / cols.most, s = cols.begin[px] + item % cols.most;
+  const int64_t i = item / places / cols.pieces, j = item / places % cols.pieces;
+  const int64_t r = rows.begin[i] + item % places / cols.most, s = cols.begin[j] + item % cols.most;
   out += item * heads * positions;
-  if (r >= rows.begin[py + 1] || s >= cols.begin[px + 1]) {
-    for (int i = lane; i < heads * positions; i += kWarp) out[i] = T(0.0f);
+  if (r >= rows.begin[i + 1] || s >= cols.begin[j + 1]) {
+    for (int n = lane; n < heads * positions; n += kWarp) out[n] = T(0.0f);
     return;
   }
-  float* scaled = shared_memory() + warp_index() * (channels + Lanes<kDim>::kHeads * positions);
+  float* scaled = shared_memory() + warp_index() * attend_floats<kDim>(channels, positions);
   const float scale = 1 / sqrtf(float(dim));
   for (int c = lane; c < channels; c += kWarp) {
     float sum = 0;
-    for (int i = 0; i < 2; ++i)
-      for (int j = 0; j < 2; ++j)
-        sum += rows.weights[2 * r + i] * cols.weights[2 * s + j] *
-               float(q[(rows.taps[2 * r + i] * window.width + cols.taps[2 * s + j]) * channels + c]);
+    for (int a = 0; a < 2; ++a)
+      for (int b = 0; b < 2; ++b)
+        sum += rows.weights[2 * r + a] * cols.weights[2 * s + b] *
+               float(q[(rows.taps[2 * r + a] * window.width + cols.taps[2 * s + b]) * channels + c]);
     scaled[c] = scale * sum;
   }
   __syncwarp();
-  attend<T, kDim>(window, heads, dim, scaled, k, rows.first + py, cols.first + px, rows.bias + r * window.grid * heads,
+  attend<T, kDim>(window, heads, dim, scaled, k, rows.nearest[r], cols.nearest[s], rows.bias + r * window.grid * heads,
                   cols.bias + s * window.grid * heads, scaled + channels, out);
 }
 
@@ -201,19 +193,19 @@ void attention_backward(Tensor grad, Tensor out, Tensor k, Tensor y, Tensor x, T
   }, k, grad, out, grad_query, slope, grad_y, grad_x);
 }
 
-void dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_begin, Tensor col_taps,
-                     Tensor col_weights, Tensor col_bias, Tensor col_begin, int64_t first_row, int64_t first_col, int64_t rows_most,
+void dense_attention(Tensor q, Tensor k, Tensor row_nearest, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_begin,
+                     Tensor col_nearest, Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_begin, int64_t rows_most,
                      int64_t cols_most, Tensor out, int64_t stream) {
   const int grid = row_bias.size(1), heads = row_bias.size(2), channels = k.size(2), dim = channels / heads;
   const Window window{k.size(0), k.size(1), grid};
-  const auto axis = [](const Tensor& taps, const Tensor& weights, const Tensor& bias, const Tensor& begin, int64_t first,
+  const auto axis = [](const Tensor& nearest, const Tensor& taps, const Tensor& weights, const Tensor& bias, const Tensor& begin,
                        int64_t most) {
-    return DenseAxis{read<int64_t>(taps), read<int64_t>(begin),     read<float>(weights), read<float>(bias),
-                     int(begin.size(0)) - 1, int(most), first};
+    return DenseAxis{read<int64_t>(nearest), read<int64_t>(taps),  read<float>(weights), read<float>(bias),
+                     read<int64_t>(begin),   begin.size(0) - 1, most};
   };
-  const DenseAxis rows = axis(row_taps, row_weights, row_bias, row_begin, first_row, rows_most);
-  const DenseAxis cols = axis(col_taps, col_weights, col_bias, col_begin, first_col, cols_most);
-  const int64_t items = rows_most * cols_most * rows.pixels * cols.pixels;
+  const DenseAxis rows = axis(row_nearest, row_taps, row_weights, row_bias, row_begin, rows_most);
+  const DenseAxis cols = axis(col_nearest, col_taps, col_weights, col_bias, col_begin, cols_most);
+  const int64_t items = rows.most * cols.most * rows.pieces * cols.pieces;
   by_type([&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto kernel, int64_t floats) {
@@ -236,9 +228,9 @@ CLIT_LIBRARY(m) {
       "attention_backward(Tensor grad, Tensor out, Tensor k, Tensor y, Tensor x, Tensor(a!) grad_query, Tensor(b!) slope, "
       "Tensor(c!) grad_y, Tensor(d!) grad_x, int stream) -> ()");
   m.def(
-      "dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_begin, Tensor col_taps, "
-      "Tensor col_weights, Tensor col_bias, Tensor col_begin, int first_row, int first_col, int rows_most, int cols_most, "
-      "Tensor(a!) out, int stream) -> ()");
+      "dense_attention(Tensor q, Tensor k, Tensor row_nearest, Tensor row_taps, Tensor row_weights, Tensor row_bias, "
+      "Tensor row_begin, Tensor col_nearest, Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_begin, int rows_most, "
+      "int cols_most, Tensor(a!) out, int stream) -> ()");
 }
 CLIT_LIBRARY_IMPL(m) {
   m.impl("attention", TORCH_BOX(&attention));

@@ -11,6 +11,8 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -35,26 +37,56 @@ constexpr int kThreads = 256;
 // What every block may use without asking. Shared memory is requested at launch, as the sizes depend on the grid.
 constexpr int64_t kSharedBytes = 48 << 10;
 
-// V neighbouring numbers of a tensor, read and written in pieces of 16 bytes: for V = 8 the address is a multiple of 16.
-template <typename T, int V>
-struct alignas(V * sizeof(T) < 16 ? V * sizeof(T) : 16) Pack {
-  T value[V];
-};
-
+// V neighbouring numbers of a tensor. For V = 8 they are moved 16 bytes at a time, and the address is a multiple of 16: through the
+// built-in vector type, as the compiler may take an array of its own apart and write it number by number.
 template <int V, typename T>
 __device__ __forceinline__ void load(const T* from, float (&to)[V]) {
-  const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(from);
+  T value[V];
+  if constexpr (V == 1) {
+    value[0] = *from;
+  } else {
+    constexpr int kPieces = sizeof(value) / sizeof(uint4);
+    uint4 pieces[kPieces];
 #pragma unroll
-  for (int i = 0; i < V; ++i) to[i] = float(pack.value[i]);
+    for (int i = 0; i < kPieces; ++i) pieces[i] = reinterpret_cast<const uint4*>(from)[i];
+    memcpy(value, pieces, sizeof(value));
+  }
+#pragma unroll
+  for (int i = 0; i < V; ++i) to[i] = float(value[i]);
 }
 
 template <int V, typename T>
 __device__ __forceinline__ void store(T* to, const float (&from)[V], float scale = 1) {
-  Pack<T, V> pack;
+  T value[V];
 #pragma unroll
-  for (int i = 0; i < V; ++i) pack.value[i] = T(from[i] * scale);
-  *reinterpret_cast<Pack<T, V>*>(to) = pack;
+  for (int i = 0; i < V; ++i) value[i] = T(from[i] * scale);
+  if constexpr (V == 1) {
+    *to = value[0];
+  } else {
+    constexpr int kPieces = sizeof(value) / sizeof(uint4);
+    uint4 pieces[kPieces];
+    memcpy(pieces, value, sizeof(value));
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) reinterpret_cast<uint4*>(to)[i] = pieces[i];
+  }
 }
+
+// How a warp shares out the channels of a query, head by head, and the lane's part in it: lane `part` of its group has the channels
+// part * kPack ... of every kPerHead * kPack, of the slot-th of the kHeads heads that are in work together. kDim = C / H: 8 channels a
+// lane, so several heads at once; kDim = 0: any C / H, one head at a time, one channel a lane.
+template <int kDim>
+struct Lanes {
+  static constexpr int kPack = kDim ? 8 : 1;
+  static constexpr int kPerHead = kDim ? kDim / kPack : kWarp;
+  static constexpr int kHeads = kWarp / kPerHead;
+
+  int part, slot;
+
+  __device__ __forceinline__ explicit Lanes(int lane) : part(lane % kPerHead), slot(lane / kPerHead) {}
+
+  // Of the heads from `first` on, how many are in work.
+  __device__ __forceinline__ static int heads(int first, int all) { return all - first < kHeads ? all - first : kHeads; }
+};
 
 // Sum, or largest, over groups of kLanes neighbouring lanes, known to all of them; every lane of the warp takes part.
 template <int kLanes>
@@ -83,9 +115,10 @@ __device__ __forceinline__ float* shared_memory() {
 
 // stream: the cudaStream_t that torch works on, as a number; the device is the current one.
 template <typename... P, typename... A>
-void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, int64_t shared, int64_t stream, A... arguments) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  kernel<<<grid, block, shared, reinterpret_cast<cudaStream_t>(stream)>>>(P(arguments)...);
+void launch(const char* name, void (*kernel)(P...), int64_t blocks, dim3 block, int64_t shared, int64_t stream, A... arguments) {
+  if (blocks == 0) return;
+  if (blocks > INT32_MAX) throw std::runtime_error(std::string("clit_basicsr: too much at once for the CUDA kernel ") + name);
+  kernel<<<dim3(blocks), block, shared, reinterpret_cast<cudaStream_t>(stream)>>>(P(arguments)...);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("clit_basicsr: the CUDA kernel ") + name +
@@ -103,7 +136,7 @@ void launch_warps(const char* name, void (*kernel)(P...), int64_t items, int64_t
     throw std::runtime_error(std::string("clit_basicsr: grid_size or num_heads is too large for the CUDA kernel ") + name +
                              ": it needs " + std::to_string(bytes) + " bytes of shared memory, more than " +
                              std::to_string(kSharedBytes));
-  launch(name, kernel, dim3((items + warps - 1) / warps), dim3(warps * kWarp), bytes, stream, arguments...);
+  launch(name, kernel, (items + warps - 1) / warps, dim3(warps * kWarp), bytes, stream, arguments...);
 }
 
 // Calls f with a value of the tensors' one type.

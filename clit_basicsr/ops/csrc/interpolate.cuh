@@ -151,7 +151,7 @@ void interpolate(Tensor products, Tensor bias, Tensor row_index, Tensor row_weig
   const int64_t blocks = (outputs + kLanes - 1) / kLanes * tiles * rows.fine * out.size(0);
   by_type([&](auto zero) {
     using T = decltype(zero);
-    launch("interpolate", &interpolate_kernel<T>, dim3(blocks), dim3(kLanes, kGroups), 3 * kCoarse * kLanes * sizeof(float), stream,
+    launch("interpolate", &interpolate_kernel<T>, blocks, dim3(kLanes, kGroups), 3 * kCoarse * kLanes * sizeof(float), stream,
            rows, cols, outputs, read<T>(products), read<float>(bias), write<T>(out));
   }, products, out);
 }
@@ -166,7 +166,7 @@ void interpolate_backward(Tensor grad, Tensor row_index, Tensor row_weight, Tens
   const int64_t blocks = (outputs + kLanes - 1) / kLanes * tiles * rows.length * grad.size(0);
   by_type([&](auto zero) {
     using T = decltype(zero);
-    launch("interpolate_backward", &interpolate_backward_kernel<T>, dim3(blocks), dim3(kLanes, kGroups),
+    launch("interpolate_backward", &interpolate_backward_kernel<T>, blocks, dim3(kLanes, kGroups),
            3 * kFine * kLanes * sizeof(float), stream, rows, cols, outputs, read<T>(grad), write<T>(grad_products));
   }, grad, grad_products);
 }

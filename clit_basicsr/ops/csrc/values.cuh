@@ -34,18 +34,18 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads) weigh_backward_kernel(Queries all, const int64_t* order, const T* attention, const T* v,
                                                                   int64_t first, int64_t count, T* z, T* grad_attention) {
-  // as in attention.cuh: 8 channels a lane and several heads at once, or any C / H and one head at a time.
-  constexpr int kPack = kDim ? 8 : 1, kPerHead = kDim ? kDim / kPack : kWarp, kHeads = kWarp / kPerHead;
+  using L = Lanes<kDim>;
   const int64_t item = global_warp();
   if (item >= count) return;
   const int64_t n = order[first + item], y = all.y[n], x = all.x[n];
-  const int lane = lane_index(), part = lane % kPerHead, slot = lane / kPerHead;
+  const int lane = lane_index();
+  const auto [part, slot] = L(lane);
   const int grid = all.window.grid, positions = all.window.positions();
   const T* image = v + all.image(n);
-  float* results = shared_memory() + warp_index() * kHeads * positions;
+  float* results = shared_memory() + warp_index() * L::kHeads * positions;
   z += item * positions * all.channels;
-  for (int begin = 0; begin < all.heads; begin += kHeads) {
-    const int h = begin + slot, here = all.heads - begin < kHeads ? all.heads - begin : kHeads;
+  for (int begin = 0; begin < all.heads; begin += L::kHeads) {
+    const int h = begin + slot, here = L::heads(begin, all.heads);
     const bool active = slot < here;
     const T* own = attention + (n * all.heads + (active ? h : 0)) * positions;
     for (int i = 0; i < grid; ++i)
@@ -53,15 +53,15 @@ __global__ void __launch_bounds__(kThreads) weigh_backward_kernel(Queries all, c
         const int g = i * grid + j;
         const int64_t pixel = all.window.pixel(y, x, i, j);
         float sum = 0;
-        for (int c = h * all.dim + part * kPack; active && c < (h + 1) * all.dim; c += kPerHead * kPack) {
-          float value[kPack] = {}, gradient[kPack];
-          if (pixel >= 0) load<kPack>(image + pixel * all.channels + c, value);
-          load<kPack>(z + g * all.channels + c, gradient);
+        for (int c = h * all.dim + part * L::kPack; active && c < (h + 1) * all.dim; c += L::kPerHead * L::kPack) {
+          float value[L::kPack] = {}, gradient[L::kPack];
+          if (pixel >= 0) load<L::kPack>(image + pixel * all.channels + c, value);
+          load<L::kPack>(z + g * all.channels + c, gradient);
 #pragma unroll
-          for (int e = 0; e < kPack; ++e) sum += value[e] * gradient[e];
-          store<kPack>(z + g * all.channels + c, value, own[g]);
+          for (int e = 0; e < L::kPack; ++e) sum += value[e] * gradient[e];
+          store<L::kPack>(z + g * all.channels + c, value, own[g]);
         }
-        sum = lanes_sum<kPerHead>(sum);
+        sum = lanes_sum<L::kPerHead>(sum);
         if (active && part == 0) results[slot * positions + g] = sum;
       }
     __syncwarp();
@@ -94,9 +94,9 @@ void weigh_backward(Tensor attention, Tensor v, Tensor y, Tensor x, Tensor order
                    read<T>(attention), read<T>(v), first, z.size(0), write<T>(z), write<T>(grad_attention));
     };
     if (all.dim == 32 && by_eights(all.dim, v, z))
-      run(&weigh_backward_kernel<T, 32>, 8);
+      run(&weigh_backward_kernel<T, 32>, Lanes<32>::kHeads);
     else
-      run(&weigh_backward_kernel<T, 0>, 1);
+      run(&weigh_backward_kernel<T, 0>, Lanes<0>::kHeads);
   }, v, attention, z, grad_attention);
 }
 

@@ -1,8 +1,7 @@
 """A 3 x 3 convolution over a bilinearly upsampled map in plain torch, without upsampling it.
 
-Convolution and upsampling commute: tap by tap the products are made at the resolution of the map below, then every
-    axis is interpolated
-and summed over its three taps by products with narrow matrices.
+Convolution and upsampling commute: tap by tap the products are made at the resolution of the map below, then every axis
+is interpolated and summed over its three taps by products with narrow matrices.
 """
 
 from collections.abc import Iterator
@@ -52,14 +51,13 @@ def upsampled_conv(z: Tensor, weight: Tensor, bias: Tensor, rows: Taps, cols: Ta
     across, down = list(_interpolations(cols, width)), list(_interpolations(rows, height))
     for b in range(batch):
         product = torch.mm(z[b].flatten(0, 1), matrix).view(height, width, 3, 3, channels)
-        product = product.permute(0, 2, 3, 1, 4).reshape(height * 3, 3, width, channels)  # (h, ty), tx, w, O
-        wide = z.new_empty(height * 3, num_cols, channels)
+        product = product.permute(3, 1, 2, 0, 4).reshape(3, width, -1)  # tx, w, (ty, h, O)
+        wide = z.new_empty(3, height, num_cols, channels)
         for fine, coarse, interpolation in across:
-            part = product[:, :, coarse].flatten(1, 2)
-            torch.bmm(interpolation.expand(height * 3, -1, -1), part, out=wide[:, fine])
-        wide = wide.view(height, 3, -1)
+            part = torch.mm(interpolation, product[:, coarse].flatten(0, 1))  # (S', ty * h * O)
+            wide[:, :, fine] = part.view(-1, 3, height, channels).permute(1, 2, 0, 3)
         for fine, coarse, interpolation in down:
-            part = wide[coarse].transpose(0, 1).flatten(0, 1)  # (3 * h', S * O)
+            part = wide[:, coarse].flatten(0, 1).flatten(1)  # (ty * h', S * O)
             torch.addmm(offset, interpolation, part, out=out[b, fine].flatten(1))
     return out
 
@@ -75,16 +73,14 @@ def upsampled_conv_backward(
     grad_z = torch.empty_like(z, memory_format=torch.contiguous_format)
     across, down = list(_interpolations(cols, width)), list(_interpolations(rows, height))
     for b in range(batch):
-        wide = grad.new_zeros(height, 3, num_cols * channels)
+        wide = grad.new_zeros(3, height, num_cols * channels)
         for fine, coarse, interpolation in down:
-            part = torch.mm(interpolation.t(), grad[b, fine].flatten(1))  # (3 * h', S * O)
-            wide[coarse] += part.unflatten(0, (3, -1)).transpose(0, 1)
-        wide = wide.view(height * 3, num_cols, channels)
-        product = grad.new_zeros(height * 3, 3, width, channels)
+            wide[:, coarse] += torch.mm(interpolation.t(), grad[b, fine].flatten(1)).unflatten(0, (3, -1))
+        wide = wide.view(3, height, num_cols, channels).permute(2, 0, 1, 3).reshape(num_cols, -1)  # S, (ty, h, O)
+        product = grad.new_zeros(3, width, wide.shape[1])
         for fine, coarse, interpolation in across:
-            part = torch.bmm(interpolation.t().expand(height * 3, -1, -1), wide[:, fine])
-            product[:, :, coarse] += part.unflatten(1, (3, -1))
-        product = product.view(height, 3, 3, width, channels).permute(0, 3, 1, 2, 4).reshape(height * width, -1)
+            product[:, coarse] += torch.mm(interpolation.t(), wide[fine]).unflatten(0, (3, -1))
+        product = product.view(3, width, 3, height, channels).permute(3, 1, 2, 0, 4).reshape(height * width, -1)
         torch.mm(product, matrix.t(), out=grad_z[b].flatten(0, 1))
         grad_matrix.addmm_(z[b].flatten(0, 1).t(), product)
     grad_weight = grad_matrix.view(channels_in, 3, 3, channels).permute(3, 0, 1, 2).contiguous()

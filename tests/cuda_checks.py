@@ -25,6 +25,20 @@ SHAPES = [
     (35, 1, 7, 33),
 ]
 
+# (ratio, shape) of dense queries in half precision, whose kernel knows 8, 16 and 32 places for the queries of a pixel:
+# fewer and exactly as many, pixels cut into pieces, positions and outputs that are no multiples of what a warp takes.
+IN_REGISTERS = [
+    (1, (32, 1, 3, 16)),
+    (1.5, (64, 2, 3, 17)),
+    (2, (32, 1, 5, 40)),
+    (3.4, (96, 3, 3, 70)),
+    (4, (256, 8, 1, 33)),
+    ((5.5, 3), (64, 2, 3, 6)),
+    (6.3, (32, 1, 3, 20)),
+    ((1, 40), (32, 1, 3, 16)),
+    ((40, 1.3), (32, 1, 3, 16)),
+]
+
 
 @contextmanager
 def poisoned():

@@ -40,6 +40,12 @@ def test_any_ratio(ratio, padding):
     cuda_checks.check('dense_linear', torch.float32, 'cuda', ratio=ratio, size=(6, 19), shape=(64, 2, 5, 6))
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(('ratio', 'shape'), [*cuda_checks.IN_REGISTERS, (4, (256, 8, 7, 256)), (2, (256, 8, 7, 256))])
+def test_dense_in_registers(ratio, shape, dtype):
+    cuda_checks.check('dense_linear', dtype, 'cuda', ratio=ratio, size=(21, 46), shape=shape)
+
+
 @pytest.mark.parametrize('name', OPERATORS)
 def test_in_pieces_and_not_contiguous(name, monkeypatch):
     monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 100_000)

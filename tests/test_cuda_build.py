@@ -44,7 +44,7 @@ def test_the_library_loads_without_a_gpu_and_has_what_the_backend_calls(built):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     schemas = done.stdout.splitlines()
-    assert len(CALLED) == 8
+    assert len(CALLED) == 9
     for name, schema, kernels in zip(CALLED, schemas[::2], schemas[1::2], strict=True):
         assert schema.startswith(f'clit_cuda::{name}(Tensor '), schema
         assert schema.endswith(', int stream) -> ()'), schema

@@ -77,6 +77,16 @@ def test_dense_at_any_ratio(ratio):
     cuda_checks.check('dense_linear', torch.float32, ratio=ratio, size=(6, 9), shape=(64, 2, 3, 6))
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(('ratio', 'shape'), cuda_checks.IN_REGISTERS)
+def test_dense_in_registers(ratio, shape, dtype, monkeypatch):
+    run, names = cuda_backend.run, []
+    monkeypatch.setattr(cuda_backend, 'run', lambda name, *arguments: names.append(name) or run(name, *arguments))
+    monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 5_000)
+    cuda_checks.check('dense_linear', dtype, ratio=ratio, size=(4, 11), shape=shape)
+    assert 'dense_linear' in names
+
+
 @pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
 def test_in_pieces_and_not_contiguous(name, monkeypatch):
     monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 100_000)
@@ -105,6 +115,7 @@ def test_without_queries(batch, queries):
 @pytest.mark.parametrize('ratio', [(30, 41), (1, 300), (300, 1)])
 def test_very_many_queries_of_one_pixel_are_made_in_pieces(ratio, monkeypatch):
     monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 100_000)
+    monkeypatch.setattr(cuda_backend, 'PRODUCT_BYTES', 100_000)
     launch, made = cuda_backend.run, []
 
     def run(name, *arguments):

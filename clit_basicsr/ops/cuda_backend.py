@@ -27,18 +27,30 @@ __all__ = [
     'upsampled_conv_backward',
 ]
 
+# The fields of clit_basicsr.ops.axes.Axis.
+Axis = tuple[Tensor, ...]
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Bytes of what two kernels hand over: attention-weighted values of a chunk of queries (2,048 at C = 256, G = 7 in half
-# precision), products of a tile of pixels. About the size of the second-level cache of the larger GPUs.
+# precision), attention of a tile of pixels. About the size of the second-level cache of the larger GPUs.
 CHUNK_BYTES = 52 << 20
+# Bytes of a tile of pixels where the library makes their products: in no cache, but few tiles, each of which costs the
+# host its time.
+PRODUCT_BYTES = 512 << 20
 # Bytes of what does not fit there in any case: sums of one map's gradient, products of a convolution.
 GROUP_BYTES = 256 << 20
 # Products of one batch: the library's kernels may count them along an axis of their grid that ends at 65,535.
 MOST_PRODUCTS = 1 << 15
 
-# Queries per pixel from which on sharing a window is cheaper: by the bytes that both ways move; not measured yet.
-SHARING_PAYS = 4.0
+# What the kernel dense_linear is made for: channels of a head, places of a piece, places of a warp, bytes of its table.
+HEAD_DIM = 32
+MOST_PLACES = 32
+SLOTS = 256
+TABLE_BYTES = 32 << 10
+
+# Queries per pixel from which on sharing a window is cheaper: by the operations and bytes of both ways; not measured.
+SHARING_PAYS = 2.5
 # See clit_basicsr.ops.dense: a GPU wants more work at once than a processor's cache holds.
 BAND_BYTES = 256 << 20
 STEP_QUERIES = 1 << 17
@@ -146,78 +158,124 @@ def upsampled_conv_backward(
     return grad_z, grad_weight, grad.sum((0, 1, 2), dtype=torch.float32).to(weight.dtype)
 
 
-def dense_linear(
-    q: Tensor, k: Tensor, v: Tensor, packed: Tensor, bias: Tensor, rows: tuple[Tensor, ...], cols: tuple[Tensor, ...]
-) -> Tensor:
-    q, k, v, packed, bias = _alike(q, q, k, v, packed, bias)
+def dense_linear(q: Tensor, k: Tensor, v: Tensor, packed: Tensor, bias: Tensor, rows: Axis, cols: Axis) -> Tensor:
+    q, k, v, packed = _alike(q, q, k, v, packed)
     heads, positions, dim, channels = packed.shape
     out = q.new_empty(len(q), len(rows[0]), len(cols[0]), channels)
-    if out.numel() == 0:
-        return out
+    if out.numel() > 0:
+        in_registers = q.dtype != torch.float32 and dim == HEAD_DIM and 8 * heads * positions <= TABLE_BYTES
+        fill = _fill_in_registers if in_registers else _fill_by_products
+        fill(out, q, k, v, packed, bias, rows, cols)
+    return out
+
+
+def _fill_in_registers(
+    out: Tensor, q: Tensor, k: Tensor, v: Tensor, packed: Tensor, bias: Tensor, rows: Axis, cols: Axis
+) -> None:
+    """The products of a pixel's window never leave the registers of the warp that makes them."""
+    y, x = _lines(rows, cols, MOST_PLACES)
+    slots = next(n for n in (8, 16, MOST_PLACES) if n >= y.most * x.most)
+    weight, grid = _by_lanes(packed), rows[3].shape[1]
+    eights, group = weight.shape[1] // 8, SLOTS // slots
+    count = max(group, CHUNK_BYTES // (8 * eights * slots * q.element_size()))
+    width = min(len(x.pixels), count)
+    padded = F.pad(v, (0, 0, grid // 2, grid // 2, grid // 2, grid // 2))
+    for b, down, across in _tiles(len(q), y, count // width, x, width):
+        attention = q.new_empty(-(-len(down) * len(across) // group), eights, SLOTS, 8)
+        axes = *y.arguments(down), *x.arguments(across), y.most, x.most
+        run('dense_attention', q[b], k[b], *axes, slots, SLOTS, 8 * eights, attention)
+        axes = *y.pieces(down), *x.pieces(across), y.most, x.most
+        run('dense_linear', attention, padded[b], weight, bias.float(), *axes, grid, slots, out[b])
+
+
+def _by_lanes(packed: Tensor) -> Tensor:
+    """The first layer's weights in the order in which a warp's lanes take them, see ``csrc/matrix.cuh``: per 16 outputs
+    and position two products of 16 channels, per lane the rows g and g + 8 of four channels that it takes anyway.
+    (H, G * G, 32, O) -> (O / 16, H * G * G, 2, 32, 8), both padded with zeros.
+    """
+    weight = packed.flatten(0, 1).transpose(1, 2)  # (H * G * G, O, 32)
+    weight = F.pad(weight, (0, 0, 0, -weight.shape[1] % 16, 0, -weight.shape[0] % 8))
+    # outputs: 16s, g + 0 or 8, g; channels: t, product, half of its k, place
+    weight = weight.view(len(weight), -1, 2, 8, 4, 2, 2, 2).permute(1, 0, 5, 3, 4, 6, 2, 7)
+    return weight.reshape(weight.shape[0], weight.shape[1], 2, 32, 8)
+
+
+def _fill_by_products(
+    out: Tensor, q: Tensor, k: Tensor, v: Tensor, packed: Tensor, bias: Tensor, rows: Axis, cols: Axis
+) -> None:
+    """The products of a tile of pixels are made by the library, and weighted by it."""
+    heads, positions, dim, channels = packed.shape
     # Numbers that a query takes (weights, result, the same in its place), and that its pixel takes (values, products).
     per_query, per_pixel = heads * positions + 2 * channels, heads * positions * (dim + channels)
-    room = CHUNK_BYTES // q.element_size()
-    y, x = _lines(rows, cols, room // per_query)
+    y, x = _lines(rows, cols, CHUNK_BYTES // q.element_size() // per_query)
     places = y.most * x.most
-    width, height = _tile(y, x, room // (per_pixel + places * per_query))
+    width, height = _tile(y, x, PRODUCT_BYTES // q.element_size() // (per_pixel + places * per_query))
     grid = rows[3].shape[1]
     padded = F.pad(v, (0, 0, grid // 2, grid // 2, grid // 2, grid // 2))
+    piece_y, place_y = y.queries()
+    piece_x, place_x = x.queries()
+    place = place_y.unsqueeze(1) * x.most + place_x
     for b, down, across in _tiles(len(q), y, height, x, width):
-        attention = q.new_empty(len(down) * len(across), places, heads * positions)
-        run('dense_attention', q[b], k[b], *y.arguments(down), *x.arguments(across), y.most, x.most, attention)
+        count = len(down) * len(across)
+        attention = q.new_empty(count, places, heads * positions)
+        axes = *y.arguments(down), *x.arguments(across), y.most, x.most
+        run('dense_attention', q[b], k[b], *axes, places, 1, heads * positions, attention)
         value = _windows(padded[b], y.pixels[down.start], len(down), x.pixels[across.start], len(across), grid, heads)
         shared = torch.bmm(value, packed.flatten(0, 1))  # (H * G * G, pieces, O)
-        first = torch.baddbmm(bias, attention, shared.transpose(0, 1))  # (pieces, places, O)
-        part = y.queries(down), x.queries(across)
-        piece = (y.piece[part[0]] - down.start).unsqueeze(1) * len(across) + x.piece[part[1]] - across.start
-        index = piece * places + y.place[part[0]].unsqueeze(1) * x.most + x.place[part[1]]
-        out[b, part[0], part[1]] = first.flatten(0, 1)[index]
-    return out
+        first = torch.baddbmm(bias.to(q.dtype), attention, shared.transpose(0, 1))  # (pieces, places, O)
+        part = y.part(down), x.part(across)
+        piece = (piece_y[part[0]] - down.start).unsqueeze(1) * len(across) + piece_x[part[1]] - across.start
+        out[b, part[0], part[1]] = first.flatten(0, 1)[piece * places + place[part]]
 
 
 class _Line(NamedTuple):
     """One axis of a dense grid of queries in pieces, each the queries of a pixel or as many of them as fit.
 
     Attributes:
-        axis: the fields of :class:`~clit_basicsr.ops.axes.Axis`.
-        pixels: the pixel of each piece.
+        axis: the fields of :class:`~clit_basicsr.ops.axes.Axis` behind ``nearest``.
+        pixels: the pixel of each piece; ``pixel``: the same on the device.
         edges: where the queries of each piece begin, and their number; ``begin``: the same on the device.
         most: the most queries of any piece.
-        piece, place: of each query, its piece and its place among that piece's queries.
     """
 
     axis: tuple[Tensor, ...]
     pixels: list[int]
     edges: list[int]
+    pixel: Tensor
     begin: Tensor
     most: int
-    piece: Tensor
-    place: Tensor
 
     @classmethod
-    def make(cls, fields: tuple[Tensor, ...], edges: list[int], pixels: list[int]) -> '_Line':
-        nearest, taps, weights, bias = (t.contiguous() for t in fields)
-        begin = torch.tensor(edges).to(nearest.device, non_blocking=True)
-        query = torch.arange(len(nearest), device=nearest.device)
-        piece = torch.searchsorted(begin, query, right=True) - 1
+    def make(cls, fields: Axis, edges: list[int], pixels: list[int]) -> '_Line':
+        _, taps, weights, bias = (t.contiguous() for t in fields)
+        pixel, begin = (torch.tensor(numbers).to(taps.device, non_blocking=True) for numbers in (pixels, edges))
         most = max(b - a for a, b in pairwise(edges))
-        axis = nearest, taps, weights.float(), bias.float()
-        return cls(axis, pixels, edges, begin, most, piece, query - begin[piece])
+        return cls((taps, weights.float(), bias.float()), pixels, edges, pixel, begin, most)
 
     @property
     def cut(self) -> bool:
         """Whether some pixel has several pieces, so that neighbouring pieces need not be neighbouring pixels."""
         return len(self.pixels) > self.pixels[-1] + 1 - self.pixels[0]
 
-    def queries(self, pieces: range) -> slice:
+    def part(self, pieces: range) -> slice:
+        """The queries of these pieces."""
         return slice(self.edges[pieces.start], self.edges[pieces.stop])
 
-    def arguments(self, pieces: range) -> tuple[Tensor, ...]:
-        """The axis as the kernel takes it."""
-        return (*self.axis, self.begin[pieces.start : pieces.stop + 1])
+    def queries(self) -> tuple[Tensor, Tensor]:
+        """Of each query, its piece and its place among that piece's queries."""
+        query = torch.arange(self.edges[-1], device=self.begin.device)
+        piece = torch.searchsorted(self.begin, query, right=True) - 1
+        return piece, query - self.begin[piece]
+
+    def pieces(self, part: range) -> tuple[Tensor, Tensor]:
+        return self.pixel[part.start : part.stop], self.begin[part.start : part.stop + 1]
+
+    def arguments(self, part: range) -> tuple[Tensor, ...]:
+        """The axis as the kernel dense_attention takes it."""
+        return *self.axis, *self.pieces(part)
 
 
-def _lines(rows: tuple[Tensor, ...], cols: tuple[Tensor, ...], room: int) -> tuple[_Line, _Line]:
+def _lines(rows: Axis, cols: Axis, room: int) -> tuple[_Line, _Line]:
     """The two axes in pieces, of which no two make more than ``room`` queries: whole pixels if possible, else rows
     of one.
     """
@@ -230,12 +288,14 @@ def _lines(rows: tuple[Tensor, ...], cols: tuple[Tensor, ...], room: int) -> tup
 
 
 def _pieces(nearest: list[int], step: int) -> tuple[list[int], list[int]]:
-    """Cuts an axis at every pixel, and within a pixel after every ``step`` queries: (edges, pixel of each piece)."""
+    """Cuts an axis at every pixel, and within a pixel into equal pieces of ``step`` queries at most: (edges, pixel of
+    each piece).
+    """
     edges: list[int] = []
     pixels: list[int] = []
     for pixel in range(nearest[0], nearest[-1] + 1):
         start, stop = bisect_left(nearest, pixel), bisect_left(nearest, pixel + 1)
-        begins = range(start, stop, step) or [start]
+        begins = range(start, stop, -(-(stop - start) // -(-(stop - start) // step))) if stop > start else [start]
         edges += begins
         pixels += [pixel] * len(begins)
     return [*edges, len(nearest)], pixels

@@ -42,7 +42,7 @@ struct Fibre {
   dim3 thread;
   int index = 0;
   State state = State::kRuns;
-  float lane_value = 0;
+  unsigned words[6] = {};
   bool started = false;
   ucontext_t context;
   jmp_buf place;
@@ -86,14 +86,16 @@ class Machine {
     if (_setjmp(now->place) == 0) _longjmp(home_, 1);
   }
 
-  float exchange(float value, int step) {
-    now->lane_value = value;
-    const int other = now->index ^ step;
+  // Every lane of the warp hands over words, then reads what any other has handed over: f(lane) are its words.
+  template <typename F>
+  void exchange(const unsigned* words, int count, const F& f) {
+    std::copy(words, words + count, now->words);
+    const int first = now->index / kWarp * kWarp;
     wait(State::kWarp);
-    const float result = fibres_[other]->lane_value;
+    f([&](int lane) { return fibres_[first + lane]->words; });
     wait(State::kWarp);  // nobody writes again before everybody has read
-    return result;
   }
+  int lane() const { return now->index % kWarp; }
 
  private:
   static constexpr int kWarp = 32, kGuard = 64;
@@ -184,12 +186,47 @@ class Machine {
 
 inline void __syncthreads() { emulation::Machine::get().wait(emulation::State::kBlock); }
 inline void __syncwarp() { emulation::Machine::get().wait(emulation::State::kWarp); }
-inline float __shfl_xor_sync(unsigned mask, float value, int step) {
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int step) {
+  static_assert(sizeof(T) == sizeof(unsigned));
   if (mask != 0xffffffffu) throw std::runtime_error("only whole warps are emulated");
-  return emulation::Machine::get().exchange(value, step);
+  emulation::Machine& machine = emulation::Machine::get();
+  unsigned word;
+  std::memcpy(&word, &value, sizeof(word));
+  machine.exchange(&word, 1, [&](auto words) { std::memcpy(&value, words(machine.lane() ^ step), sizeof(value)); });
+  return value;
 }
 
 namespace clit {
+
+template <typename T>
+float half_number(unsigned word, int place) {
+  T values[2];
+  std::memcpy(values, &word, sizeof(word));
+  return float(values[place]);
+}
+
+// The instruction mma.sync.m16n8k8 with operands as the PTX manual lays them out over a warp.
+template <typename T>
+void multiply(float (&sum)[4], const float (&start)[4], const unsigned (&a)[2], unsigned b) {
+  emulation::Machine& machine = emulation::Machine::get();
+  const unsigned own[3] = {a[0], a[1], b};
+  machine.exchange(own, 3, [&](auto words) {
+    for (int e = 0; e < 4; ++e) {
+      sum[e] = start[e];
+      const int row = machine.lane() / 4 + e / 2 * 8, column = machine.lane() % 4 * 2 + e % 2;
+      for (int k = 0; k < 8; ++k)
+        sum[e] += half_number<T>(words(row % 8 * 4 + k / 2)[row / 8], k % 2) * half_number<T>(words(column * 4 + k / 2)[2], k % 2);
+    }
+  });
+}
+
+// mma.sync.m16n8k16: that of both halves of k.
+template <typename T>
+void multiply(float (&sum)[4], const float (&start)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  multiply<T>(sum, start, {a[0], a[1]}, b[0]);
+  multiply<T>(sum, sum, {a[2], a[3]}, b[1]);
+}
 
 inline float* shared_memory() { return emulation::Machine::get().shared(); }
 

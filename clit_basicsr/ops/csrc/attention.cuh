@@ -8,10 +8,10 @@ namespace {
 
 // Attention of one query.
 // query: the C channels, divided by sqrt(C / H), in shared memory; bias_y, bias_x: (G, H); logits: kHeads * G * G numbers of
-// shared memory; out: (H, G * G).
+// shared memory; out: (H, G * G), of which every 8 numbers lie together, `far` from the next.
 template <typename T, int kDim>
 __device__ void attend(const Window& window, int heads, int dim, const float* query, const T* k, int64_t y, int64_t x,
-                       const float* bias_y, const float* bias_x, float* logits, T* out) {
+                       const float* bias_y, const float* bias_x, float* logits, T* out, int64_t far) {
   using L = Lanes<kDim>;
   const int lane = lane_index();
   const auto [part, slot] = L(lane);
@@ -49,7 +49,10 @@ __device__ void attend(const Window& window, int heads, int dim, const float* qu
     total = lanes_sum<L::kPerHead>(total);
     for (int g = part; active && g < positions; g += L::kPerHead) own[g] /= total;
     __syncwarp();
-    for (int i = lane; i < here * positions; i += kWarp) out[first * positions + i] = T(logits[i]);
+    for (int i = lane; i < here * positions; i += kWarp) {
+      const int at = first * positions + i;
+      out[at / 8 * far + at % 8] = T(logits[i]);
+    }
     __syncwarp();
   }
 }
@@ -71,33 +74,34 @@ __global__ void __launch_bounds__(kThreads)
   __syncwarp();
   const int64_t table = n * all.window.grid * all.heads;
   attend<T, kDim>(all.window, all.heads, all.dim, scaled, k + all.image(n), all.y[n], all.x[n], bias_y + table, bias_x + table,
-                  scaled + all.channels, out + n * all.heads * all.window.positions());
+                  scaled + all.channels, out + n * all.heads * all.window.positions(), 8);
 }
 
-// One axis of a dense grid of queries (clit_basicsr.ops.axes.Axis) in pieces: those of the i-th, which share their nearest pixel, are
+// One axis of a dense grid of queries (clit_basicsr.ops.axes.Axis) in pieces: those of the i-th, whose nearest pixel is pixel[i], are
 // begin[i] ... begin[i + 1] - 1, `most` of them at most.
 struct DenseAxis {
-  const int64_t *nearest, *taps;
+  const int64_t* taps;
   const float *weights, *bias;
-  const int64_t* begin;
+  const int64_t *pixel, *begin;
   int64_t pieces, most;
 };
 
-// One warp per place: `rows.most` x `cols.most` places for two pieces, those beyond the pieces' own queries are filled with zeros.
-// out: (pieces of rows, of cols, places, H, G * G).
+// One warp per place: `rows.most` x `cols.most` places for two pieces, of which those beyond the pieces' own queries stay empty.
+// The weights of place p of piece n are those of slot n * slots + p. out: (slots / group, positions / 8, group, 8), a position being one
+// of a head's window; if their number is padded to whole eights, with zeros.
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads) dense_attention_kernel(Window window, int heads, int dim, DenseAxis rows, DenseAxis cols,
-                                                                   const T* q, const T* k, T* out) {
-  const int64_t item = global_warp(), places = rows.most * cols.most;
-  if (item >= places * rows.pieces * cols.pieces) return;
+__global__ void __launch_bounds__(kThreads)
+    dense_attention_kernel(Window window, int heads, int dim, DenseAxis rows, DenseAxis cols, const T* q, const T* k, int64_t slots,
+                           int64_t group, int64_t padded, T* out) {
+  const int64_t item = global_warp(), places = rows.most * cols.most, piece = item / places, place = item % places;
+  if (piece >= rows.pieces * cols.pieces) return;
   const int channels = heads * dim, positions = window.positions(), lane = lane_index();
-  const int64_t i = item / places / cols.pieces, j = item / places % cols.pieces;
-  const int64_t r = rows.begin[i] + item % places / cols.most, s = cols.begin[j] + item % cols.most;
-  out += item * heads * positions;
-  if (r >= rows.begin[i + 1] || s >= cols.begin[j + 1]) {
-    for (int n = lane; n < heads * positions; n += kWarp) out[n] = T(0.0f);
-    return;
-  }
+  const int64_t i = piece / cols.pieces, j = piece % cols.pieces;
+  const int64_t r = rows.begin[i] + place / cols.most, s = cols.begin[j] + place % cols.most;
+  if (r >= rows.begin[i + 1] || s >= cols.begin[j + 1]) return;
+  const int64_t slot = piece * slots + place;
+  out += slot / group * group * padded + slot % group * 8;
+  for (int n = heads * positions + lane; n < padded; n += kWarp) out[n / 8 * group * 8 + n % 8] = T(0.0f);
   float* scaled = shared_memory() + warp_index() * attend_floats<kDim>(channels, positions);
   const float scale = 1 / sqrtf(float(dim));
   for (int c = lane; c < channels; c += kWarp) {
@@ -109,8 +113,8 @@ __global__ void __launch_bounds__(kThreads) dense_attention_kernel(Window window
     scaled[c] = scale * sum;
   }
   __syncwarp();
-  attend<T, kDim>(window, heads, dim, scaled, k, rows.nearest[r], cols.nearest[s], rows.bias + r * window.grid * heads,
-                  cols.bias + s * window.grid * heads, scaled + channels, out);
+  attend<T, kDim>(window, heads, dim, scaled, k, rows.pixel[i], cols.pixel[j], rows.bias + r * window.grid * heads,
+                  cols.bias + s * window.grid * heads, scaled + channels, out, group * 8);
 }
 
 // Everything of the backward pass that belongs to one query; what goes to k is gathered afterwards from `slope`, the gradient of
@@ -193,24 +197,24 @@ void attention_backward(Tensor grad, Tensor out, Tensor k, Tensor y, Tensor x, T
   }, k, grad, out, grad_query, slope, grad_y, grad_x);
 }
 
-void dense_attention(Tensor q, Tensor k, Tensor row_nearest, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_begin,
-                     Tensor col_nearest, Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_begin, int64_t rows_most,
-                     int64_t cols_most, Tensor out, int64_t stream) {
+void dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_pixel, Tensor row_begin,
+                     Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_pixel, Tensor col_begin, int64_t rows_most,
+                     int64_t cols_most, int64_t slots, int64_t group, int64_t padded, Tensor out, int64_t stream) {
   const int grid = row_bias.size(1), heads = row_bias.size(2), channels = k.size(2), dim = channels / heads;
   const Window window{k.size(0), k.size(1), grid};
-  const auto axis = [](const Tensor& nearest, const Tensor& taps, const Tensor& weights, const Tensor& bias, const Tensor& begin,
+  const auto axis = [](const Tensor& taps, const Tensor& weights, const Tensor& bias, const Tensor& pixel, const Tensor& begin,
                        int64_t most) {
-    return DenseAxis{read<int64_t>(nearest), read<int64_t>(taps),  read<float>(weights), read<float>(bias),
-                     read<int64_t>(begin),   begin.size(0) - 1, most};
+    return DenseAxis{read<int64_t>(taps),  read<float>(weights), read<float>(bias), read<int64_t>(pixel),
+                     read<int64_t>(begin), pixel.size(0),        most};
   };
-  const DenseAxis rows = axis(row_nearest, row_taps, row_weights, row_bias, row_begin, rows_most);
-  const DenseAxis cols = axis(col_nearest, col_taps, col_weights, col_bias, col_begin, cols_most);
+  const DenseAxis rows = axis(row_taps, row_weights, row_bias, row_pixel, row_begin, rows_most);
+  const DenseAxis cols = axis(col_taps, col_weights, col_bias, col_pixel, col_begin, cols_most);
   const int64_t items = rows.most * cols.most * rows.pieces * cols.pieces;
   by_type([&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto kernel, int64_t floats) {
-      launch_warps("dense_attention", kernel, items, floats, stream, window, heads, dim, rows, cols, read<T>(q), read<T>(k),
-                   write<T>(out));
+      launch_warps("dense_attention", kernel, items, floats, stream, window, heads, dim, rows, cols, read<T>(q), read<T>(k), slots,
+                   group, padded, write<T>(out));
     };
     if (dim == 32 && by_eights(dim, k))
       run(&dense_attention_kernel<T, 32>, attend_floats<32>(channels, window.positions()));
@@ -228,9 +232,9 @@ CLIT_LIBRARY(m) {
       "attention_backward(Tensor grad, Tensor out, Tensor k, Tensor y, Tensor x, Tensor(a!) grad_query, Tensor(b!) slope, "
       "Tensor(c!) grad_y, Tensor(d!) grad_x, int stream) -> ()");
   m.def(
-      "dense_attention(Tensor q, Tensor k, Tensor row_nearest, Tensor row_taps, Tensor row_weights, Tensor row_bias, "
-      "Tensor row_begin, Tensor col_nearest, Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_begin, int rows_most, "
-      "int cols_most, Tensor(a!) out, int stream) -> ()");
+      "dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_pixel, "
+      "Tensor row_begin, Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_pixel, Tensor col_begin, int rows_most, "
+      "int cols_most, int slots, int group, int padded, Tensor(a!) out, int stream) -> ()");
 }
 CLIT_LIBRARY_IMPL(m) {
   m.impl("attention", TORCH_BOX(&attention));

@@ -33,6 +33,8 @@ IN_REGISTERS = [
     (2, (32, 1, 5, 40)),
     (3.4, (96, 3, 3, 70)),
     (4, (256, 8, 1, 33)),
+    (2.5, (64, 2, 7, 16)),
+    (5, (32, 1, 9, 16)),  # a window of more positions than the attention kernel of half precision takes
     ((5.5, 3), (64, 2, 3, 6)),
     (6.3, (32, 1, 3, 20)),
     ((1, 40), (32, 1, 3, 16)),

@@ -228,6 +228,8 @@ void multiply(float (&sum)[4], const float (&start)[4], const unsigned (&a)[4], 
   multiply<T>(sum, sum, {a[2], a[3]}, b[1]);
 }
 
+using std::min;
+
 inline float* shared_memory() { return emulation::Machine::get().shared(); }
 
 template <typename... P, typename... A>

@@ -77,46 +77,6 @@ __global__ void __launch_bounds__(kThreads)
                   scaled + all.channels, out + n * all.heads * all.window.positions(), 8);
 }
 
-// One axis of a dense grid of queries (clit_basicsr.ops.axes.Axis) in pieces: those of the i-th, whose nearest pixel is pixel[i], are
-// begin[i] ... begin[i + 1] - 1, `most` of them at most.
-struct DenseAxis {
-  const int64_t* taps;
-  const float *weights, *bias;
-  const int64_t *pixel, *begin;
-  int64_t pieces, most;
-};
-
-// One warp per place: `rows.most` x `cols.most` places for two pieces, of which those beyond the pieces' own queries stay empty.
-// The weights of place p of piece n are those of slot n * slots + p. out: (slots / group, positions / 8, group, 8), a position being one
-// of a head's window; if their number is padded to whole eights, with zeros.
-template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads)
-    dense_attention_kernel(Window window, int heads, int dim, DenseAxis rows, DenseAxis cols, const T* q, const T* k, int64_t slots,
-                           int64_t group, int64_t padded, T* out) {
-  const int64_t item = global_warp(), places = rows.most * cols.most, piece = item / places, place = item % places;
-  if (piece >= rows.pieces * cols.pieces) return;
-  const int channels = heads * dim, positions = window.positions(), lane = lane_index();
-  const int64_t i = piece / cols.pieces, j = piece % cols.pieces;
-  const int64_t r = rows.begin[i] + place / cols.most, s = cols.begin[j] + place % cols.most;
-  if (r >= rows.begin[i + 1] || s >= cols.begin[j + 1]) return;
-  const int64_t slot = piece * slots + place;
-  out += slot / group * group * padded + slot % group * 8;
-  for (int n = heads * positions + lane; n < padded; n += kWarp) out[n / 8 * group * 8 + n % 8] = T(0.0f);
-  float* scaled = shared_memory() + warp_index() * attend_floats<kDim>(channels, positions);
-  const float scale = 1 / sqrtf(float(dim));
-  for (int c = lane; c < channels; c += kWarp) {
-    float sum = 0;
-    for (int a = 0; a < 2; ++a)
-      for (int b = 0; b < 2; ++b)
-        sum += rows.weights[2 * r + a] * cols.weights[2 * s + b] *
-               float(q[(rows.taps[2 * r + a] * window.width + cols.taps[2 * s + b]) * channels + c]);
-    scaled[c] = scale * sum;
-  }
-  __syncwarp();
-  attend<T, kDim>(window, heads, dim, scaled, k, rows.pixel[i], cols.pixel[j], rows.bias + r * window.grid * heads,
-                  cols.bias + s * window.grid * heads, scaled + channels, out, group * 8);
-}
-
 // Everything of the backward pass that belongs to one query; what goes to k is gathered afterwards from `slope`, the gradient of
 // the logits, (B, Q, H, G * G).
 template <typename T, int V>
@@ -197,32 +157,6 @@ void attention_backward(Tensor grad, Tensor out, Tensor k, Tensor y, Tensor x, T
   }, k, grad, out, grad_query, slope, grad_y, grad_x);
 }
 
-void dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_pixel, Tensor row_begin,
-                     Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_pixel, Tensor col_begin, int64_t rows_most,
-                     int64_t cols_most, int64_t slots, int64_t group, int64_t padded, Tensor out, int64_t stream) {
-  const int grid = row_bias.size(1), heads = row_bias.size(2), channels = k.size(2), dim = channels / heads;
-  const Window window{k.size(0), k.size(1), grid};
-  const auto axis = [](const Tensor& taps, const Tensor& weights, const Tensor& bias, const Tensor& pixel, const Tensor& begin,
-                       int64_t most) {
-    return DenseAxis{read<int64_t>(taps),  read<float>(weights), read<float>(bias), read<int64_t>(pixel),
-                     read<int64_t>(begin), pixel.size(0),        most};
-  };
-  const DenseAxis rows = axis(row_taps, row_weights, row_bias, row_pixel, row_begin, rows_most);
-  const DenseAxis cols = axis(col_taps, col_weights, col_bias, col_pixel, col_begin, cols_most);
-  const int64_t items = rows.most * cols.most * rows.pieces * cols.pieces;
-  by_type([&](auto zero) {
-    using T = decltype(zero);
-    const auto run = [&](auto kernel, int64_t floats) {
-      launch_warps("dense_attention", kernel, items, floats, stream, window, heads, dim, rows, cols, read<T>(q), read<T>(k), slots,
-                   group, padded, write<T>(out));
-    };
-    if (dim == 32 && by_eights(dim, k))
-      run(&dense_attention_kernel<T, 32>, attend_floats<32>(channels, window.positions()));
-    else
-      run(&dense_attention_kernel<T, 0>, attend_floats<0>(channels, window.positions()));
-  }, k, q, out);
-}
-
 }  // namespace
 
 CLIT_LIBRARY(m) {
@@ -231,15 +165,10 @@ CLIT_LIBRARY(m) {
   m.def(
       "attention_backward(Tensor grad, Tensor out, Tensor k, Tensor y, Tensor x, Tensor(a!) grad_query, Tensor(b!) slope, "
       "Tensor(c!) grad_y, Tensor(d!) grad_x, int stream) -> ()");
-  m.def(
-      "dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_pixel, "
-      "Tensor row_begin, Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_pixel, Tensor col_begin, int rows_most, "
-      "int cols_most, int slots, int group, int padded, Tensor(a!) out, int stream) -> ()");
 }
 CLIT_LIBRARY_IMPL(m) {
   m.impl("attention", TORCH_BOX(&attention));
   m.impl("attention_backward", TORCH_BOX(&attention_backward));
-  m.impl("dense_attention", TORCH_BOX(&dense_attention));
 }
 
 }  // namespace clit

@@ -46,6 +46,18 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const float (&start)[4
 }
 #endif
 
+// Sum, or largest, over the rows of such sums: over the lanes g of one t.
+__device__ __forceinline__ float columns_sum(float value) {
+#pragma unroll
+  for (int step = 4; step < kWarp; step *= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+  return value;
+}
+__device__ __forceinline__ float columns_max(float value) {
+#pragma unroll
+  for (int step = 4; step < kWarp; step *= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, step));
+  return value;
+}
+
 // Four lanes 4 g ... 4 g + 3 with four words each: afterwards lane t has the t-th word of each lane.
 __device__ __forceinline__ void transpose(unsigned& w0, unsigned& w1, unsigned& w2, unsigned& w3) {
   const auto swap = [](unsigned& low, unsigned& high, int step) {

@@ -3,16 +3,14 @@
 // Every warp works for itself: no barrier, and no shared memory but a small table.
 #pragma once
 
-#include "attention.cuh"
-#include "matrix.cuh"
+#include "dense_attention.cuh"
 
 namespace clit {
 namespace {
 
-constexpr int kHeadDim = 32;  // channels of a head
+// A warp has kSlots places: the more, the less often the weights are read.
 constexpr int kOutputs = 16;  // outputs of a warp
 constexpr int kAbreast = 2;   // warps of a block that have the same queries and other outputs
-constexpr int kSlots = 256;   // places of a warp: the more, the less often the weights are read
 
 // Where the queries of a piece are in the result.
 struct alignas(16) Piece {

@@ -1,0 +1,218 @@
+// Equation (6) for a dense grid of queries: attention weights, with the queries interpolated on the way. In half precision on tensor
+// cores, a warp for all the queries of a pixel, whose keys they share; else a warp per query.
+#pragma once
+
+#include "attention.cuh"
+#include "matrix.cuh"
+
+namespace clit {
+namespace {
+
+// One axis of a dense grid of queries (clit_basicsr.ops.axes.Axis) in pieces: those of the i-th, whose nearest pixel is pixel[i], are
+// begin[i] ... begin[i + 1] - 1, `most` of them at most.
+struct DenseAxis {
+  const int64_t* taps;
+  const float *weights, *bias;
+  const int64_t *pixel, *begin;
+  int64_t pieces, most;
+};
+
+constexpr int kHeadDim = 32;  // channels of a head
+constexpr int kSlots = 256;   // slots that lie together in what these kernels hand over to the first layer
+
+// One warp per place: `rows.most` x `cols.most` places for two pieces, of which those beyond the pieces' own queries stay empty.
+// The weights of place p of piece n are those of slot n * slots + p. out: (slots / group, positions / 8, group, 8), a position being one
+// of a head's window; if their number is padded to whole eights, with zeros.
+template <typename T, int kDim>
+__global__ void __launch_bounds__(kThreads)
+    dense_attention_kernel(Window window, int heads, int dim, DenseAxis rows, DenseAxis cols, const T* q, const T* k, int64_t slots,
+                           int64_t group, int64_t padded, T* out) {
+  const int64_t item = global_warp(), places = rows.most * cols.most, piece = item / places, place = item % places;
+  if (piece >= rows.pieces * cols.pieces) return;
+  const int channels = heads * dim, positions = window.positions(), lane = lane_index();
+  const int64_t i = piece / cols.pieces, j = piece % cols.pieces;
+  const int64_t r = rows.begin[i] + place / cols.most, s = cols.begin[j] + place % cols.most;
+  if (r >= rows.begin[i + 1] || s >= cols.begin[j + 1]) return;
+  const int64_t slot = piece * slots + place;
+  out += slot / group * group * padded + slot % group * 8;
+  for (int n = heads * positions + lane; n < padded; n += kWarp) out[n / 8 * group * 8 + n % 8] = T(0.0f);
+  float* scaled = shared_memory() + warp_index() * attend_floats<kDim>(channels, positions);
+  const float scale = 1 / sqrtf(float(dim));
+  for (int c = lane; c < channels; c += kWarp) {
+    float sum = 0;
+    for (int a = 0; a < 2; ++a)
+      for (int b = 0; b < 2; ++b)
+        sum += rows.weights[2 * r + a] * cols.weights[2 * s + b] *
+               float(q[(rows.taps[2 * r + a] * window.width + cols.taps[2 * s + b]) * channels + c]);
+    scaled[c] = scale * sum;
+  }
+  __syncwarp();
+  attend<T, kDim>(window, heads, dim, scaled, k, rows.pixel[i], cols.pixel[j], rows.bias + r * window.grid * heads,
+                  cols.bias + s * window.grid * heads, scaled + channels, out, group * 8);
+}
+
+// The same in half precision for windows of up to 64 positions: one warp per piece, head by head all keys of its window (rows) times all
+// its queries (columns). A piece has kPlaces slots, kSlots of which make a group of `out`.
+template <typename T, int kPlaces>
+__global__ void __launch_bounds__(kThreads)
+    dense_attention_tiles_kernel(Window window, int heads, DenseAxis rows, DenseAxis cols, const T* q, const T* k, int padded, T* out) {
+  constexpr int kRows = 4, kCols = kPlaces / 8;  // tiles of 16 positions, of 8 queries
+  const int64_t piece = global_warp();
+  if (piece >= rows.pieces * cols.pieces) return;
+  const int lane = lane_index(), g = lane / 4, t = lane % 4;
+  const int channels = heads * kHeadDim, positions = window.positions(), grid = window.grid, most = cols.most;
+  const int64_t i = piece / cols.pieces, j = piece % cols.pieces, first_row = rows.begin[i], first_col = cols.begin[j];
+  const int last_row = rows.begin[i + 1] - first_row - 1, last_col = cols.begin[j + 1] - first_col - 1;
+  if (last_row < 0 || last_col < 0) return;
+
+  const T* tap[kCols][4];  // of the query 8 n + g; an empty slot is made like the last of its row or column
+  float share[kCols][4];
+#pragma unroll
+  for (int n = 0; n < kCols; ++n) {
+    const int64_t r = first_row + min((n * 8 + g) / most, last_row), s = first_col + min((n * 8 + g) % most, last_col);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const int64_t a = 2 * r + c / 2, b = 2 * s + c % 2;
+      tap[n][c] = q + (rows.taps[a] * window.width + cols.taps[b]) * channels + t * 8;
+      share[n][c] = rows.weights[a] * cols.weights[b];
+    }
+  }
+  const T* key[kRows][2];  // of the positions 16 m + g and g + 8
+  int along_y[kRows][2], along_x[kRows][2];
+#pragma unroll
+  for (int m = 0; m < kRows; ++m)
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+      const int p = m * 16 + b * 8 + g, line = p < positions ? p / grid : 0, column = p < positions ? p % grid : 0;
+      const int64_t pixel = p < positions ? window.pixel(rows.pixel[i], cols.pixel[j], line, column) : -1;
+      key[m][b] = pixel < 0 ? nullptr : k + pixel * channels + t * 8;
+      along_y[m][b] = line * heads, along_x[m][b] = column * heads;
+    }
+  const float *bias_y[kCols][2], *bias_x[kCols][2];  // of the queries 8 n + 2 t and the next
+#pragma unroll
+  for (int n = 0; n < kCols; ++n)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int place = n * 8 + t * 2 + e;
+      bias_y[n][e] = rows.bias + (first_row + min(place / most, last_row)) * grid * heads;
+      bias_x[n][e] = cols.bias + (first_col + min(place % most, last_col)) * grid * heads;
+    }
+
+  T* staged = reinterpret_cast<T*>(shared_memory()) + warp_index() * padded * kPlaces;  // (padded / 8, kPlaces, 8)
+  const auto at = [&](int position, int place) { return (position / 8 * kPlaces + place) * 8 + position % 8; };
+  const float scale = 1 / sqrtf(float(kHeadDim));
+  for (int h = 0; h < heads; ++h) {
+    unsigned query[kCols][4];
+#pragma unroll
+    for (int n = 0; n < kCols; ++n) {
+      float sum[8] = {};
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        float value[8];
+        load<8>(tap[n][c] + h * kHeadDim, value);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) sum[e] += share[n][c] * value[e];
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) query[n][e] = pair<T>(sum[2 * e], sum[2 * e + 1]);
+    }
+    float weight[kRows][kCols][4];
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) {
+      const uint4 upper = key[m][0] ? reinterpret_cast<const uint4*>(key[m][0] + h * kHeadDim)[0] : uint4{};
+      const uint4 lower = key[m][1] ? reinterpret_cast<const uint4*>(key[m][1] + h * kHeadDim)[0] : uint4{};
+#pragma unroll
+      for (int n = 0; n < kCols; ++n) {
+        // The sum over channels may take them in any order: a lane's eight neighbours are its places of both products.
+        multiply<T>(weight[m][n], {0, 0, 0, 0}, {upper.x, lower.x, upper.y, lower.y}, {query[n][0], query[n][1]});
+        multiply<T>(weight[m][n], weight[m][n], {upper.z, lower.z, upper.w, lower.w}, {query[n][2], query[n][3]});
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kCols; ++n)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float largest = -INFINITY, total = 0;
+#pragma unroll
+        for (int m = 0; m < kRows; ++m)
+#pragma unroll
+          for (int b = 0; b < 2; ++b) {
+            float& own = weight[m][n][2 * b + e];
+            own = m * 16 + b * 8 + g < positions
+                      ? logit(scale * own, bias_y[n][e][along_y[m][b] + h], bias_x[n][e][along_x[m][b] + h])
+                      : -INFINITY;
+            largest = fmaxf(largest, own);
+          }
+        largest = columns_max(largest);
+#pragma unroll
+        for (int m = 0; m < kRows; ++m)
+#pragma unroll
+          for (int b = 0; b < 2; ++b) total += weight[m][n][2 * b + e] = expf(weight[m][n][2 * b + e] - largest);
+        total = 1 / columns_sum(total);
+#pragma unroll
+        for (int m = 0; m < kRows; ++m)
+#pragma unroll
+          for (int b = 0; b < 2; ++b) {
+            const int p = m * 16 + b * 8 + g;
+            if (p < positions) staged[at(h * positions + p, n * 8 + t * 2 + e)] = T(total * weight[m][n][2 * b + e]);
+          }
+      }
+  }
+  for (int n = lane; n < (padded - heads * positions) * kPlaces; n += kWarp)
+    staged[at(heads * positions + n / kPlaces, n % kPlaces)] = T(0.0f);
+  __syncwarp();
+  const int64_t slot = piece * kPlaces;
+  out += slot / kSlots * kSlots * padded + slot % kSlots * 8;
+  for (int n = lane; n < padded / 8 * kPlaces; n += kWarp)
+    reinterpret_cast<uint4*>(out)[n / kPlaces * kSlots + n % kPlaces] = reinterpret_cast<const uint4*>(staged)[n];
+}
+
+void dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_pixel, Tensor row_begin,
+                     Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_pixel, Tensor col_begin, int64_t rows_most,
+                     int64_t cols_most, int64_t slots, int64_t group, int64_t padded, Tensor out, int64_t stream) {
+  const int grid = row_bias.size(1), heads = row_bias.size(2), channels = k.size(2), dim = channels / heads;
+  const Window window{k.size(0), k.size(1), grid};
+  const auto axis = [](const Tensor& taps, const Tensor& weights, const Tensor& bias, const Tensor& pixel, const Tensor& begin,
+                       int64_t most) {
+    return DenseAxis{read<int64_t>(taps),  read<float>(weights), read<float>(bias), read<int64_t>(pixel),
+                     read<int64_t>(begin), pixel.size(0),        most};
+  };
+  const DenseAxis rows = axis(row_taps, row_weights, row_bias, row_pixel, row_begin, rows_most);
+  const DenseAxis cols = axis(col_taps, col_weights, col_bias, col_pixel, col_begin, cols_most);
+  const int64_t items = rows.most * cols.most * rows.pieces * cols.pieces;
+  by_type([&](auto zero) {
+    using T = decltype(zero);
+    if constexpr (sizeof(T) == 2) {
+      const bool fits = padded * slots * int64_t(sizeof(T)) <= kSharedBytes && window.positions() <= 64 && group == kSlots;
+      const auto tiles = [&](auto kernel) {
+        launch_warps("dense_attention", kernel, rows.pieces * cols.pieces, padded * slots / 2, stream, window, heads, rows, cols,
+                     read<T>(q), read<T>(k), padded, write<T>(out));
+      };
+      if (fits && dim == kHeadDim && by_eights(dim, q, k, out)) {
+        if (slots == 8) return tiles(&dense_attention_tiles_kernel<T, 8>);
+        if (slots == 16) return tiles(&dense_attention_tiles_kernel<T, 16>);
+        if (slots == 32) return tiles(&dense_attention_tiles_kernel<T, 32>);
+      }
+    }
+    const auto run = [&](auto kernel, int64_t floats) {
+      launch_warps("dense_attention", kernel, items, floats, stream, window, heads, dim, rows, cols, read<T>(q), read<T>(k), slots,
+                   group, padded, write<T>(out));
+    };
+    if (dim == 32 && by_eights(dim, k))
+      run(&dense_attention_kernel<T, 32>, attend_floats<32>(channels, window.positions()));
+    else
+      run(&dense_attention_kernel<T, 0>, attend_floats<0>(channels, window.positions()));
+  }, k, q, out);
+}
+
+}  // namespace
+
+CLIT_LIBRARY(m) {
+  m.def(
+      "dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_pixel, "
+      "Tensor row_begin, Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_pixel, Tensor col_begin, int rows_most, "
+      "int cols_most, int slots, int group, int padded, Tensor(a!) out, int stream) -> ()");
+}
+CLIT_LIBRARY_IMPL(m) { m.impl("dense_attention", TORCH_BOX(&dense_attention)); }
+
+}  // namespace clit

@@ -14,7 +14,7 @@ import torch
 
 from clit_basicsr.archs.clit_arch import CLIT
 from clit_basicsr.archs.lit_arch import LIT
-from clit_basicsr.ops import backends, cuda_backend, native, torch_backend, use_backend
+from clit_basicsr.ops import backends, cuda_backend, dense, native, torch_backend, use_backend
 
 HERE = Path(__file__).parent / 'cuda_emulation'
 TORCH = Path(torch.__file__).parent
@@ -160,8 +160,8 @@ def network(arch, **opt):
 @pytest.mark.parametrize(('ratio', 'sharing'), [(1.5, 0), (3.4, 4), ((2.5, 1), 9)])
 def test_pictures(ratio, sharing, monkeypatch):
     monkeypatch.setattr(cuda_backend, 'SHARING_PAYS', sharing)
-    monkeypatch.setattr(cuda_backend, 'BAND_BYTES', 1)
-    monkeypatch.setattr(cuda_backend, 'STEP_QUERIES', 50)
+    monkeypatch.setattr(dense, 'BAND_BYTES', 1)
+    monkeypatch.setattr(dense, 'STEP_QUERIES', 50)
     check_picture(network(LIT), torch.rand(2, 3, 7, 6), ratio)
 
 

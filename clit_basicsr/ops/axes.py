@@ -13,7 +13,8 @@ class Axis(NamedTuple):
     """n queries along one axis of a window of a feature map.
 
     Attributes:
-        nearest: (n,), pixel of the window whose centre is nearest; ascending.
+        nearest: (n,), pixel of the window whose centre is nearest; ascending. Always on the CPU, as
+            it says how to cut up the work.
         taps: (n, 2), the two pixels of the window beside each query.
         weights: (n, 2), their bilinear weights; 0 outside the image.
         bias: (n, G, H), the axis' share of the positional bias.
@@ -58,7 +59,7 @@ def make_axis(
     Args:
         axis: 0 for y, 1 for x.
         frame: the window's place in the feature grid.
-        like: gives the tables' device and dtype.
+        like: gives the other tables' device and dtype.
     """
     coord = pixel_centers(n_hr, *bounds, device=like.device)
     (low, w0), (high, w1) = bilinear_taps(coord, frame, axis, length, 'zeros')
@@ -68,7 +69,7 @@ def make_axis(
         table = axis_bias(relative_axis(coord, frame, grid_size, axis), bias, axis)
     nearest = nearest_index(coord, frame.size[axis]) - frame.origin[axis]
     weights = torch.stack((w0, w1), dim=1).to(like.dtype)
-    return Axis(nearest, torch.stack((low, high), dim=1), weights, table.to(like.dtype))
+    return Axis(nearest.cpu(), torch.stack((low, high), dim=1), weights, table.to(like.dtype))
 
 
 def convolution_taps(

@@ -51,9 +51,6 @@ TABLE_BYTES = 32 << 10
 
 # Queries per pixel from which on sharing a window is cheaper: by the operations and bytes of both ways; not measured.
 SHARING_PAYS = 2.5
-# See clit_basicsr.ops.dense: a GPU wants more work at once than a processor's cache holds.
-BAND_BYTES = 256 << 20
-STEP_QUERIES = 1 << 17
 
 
 def run(name: str, *arguments) -> None:
@@ -279,8 +276,7 @@ def _lines(rows: Axis, cols: Axis, room: int) -> tuple[_Line, _Line]:
     """The two axes in pieces, of which no two make more than ``room`` queries: whole pixels if possible, else rows
     of one.
     """
-    nearest = torch.cat((rows[0], cols[0])).tolist()  # the one time that the host waits for the device
-    nearest_y, nearest_x = nearest[: len(rows[0])], nearest[len(rows[0]) :]
+    nearest_y, nearest_x = rows[0].tolist(), cols[0].tolist()
     most = max(Counter(nearest_x).values())
     step_x = max(1, min(room, most))
     step_y = max(1, room // step_x)

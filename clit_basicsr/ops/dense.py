@@ -11,10 +11,10 @@ from clit_basicsr.ops.axes import Axis, make_axis
 from clit_basicsr.ops.coords import Frame
 from clit_basicsr.ops.reference import PositionalBias
 
-# Bytes of one band of q, k and v, and queries per step: both bound the memory, neither changes the result. A
-# backend may have its own.
-BAND_BYTES = 32 << 20
-STEP_QUERIES = 4096
+# Bytes of one band of q, k and v, and queries per step: both bound the memory, neither changes the result. A GPU
+# wants more work at once than a processor's cache holds.
+BAND_BYTES, GPU_BAND_BYTES = 32 << 20, 256 << 20
+STEP_QUERIES, GPU_STEP_QUERIES = 4096, 1 << 17
 
 # The most queries of a step, where a few pixels have them all.
 MOST_QUERIES = 1 << 15
@@ -57,7 +57,8 @@ def dense_first_layer(
     halo = max(grid_size // 2, 1)
     channels = weight.shape[1] // grid_size**2
     kernels = backends.module(backend)
-    band_bytes, step = getattr(kernels, 'BAND_BYTES', BAND_BYTES), getattr(kernels, 'STEP_QUERIES', STEP_QUERIES)
+    on_cpu = weight.device.type == 'cpu'
+    band_bytes, step = (BAND_BYTES, STEP_QUERIES) if on_cpu else (GPU_BAND_BYTES, GPU_STEP_QUERIES)
     band = max(4, band_bytes // (3 * 4 * channels * window[1]) - 2 * halo)
     sharing = len(y.nearest) * len(x.nearest) >= kernels.SHARING_PAYS * _pixels(y) * _pixels(x)
     packed = kernels.pack(weight, num_heads, grid_size) if sharing else weight
@@ -93,7 +94,8 @@ def _direct(
     num_rows, num_cols = len(y.nearest), len(x.nearest)
     bias_y = y.bias.repeat_interleave(num_cols, dim=0).unsqueeze(0)  # (1, R * S, G, H)
     bias_x = x.bias.repeat(num_rows, 1, 1).unsqueeze(0)
-    nearest = y.nearest.repeat_interleave(num_cols).unsqueeze(0), x.nearest.repeat(num_rows).unsqueeze(0)
+    near_y, near_x = (axis.nearest.to(k.device, non_blocking=True) for axis in (y, x))
+    nearest = near_y.repeat_interleave(num_cols).unsqueeze(0), near_x.repeat(num_rows).unsqueeze(0)
     attention = library.attention(query.flatten(0, 1).unsqueeze(0), k, bias_y, bias_x, *nearest, backend)
     out = library.attend_linear(attention, v, weight, *nearest, backend) + offset
     return out.unflatten(1, (num_rows, num_cols))
@@ -119,7 +121,7 @@ def _shift(part: slice, by: int) -> slice:
 def _groups(axis: Axis, count: int) -> Iterator[tuple[int, tuple[int, int]]]:
     """Queries whose nearest pixels lie within ``count`` pixels of each other: (first pixel, their range)."""
     first, last = int(axis.nearest[0]), int(axis.nearest[-1])
-    begin = torch.arange(first, last + 1 + count, count, device=axis.nearest.device)
+    begin = torch.arange(first, last + 1 + count, count)
     edges = torch.searchsorted(axis.nearest, begin).tolist()
     for i, (start, stop) in enumerate(pairwise(edges)):
         if stop > start:

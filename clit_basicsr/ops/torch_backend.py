@@ -21,19 +21,22 @@ __all__ = [
     'upsampled_conv_backward',
 ]
 
-# Queries per pass of the scattered kernels, and pixels per tile of the dense one: their working sets stay in the cache.
-CHUNK = 128
-TILE = 32
+# Queries per pass of the scattered kernels, and pixels per tile of the dense one: on the CPU their working sets stay in
+# the cache; a GPU needs many at once, or its time goes into the launches.
+CHUNK, GPU_CHUNK = 128, 4096
+TILE, GPU_TILE = 32, 1024
 
 # Queries per pixel from which on sharing a window is cheaper than treating every query alone.
 SHARING_PAYS = 1.5
 
 
-def _chunks(batch: int, queries: int):
-    """(image, slice of its queries): chunks never cross images, and their order never changes."""
+def _chunks(y: Tensor):
+    """(image, slice of its queries) of y (B, Q): chunks never cross images, and their order never changes."""
+    batch, queries = y.shape
+    step = CHUNK if y.device.type == 'cpu' else GPU_CHUNK
     for b in range(batch):
-        for start in range(0, queries, CHUNK):
-            yield b, slice(start, start + CHUNK)
+        for start in range(0, queries, step):
+            yield b, slice(start, start + step)
 
 
 def _padded(maps: Tensor, r: int) -> Tensor:
@@ -68,7 +71,7 @@ def attention(query: Tensor, k: Tensor, bias_y: Tensor, bias_x: Tensor, y: Tenso
     mask = _head_mask(k.shape[-1], heads, k) * (k.shape[-1] // heads) ** -0.5
     padded = _padded(k, grid // 2).flatten(1, 2)
     out = query.new_empty(*query.shape[:2], heads, grid * grid)
-    for b, part in _chunks(*query.shape[:2]):
+    for b, part in _chunks(y):
         key = F.embedding(_window_index(y[b, part], x[b, part], grid, k.shape[2]), padded[b])  # (n, G * G, C)
         logits = torch.bmm(key, query[b, part].unsqueeze(-1) * mask).unflatten(1, (grid, grid))  # (n, G, G, H)
         logits += bias_y[b, part].unsqueeze(2)
@@ -90,7 +93,7 @@ def attention_backward(
     grad_query = torch.empty_like(query, memory_format=torch.contiguous_format)
     grad_y = query.new_empty(*query.shape[:2], grid, heads)
     grad_x = torch.empty_like(grad_y)
-    for b, part in _chunks(*query.shape[:2]):
+    for b, part in _chunks(y):
         index = _window_index(y[b, part], x[b, part], grid, width)
         weighted = grad[b, part] * out[b, part]
         logits = weighted - out[b, part] * weighted.sum(-1, keepdim=True)  # (n, H, G * G)
@@ -119,7 +122,7 @@ def attend_linear(attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Te
     heads, grid = attention.shape[2], int(attention.shape[3] ** 0.5)
     padded = _padded(v, grid // 2).flatten(1, 2)
     out = attention.new_empty(*attention.shape[:2], len(weight))
-    for b, part in _chunks(*attention.shape[:2]):
+    for b, part in _chunks(y):
         value = F.embedding(_window_index(y[b, part], x[b, part], grid, v.shape[2]), padded[b])
         torch.mm(_weighted(attention[b, part], value, heads), weight.t(), out=out[b, part])
     return out
@@ -142,7 +145,7 @@ def attend_linear_backward(
     grad_padded = torch.zeros_like(padded)
     grad_attention = torch.empty_like(attention, memory_format=torch.contiguous_format)
     grad_weight = torch.zeros_like(weight)
-    for b, part in _chunks(*attention.shape[:2]):
+    for b, part in _chunks(y):
         index = _window_index(y[b, part], x[b, part], grid, width)
         value = F.embedding(index, padded[b])  # (n, G * G, C)
         grad_z = torch.mm(grad[b, part], weight).view_as(value)
@@ -220,21 +223,23 @@ class _Columns:
 
     def __init__(self, cols: tuple[Tensor, Tensor, Tensor, Tensor], width: int) -> None:
         nearest, self.taps, self.weights, bias = cols
+        device = self.taps.device
+        self.tile = TILE if device.type == 'cpu' else GPU_TILE
         self.first = int(nearest[0])
         counts = torch.bincount(nearest - self.first)
         self.pixels, self.count = len(counts), int(counts.max())
         begin = counts.cumsum(0) - counts
-        slot = torch.arange(self.count, device=nearest.device)
+        slot = torch.arange(self.count)
         # (pixels, count): the column in each place; places beyond a pixel's own repeat its last and are dropped.
         column = begin.unsqueeze(1) + torch.minimum(slot, (counts - 1).clamp(min=0).unsqueeze(1))
-        self.column = column.clamp(max=len(nearest) - 1)
+        self.column = column.clamp(max=len(nearest) - 1).to(device)
         self.bias = bias[self.column]  # (pixels, count, G, H)
         self.begin = [*begin.tolist(), len(nearest)]
-        self.slot = torch.arange(len(nearest), device=nearest.device) - begin[nearest - self.first]
-        self.pixel = nearest - self.first
+        self.slot = (torch.arange(len(nearest)) - begin[nearest - self.first]).to(device)
+        self.pixel = (nearest - self.first).to(device)
 
     def tiles(self):
-        return (slice(start, min(start + TILE, self.pixels)) for start in range(0, self.pixels, TILE))
+        return (slice(start, min(start + self.tile, self.pixels)) for start in range(0, self.pixels, self.tile))
 
     def sample(self, query: Tensor, tile: slice) -> Tensor:
         """(R', w, C) -> (pixels, R', count, C)."""

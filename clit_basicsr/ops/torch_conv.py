@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Pixels of the map below that one interpolation matrix spans: few make it dense, many make it large.
-BLOCK = 8
+# Pixels of the map below that one interpolation matrix spans: few make it dense, many make it large. A GPU rather
+# multiplies by zeros than waits for small products.
+BLOCK, GPU_BLOCK = 8, 64
 
 Taps = tuple[Tensor, Tensor]
 
@@ -18,7 +19,8 @@ Taps = tuple[Tensor, Tensor]
 def _interpolations(taps: Taps, length: int) -> Iterator[tuple[slice, slice, Tensor]]:
     """The interpolation of an axis in blocks: (fine pixels, pixels of the map below, matrix (n, 3 * m), taps slow)."""
     index, weight = taps
-    step = max(1, -(-BLOCK * len(index) // length))
+    block = BLOCK if index.device.type == 'cpu' else GPU_BLOCK
+    step = max(1, -(-block * len(index) // length))
     for start in range(0, len(index), step):
         fine = slice(start, min(start + step, len(index)))
         low, high = int(index[fine].min()), int(index[fine].max()) + 1

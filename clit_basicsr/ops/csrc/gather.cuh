@@ -12,20 +12,22 @@ struct Sorted {
   int64_t first, last;           // only these places of the order take part
 };
 
-// One warp per pixel of the images image ... image + images - 1.
+// One block per pixel of the images image ... image + images - 1, whose warps share out the rows of the window: one image alone has too
+// few pixels to keep a GPU busy, and every number is found through three others.
 // coefficients: (B, Q, H, G * G); values: `by_place` (places, G * G, C), else (B, Q, C); out: (images, h, w, C).
 template <typename T, int V>
-__global__ void __launch_bounds__(kThreads) gather_kernel(Queries all, Sorted sorted, int64_t image, int64_t images, bool by_place,
+__global__ void __launch_bounds__(kThreads) gather_kernel(Queries all, Sorted sorted, int64_t image, bool by_place,
                                                           const T* coefficients, const T* values, float scale, bool add, float* out) {
-  const int64_t height = all.window.height, width = all.window.width, item = global_warp();
-  if (item >= images * height * width) return;
-  const int grid = all.window.grid, positions = all.window.positions(), reach = grid / 2;
+  const int64_t height = all.window.height, width = all.window.width, item = blockIdx.x;
+  const int warps = blockDim.x / kWarp, grid = all.window.grid, positions = all.window.positions(), reach = grid / 2;
   const int64_t y = item / width % height, x = item % width;
   const int64_t left = x < reach ? 0 : x - reach, right = x + reach < width ? x + reach : width - 1;
-  for (int c = lane_index() * V; c < all.channels; c += kWarp * V) {
-    const int h = c / all.dim;
+  float* partial = shared_memory() + lane_index() * V;  // of each warp in turn
+  for (int first = 0; first < all.channels; first += kWarp * V) {
+    const int c = first + lane_index() * V, h = c / all.dim;
+    const bool active = c < all.channels;
     float sum[V] = {};
-    for (int i = 0; i < grid; ++i) {
+    for (int i = warp_index(); active && i < grid; i += warps) {
       const int64_t row = y + reach - i;  // this pixel is in line i of the windows of this row's queries
       if (row < 0 || row >= height) continue;
       const int64_t line = ((image + item / (height * width)) * height + row) * width;
@@ -41,12 +43,19 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(Queries all, Sorted so
         for (int e = 0; e < V; ++e) sum[e] += coefficient * value[e];
       }
     }
-    float* to = out + item * all.channels + c;
-    float total[V] = {};
-    if (add) load<V>(to, total);
 #pragma unroll
-    for (int e = 0; e < V; ++e) total[e] += scale * sum[e];
-    store<V>(to, total);
+    for (int e = 0; e < V; ++e) partial[warp_index() * kWarp * V + e] = sum[e];
+    __syncthreads();
+    if (warp_index() == 0 && active) {
+      float* to = out + item * all.channels + c;
+      float total[V] = {};
+      if (add) load<V>(to, total);
+      for (int w = 0; w < warps; ++w)
+#pragma unroll
+        for (int e = 0; e < V; ++e) total[e] += scale * partial[w * kWarp * V + e];
+      store<V>(to, total);
+    }
+    __syncthreads();
   }
 }
 
@@ -56,14 +65,15 @@ void gather(Tensor coefficients, Tensor values, Tensor y, Tensor x, Tensor order
   const Sorted sorted{read<int64_t>(order), read<int64_t>(begin), first, last};
   by_type([&](auto zero) {
     using T = decltype(zero);
-    const auto run = [&](auto kernel) {
-      launch_warps("gather", kernel, out.size(0) * out.size(1) * out.size(2), 0, stream, all, sorted, image, out.size(0), by_place,
-                   read<T>(coefficients), read<T>(values), scale, add, write<float>(out));
+    const auto run = [&](auto kernel, int pack) {
+      const int warps = all.window.grid < kThreads / kWarp ? all.window.grid : kThreads / kWarp;
+      launch("gather", kernel, out.size(0) * out.size(1) * out.size(2), dim3(warps * kWarp), warps * kWarp * pack * sizeof(float),
+             stream, all, sorted, image, by_place, read<T>(coefficients), read<T>(values), scale, add, write<float>(out));
     };
     if (by_eights(all.dim, values, out))
-      run(&gather_kernel<T, 8>);
+      run(&gather_kernel<T, 8>, 8);
     else
-      run(&gather_kernel<T, 1>);
+      run(&gather_kernel<T, 1>, 1);
   }, values, coefficients);
 }
 

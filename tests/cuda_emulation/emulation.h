@@ -230,6 +230,8 @@ void multiply(float (&sum)[4], const float (&start)[4], const unsigned (&a)[4], 
 
 using std::min;
 
+inline float power_of_2(float exponent) { return std::exp2(exponent); }
+
 inline float* shared_memory() { return emulation::Machine::get().shared(); }
 
 template <typename... P, typename... A>

@@ -51,8 +51,9 @@ __global__ void __launch_bounds__(kThreads)
                   cols.bias + s * window.grid * heads, scaled + channels, out, group * 8);
 }
 
-// The same in half precision for windows of up to 64 positions: one warp per piece, head by head all keys of its window (rows) times all
-// its queries (columns). A piece has kPlaces slots, kSlots of which make a group of `out`.
+// The same in half precision for windows of up to 8 x 8 positions: one warp per piece, head by head all keys of its window (rows) times
+// all its queries (columns). The bias is two more products: which line and which column of the window a row is, times what these add to
+// a query's logits, in two halves, as one would round it. A piece has kPlaces slots, kSlots of which make a group of `out`.
 template <typename T, int kPlaces>
 __global__ void __launch_bounds__(kThreads)
     dense_attention_tiles_kernel(Window window, int heads, DenseAxis rows, DenseAxis cols, const T* q, const T* k, int padded, T* out) {
@@ -67,6 +68,7 @@ __global__ void __launch_bounds__(kThreads)
 
   const T* tap[kCols][4];  // of the query 8 n + g; an empty slot is made like the last of its row or column
   float share[kCols][4];
+  const float *bias_y[kCols], *bias_x[kCols];
 #pragma unroll
   for (int n = 0; n < kCols; ++n) {
     const int64_t r = first_row + min((n * 8 + g) / most, last_row), s = first_col + min((n * 8 + g) % most, last_col);
@@ -76,33 +78,26 @@ __global__ void __launch_bounds__(kThreads)
       tap[n][c] = q + (rows.taps[a] * window.width + cols.taps[b]) * channels + t * 8;
       share[n][c] = rows.weights[a] * cols.weights[b];
     }
+    bias_y[n] = rows.bias + r * grid * heads, bias_x[n] = cols.bias + s * grid * heads;
   }
   const T* key[kRows][2];  // of the positions 16 m + g and g + 8
-  int along_y[kRows][2], along_x[kRows][2];
+  unsigned where[kRows][4];
 #pragma unroll
   for (int m = 0; m < kRows; ++m)
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
-      const int p = m * 16 + b * 8 + g, line = p < positions ? p / grid : 0, column = p < positions ? p % grid : 0;
+      const int p = m * 16 + b * 8 + g, line = p / grid, column = p % grid;
       const int64_t pixel = p < positions ? window.pixel(rows.pixel[i], cols.pixel[j], line, column) : -1;
       key[m][b] = pixel < 0 ? nullptr : k + pixel * channels + t * 8;
-      along_y[m][b] = line * heads, along_x[m][b] = column * heads;
-    }
-  const float *bias_y[kCols][2], *bias_x[kCols][2];  // of the queries 8 n + 2 t and the next
-#pragma unroll
-  for (int n = 0; n < kCols; ++n)
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int place = n * 8 + t * 2 + e;
-      bias_y[n][e] = rows.bias + (first_row + min(place / most, last_row)) * grid * heads;
-      bias_x[n][e] = cols.bias + (first_col + min(place % most, last_col)) * grid * heads;
+      where[m][b] = pair<T>(line == t * 2, line == t * 2 + 1);
+      where[m][b + 2] = pair<T>(column == t * 2, column == t * 2 + 1);
     }
 
   T* staged = reinterpret_cast<T*>(shared_memory()) + warp_index() * padded * kPlaces;  // (padded / 8, kPlaces, 8)
   const auto at = [&](int position, int place) { return (position / 8 * kPlaces + place) * 8 + position % 8; };
-  const float scale = 1 / sqrtf(float(kHeadDim));
+  const float root = sqrtf(float(kHeadDim)), scale = 1.44269504f / root;  // the logits are powers of 2 here
   for (int h = 0; h < heads; ++h) {
-    unsigned query[kCols][4];
+    unsigned query[kCols][4], high[kCols][2], low[kCols][2];
 #pragma unroll
     for (int n = 0; n < kCols; ++n) {
       float sum[8] = {};
@@ -115,6 +110,13 @@ __global__ void __launch_bounds__(kThreads)
       }
 #pragma unroll
       for (int e = 0; e < 4; ++e) query[n][e] = pair<T>(sum[2 * e], sum[2 * e + 1]);
+#pragma unroll
+      for (int axis = 0; axis < 2; ++axis) {
+        const float* table = (axis == 0 ? bias_y : bias_x)[n] + h;
+        const float first = t * 2 < grid ? root * table[t * 2 * heads] : 0, second = t * 2 + 1 < grid ? root * table[(t * 2 + 1) * heads] : 0;
+        high[n][axis] = pair<T>(first, second);
+        low[n][axis] = pair<T>(first - float(T(first)), second - float(T(second)));
+      }
     }
     float weight[kRows][kCols][4];
 #pragma unroll
@@ -126,6 +128,8 @@ __global__ void __launch_bounds__(kThreads)
         // The sum over channels may take them in any order: a lane's eight neighbours are its places of both products.
         multiply<T>(weight[m][n], {0, 0, 0, 0}, {upper.x, lower.x, upper.y, lower.y}, {query[n][0], query[n][1]});
         multiply<T>(weight[m][n], weight[m][n], {upper.z, lower.z, upper.w, lower.w}, {query[n][2], query[n][3]});
+        multiply<T>(weight[m][n], weight[m][n], where[m], high[n]);
+        multiply<T>(weight[m][n], weight[m][n], where[m], low[n]);
       }
     }
 #pragma unroll
@@ -136,18 +140,17 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int m = 0; m < kRows; ++m)
 #pragma unroll
-          for (int b = 0; b < 2; ++b) {
-            float& own = weight[m][n][2 * b + e];
-            own = m * 16 + b * 8 + g < positions
-                      ? logit(scale * own, bias_y[n][e][along_y[m][b] + h], bias_x[n][e][along_x[m][b] + h])
-                      : -INFINITY;
-            largest = fmaxf(largest, own);
-          }
-        largest = columns_max(largest);
+          for (int b = 0; b < 2; ++b)
+            if (m * 16 + b * 8 + g < positions) largest = fmaxf(largest, weight[m][n][2 * b + e]);
+        largest = columns_max(largest) * scale;
 #pragma unroll
         for (int m = 0; m < kRows; ++m)
 #pragma unroll
-          for (int b = 0; b < 2; ++b) total += weight[m][n][2 * b + e] = expf(weight[m][n][2 * b + e] - largest);
+          for (int b = 0; b < 2; ++b) {
+            float& own = weight[m][n][2 * b + e];
+            own = power_of_2(scale * own - largest);
+            if (m * 16 + b * 8 + g < positions) total += own;
+          }
         total = 1 / columns_sum(total);
 #pragma unroll
         for (int m = 0; m < kRows; ++m)
@@ -183,7 +186,7 @@ void dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Te
   by_type([&](auto zero) {
     using T = decltype(zero);
     if constexpr (sizeof(T) == 2) {
-      const bool fits = padded * slots * int64_t(sizeof(T)) <= kSharedBytes && window.positions() <= 64 && group == kSlots;
+      const bool fits = padded * slots * int64_t(sizeof(T)) <= kSharedBytes && window.grid <= 8 && group == kSlots;
       const auto tiles = [&](auto kernel) {
         launch_warps("dense_attention", kernel, rows.pieces * cols.pieces, padded * slots / 2, stream, window, heads, rows, cols,
                      read<T>(q), read<T>(k), padded, write<T>(out));

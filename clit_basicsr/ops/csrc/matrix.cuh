@@ -19,6 +19,13 @@ __device__ __forceinline__ unsigned pair(float first, float second) {
 }
 
 #if !defined(CLIT_EMULATION)
+// Correct to 2 in the last place, below the smallest normal number 0.
+__device__ __forceinline__ float power_of_2(float exponent) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(exponent));
+  return result;
+}
+
 // sum = start + A B for k = 8. a: rows g, g + 8.
 template <typename T>
 __device__ __forceinline__ void multiply(float (&sum)[4], const float (&start)[4], const unsigned (&a)[2], unsigned b) {

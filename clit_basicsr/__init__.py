@@ -24,6 +24,7 @@ def upscale(
     size: tuple[int, int] | None = None,
     model: str | os.PathLike | Any = None,
     tile: int | None = None,
+    precision: str | None = None,
     device: str | None = None,
     progress: bool = False,
 ) -> Any:
@@ -38,6 +39,8 @@ def upscale(
             only trained experiment there. A network is used where it is, and given back as it was; a checkpoint is read
             anew at every call.
         tile: side of the tiles that the encoder sees, in pixels; None: chosen from the free memory.
+        precision: in which the network computes: 'fp32', 'tf32', 'bf16' or 'fp16'; None: single precision, as torch is
+            set.
         device: 'cpu', 'cuda' ...; None: the model's own if it is a network, else a GPU if there is one.
         progress: whether to show a bar.
 
@@ -50,4 +53,6 @@ def upscale(
     """
     from clit_basicsr.pictures import door
 
-    return door.upscale(image, scale, size=size, model=model, tile=tile, device=device, progress=progress)
+    return door.upscale(
+        image, scale, size=size, model=model, tile=tile, precision=precision, device=device, progress=progress
+    )

@@ -225,6 +225,9 @@ def test_self_ensemble_is_the_mean_over_flips_and_transpositions():
         ({'train__start_stage': 2}, 'start_stage above 1 needs path:pretrain_network_g'),
         ({'network_g__num_branches': 2}, 'stages ask for 3 branches, but network_g has 2'),
         ({'num_gpu': 2}, 'torchrun --nproc_per_node=2'),
+        ({'train__precision': 'half'}, "train:precision must be one of fp32, tf32, bf16, fp16, got 'half'"),
+        ({'val__precision': 'half'}, 'val:precision must be one of'),
+        ({'train__precision': 'fp16'}, 'take bf16'),
     ],
 )
 def test_what_cannot_be_trained_is_refused(changes, message):

@@ -35,6 +35,7 @@ OUR_BLOCKS: dict[str, dict[str, Any]] = {
         'ldl_opt': dict | None,
         'stages': list,
         'start_stage': int,
+        'precision': str | None,
     },
     'val': {
         'val_freq': float,
@@ -44,6 +45,7 @@ OUR_BLOCKS: dict[str, dict[str, Any]] = {
         'metrics': dict | None,
         'self_ensemble': bool,
         'tile': dict | None,
+        'precision': str | None,
     },
     'logger': {'print_freq': float, 'save_checkpoint_freq': float, 'use_tb_logger': bool, 'wandb': dict | None},
 }

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from os import path as osp
 
 from clit_basicsr.archs.implicit import ImplicitNet
+from clit_basicsr.archs.precision import PRECISIONS
 from clit_basicsr.cli import outputs, sizes
 from clit_basicsr.errors import UserError
 from clit_basicsr.pictures import files, networks
@@ -34,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--tile', type=int, metavar='N', help='side of the tiles that the encoder sees, pixels; default: by free memory'
     )
+    parser.add_argument(
+        '--precision',
+        choices=PRECISIONS,
+        help='in which the network computes; bf16 is for GPUs; default: fp32, as torch is set',
+    )
     parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; default: a GPU if there is one')
     parser.add_argument('-f', '--force', action='store_true', help='overwrite pictures that exist')
 
@@ -47,13 +53,13 @@ def run(args: argparse.Namespace) -> None:
     device = choose_device(args.device)
     path = networks.find_checkpoint(args.model)
     net = networks.load_network(path, device)
-    print(f'{path}: {type(net).__name__} on {device}, float32')
+    print(f'{path}: {type(net).__name__} on {device}, {args.precision or "fp32"}')
     began, failed = time.monotonic(), 0
     for i, (source, output) in enumerate(jobs, 1):
         count = f'[{i}/{len(jobs)}] ' if len(jobs) > 1 else ''
         try:
             with told_when_full(source, 'give a smaller size, or enlarge a part of it'):
-                upscale_file(net, source, output, target, args.tile, count)
+                upscale_file(net, source, output, target, args.tile, args.precision, count)
         except UserError as error:
             if len(jobs) == 1:
                 raise
@@ -66,7 +72,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def upscale_file(
-    net: ImplicitNet, source: str, output: str, target: Callable[[int, int], dict], tile: int | None, count: str
+    net: ImplicitNet,
+    source: str,
+    output: str,
+    target: Callable[[int, int], dict],
+    tile: int | None,
+    kind: str | None,
+    count: str,
 ) -> None:
     """One picture from file to file. ``target``: see :func:`clit_basicsr.cli.sizes.parse`."""
     began = time.monotonic()
@@ -78,7 +90,7 @@ def upscale_file(
         dtype, losses = files.check_output(output, picture, (height, width))
         tiles = plan_tiles(net, (h, w), factors, tile)
         label = f'{count}{osp.basename(source)} {w}x{h} -> {width}x{height}'
-        bigger, tiles = enlarge(net, picture, **options, dtype=dtype, tiles=tiles, label=label)
+        bigger, tiles = enlarge(net, picture, **options, dtype=dtype, tiles=tiles, kind=kind, label=label)
     except UserError as error:
         raise UserError(f'{source}: {error}') from error
     del picture

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from os import path as osp
 
 import cv2
+import torch
 from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, tensor2img
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from clit_basicsr.archs.encoders import load_pretrained
 from clit_basicsr.archs.implicit import ImplicitNet
+from clit_basicsr.archs.precision import check_precision, precision
 from clit_basicsr.errors import UserError
 
 
@@ -23,7 +25,11 @@ class ImplicitSRModel(SRModel):
     """The host's SRModel for implicit networks: training on sampled queries, validation at any scale.
 
     Options beside the host's:
+        train:
+            precision (str): 'fp32', 'tf32' or 'bf16' (autocast), see :func:`clit_basicsr.archs.precision.precision`.
+                Default: as torch is set.
         val:
+            precision (str): The same for validation and tests, where 'fp16' is possible too.
             self_ensemble (bool): Average over the eight flips and transpositions. Default: False.
             tile (dict): ``{tile_size, tile_pad}`` in LR pixels: the network sees one padded tile at a time. Default:
                 none.
@@ -36,9 +42,13 @@ class ImplicitSRModel(SRModel):
         """Refuses options that this model cannot serve, before anything is created on disk.
 
         Raises:
-            UserError: no loss, or one that needs whole pictures; several GPUs without a launcher.
+            UserError: no loss, or one that needs whole pictures; several GPUs without a launcher; an unknown precision.
         """
         train = opt.get('train') or {}
+        check_precision(train.get('precision'), 'train:precision')
+        check_precision((opt.get('val') or {}).get('precision'), 'val:precision')
+        if train.get('precision') == 'fp16':
+            raise UserError('train:precision: fp16 would need its loss scaled; take bf16.')
         for key in ('perceptual_opt', 'gan_opt', 'ldl_opt'):
             if train.get(key):
                 raise UserError(
@@ -88,9 +98,12 @@ class ImplicitSRModel(SRModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         self.optimizer_g.zero_grad()
-        self.output = self.net_g(self.lq, self.coord, self.cell, self.scales)
-        loss = self.cri_pix(self.output, self.gt)
-        loss.backward()
+        with precision(self.opt['train'].get('precision'), self.device):
+            output = self.net_g(self.lq, self.coord, self.cell, self.scales)
+            with torch.autocast(self.device.type, enabled=False):
+                self.output = output.float()
+                loss = self.cri_pix(self.output, self.gt)
+                loss.backward()
         self.optimizer_g.step()
         self.log_dict = self.reduce_loss_dict(OrderedDict(l_pix=loss))
         if self.ema_decay > 0:
@@ -103,10 +116,12 @@ class ImplicitSRModel(SRModel):
         net.eval()
         scale = getattr(self, 'val_scale', (net.default_scale,) * 2)
         val = self.opt.get('val') or {}
-        if val.get('self_ensemble'):
-            self.output = self_ensemble(net, self.lq, scale, val.get('tile'))
-        else:
-            self.output = net.upscale(self.lq, scale=scale, tile=val.get('tile'))
+        with precision(val.get('precision'), self.device):
+            if val.get('self_ensemble'):
+                self.output = self_ensemble(net, self.lq, scale, val.get('tile'))
+            else:
+                self.output = net.upscale(self.lq, scale=scale, tile=val.get('tile'))
+        self.output = self.output.float()
         self.net_g.train(self.is_train)
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img: bool) -> None:

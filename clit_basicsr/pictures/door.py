@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from clit_basicsr.archs.implicit import ImplicitNet, output_size
+from clit_basicsr.archs.precision import check_precision
 from clit_basicsr.errors import UserError
 from clit_basicsr.pictures import files
 from clit_basicsr.pictures.enlarge import choose_device, enlarge
@@ -26,12 +27,14 @@ def upscale(
     size: tuple[int, int] | None = None,
     model: str | os.PathLike | nn.Module | None = None,
     tile: int | None = None,
+    precision: str | None = None,
     device: str | None = None,
     progress: bool = False,
 ) -> Any:
     """See :func:`clit_basicsr.upscale`."""
     if tile is not None and tile < 1:
         raise UserError(f'tile: a tile has at least 1 pixel; got {tile}.')
+    check_precision(precision, 'precision')
     where = None if device is None else choose_device(device)
     if isinstance(model, nn.Module):
         if not isinstance(model, ImplicitNet):
@@ -45,7 +48,8 @@ def upscale(
         factors = output_size(lq_size, size, scale)[1]
         with _borrowed(net, where):
             tiles = plan_tiles(net, lq_size, factors, tile)
-            out, _ = enlarge(net, picture, size, scale, tiles=tiles, label='upscale' if progress else None)
+            label = 'upscale' if progress else None
+            out, _ = enlarge(net, picture, size, scale, tiles=tiles, kind=precision, label=label)
         return _like(image, out)
 
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from clit_basicsr.archs import Bicubic
 from clit_basicsr.archs.implicit import ImplicitNet, output_size
+from clit_basicsr.archs.precision import precision
 from clit_basicsr.errors import UserError
 from clit_basicsr.pictures.files import Picture
 from clit_basicsr.pictures.memory import SHORTEST_TILE, Tiles, check_fits, device_of, is_out_of_memory, plan_tiles
@@ -43,6 +44,7 @@ def enlarge(
     *,
     dtype: np.dtype | None = None,
     tiles: Tiles | None = None,
+    kind: str | None = None,
     label: str | None = None,
 ) -> tuple[Picture, Tiles]:
     """A picture of any size of 1 times and more: colours by the network, alpha by bicubic interpolation.
@@ -57,6 +59,7 @@ def enlarge(
         dtype: of the result; the picture's by default. Values are rounded and clipped.
         tiles: how the picture is cut at first; None: as :func:`plan_tiles` says. Where memory ends, others need it too,
             smaller ones are tried.
+        kind: of the network's numbers, see :func:`clit_basicsr.archs.precision.precision`.
         label: what the progress bar is called, which names the tiles too; None: no bar.
 
     Returns:
@@ -80,7 +83,7 @@ def enlarge(
     while True:
         total = len(layers) * math.ceil(h / tiles.size) * math.ceil(w / tiles.size)
         try:
-            with _progress(total, label and f'{label}, {tiles}') as bar:
+            with _progress(total, label and f'{label}, {tiles}') as bar, precision(kind, device_of(net)):
                 for network, part in layers:
                     _paint(network, pixels[..., part], out[..., part], target, tiles, bar)
             return Picture(out, picture.icc, picture.notes), tiles
@@ -100,6 +103,7 @@ def _paint(net: ImplicitNet, source: np.ndarray, out: np.ndarray, target: dict, 
     white = np.iinfo(out.dtype).max if integer else 1
     options = {'tile_size': tiles.size, 'tile_pad': max(tiles.pad, net.reach)}
     for rows, cols, rgb in net.upscale_tiles(lq, **target, tile=options):
+        rgb = rgb.float()  # half precision, if that is what the network computes in
         values = rgb[0] if out.shape[2] == 3 else rgb[0].mean(0, keepdim=True)
         values = values.mul_(white)
         values = (values.round_() if integer else values).clamp_(0, white)

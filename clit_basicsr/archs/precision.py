@@ -1,0 +1,43 @@
+"""In which precision a network computes: an option of training, of validation and of ``upscale``."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from clit_basicsr.errors import UserError
+
+HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+PRECISIONS = ('fp32', 'tf32', *HALF)
+
+
+def check_precision(name: str | None, where: str) -> None:
+    """Raises UserError, which names the option ``where``, if there is no such precision."""
+    if name is not None and name not in PRECISIONS:
+        raise UserError(f'{where} must be one of {", ".join(PRECISIONS)}, got {name!r}.')
+
+
+@contextmanager
+def precision(name: str | None, device: torch.device) -> Iterator[None]:
+    """Computes in this precision within a ``with`` block. Parameters and what is summed up stay in single precision.
+
+    Args:
+        name: 'fp32': single precision throughout; 'tf32': products in TF32 where the GPU has it; 'bf16', 'fp16':
+            torch's autocast; None: as torch is set, which by itself takes TF32 for convolutions alone.
+        device: where the network is.
+
+    Raises:
+        UserError: there is no such precision.
+    """
+    check_precision(name, 'precision')
+    if name is None:
+        yield
+        return
+    cublas, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cublas.allow_tf32, cudnn.allow_tf32
+    try:
+        cublas.allow_tf32 = cudnn.allow_tf32 = name != 'fp32'
+        with torch.autocast(device.type, HALF.get(name), enabled=name in HALF):
+            yield
+    finally:
+        cublas.allow_tf32, cudnn.allow_tf32 = before

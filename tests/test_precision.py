@@ -1,0 +1,72 @@
+"""The precision of a network's numbers, as training, validation and `basicsr upscale` have it for an option."""
+
+import numpy as np
+import pytest
+import torch
+from awkward_pictures import color
+from test_training import changed, prepare, train, weights
+
+import clit_basicsr
+from clit_basicsr.archs.precision import precision
+from clit_basicsr.cli import main
+from clit_basicsr.errors import UserError
+
+CPU = torch.device('cpu')
+
+
+def settings():
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.is_autocast_enabled('cpu')
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        (None, (False, True, False)),
+        ('fp32', (False, False, False)),
+        ('tf32', (True, True, False)),
+        ('bf16', (True, True, True)),
+    ],
+)
+def test_torch_is_set_within_the_block_alone(name, expected):
+    before = settings()
+    assert before == (False, True, False)
+    with pytest.raises(KeyError), precision(name, CPU):
+        assert settings() == expected
+        raise KeyError
+    assert settings() == before
+
+
+@pytest.mark.parametrize('name', ['bf16', 'fp16'])
+def test_a_picture_in_half_precision_differs_a_little(net, name):
+    image = color(20, 17).astype(np.float32) / 255
+    exact = clit_basicsr.upscale(image, 2.5, model=net)
+    assert np.array_equal(exact, clit_basicsr.upscale(image, 2.5, model=net, precision='fp32'))
+    rounded = clit_basicsr.upscale(image, 2.5, model=net, precision=name)
+    assert rounded.dtype == np.float32
+    difference = np.abs(rounded - exact).max()
+    assert 1e-5 < difference < 0.03
+
+
+def test_training_and_validation_in_half_precision(tmp_path):
+    stages = [{'branches': 3, 'iters': 4, 'lr': 0.01, 'milestones': [], 'scales': [[[1, 2], [1, 2], [1, 2]]]}]
+    runs = []
+    for name in (None, 'bf16'):
+        options = changed(train__stages=stages, train__precision=name, val__precision=name, val__val_freq=4)
+        folder = prepare(tmp_path / str(name), options)
+        train(folder)
+        with open(folder / 'experiments' / 'tiny' / 'validation.csv') as file:
+            psnr = float(file.readline().split(',')[-1])
+        runs.append((weights(folder)['params'], psnr))
+    (exact, exact_psnr), (rounded, rounded_psnr) = runs
+    assert all(rounded[key].dtype == value.dtype for key, value in exact.items())
+    moved = max((rounded[key] - value).abs().max().item() for key, value in exact.items())
+    assert 1e-6 < moved < 0.05  # four steps of 0.01
+    assert 1e-6 < abs(rounded_psnr - exact_psnr) < 0.5
+
+
+def test_precisions_that_are_none(net, folder, capsys):
+    with pytest.raises(UserError, match="precision must be one of fp32, tf32, bf16, fp16, got 'half'"):
+        clit_basicsr.upscale(np.zeros((4, 4, 3), np.uint8), 2, model=net, precision='half')
+    with pytest.raises(SystemExit):
+        main(['upscale', 'a.png', '-s', '2', '-o', 'b.png', '--precision', 'half'])
+    assert "invalid choice: 'half'" in capsys.readouterr().err

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // The same in half precision for windows of up to 8 x 8 positions: one warp per piece, head by head all keys of its window (rows) times
 // all its queries (columns). The bias is two more products: which line and which column of the window a row is, times what these add to
-// a query's logits, in two halves, as one would round it. A piece has kPlaces slots, kSlots of which make a group of `out`.
+// a query's logits, as the sum of two numbers, as one would round it. A piece has kPlaces slots, kSlots of which make a group of `out`.
 template <typename T, int kPlaces>
 __global__ void __launch_bounds__(kThreads)
     dense_attention_tiles_kernel(Window window, int heads, DenseAxis rows, DenseAxis cols, const T* q, const T* k, int padded, T* out) {
@@ -113,7 +113,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int axis = 0; axis < 2; ++axis) {
         const float* table = (axis == 0 ? bias_y : bias_x)[n] + h;
-        const float first = t * 2 < grid ? root * table[t * 2 * heads] : 0, second = t * 2 + 1 < grid ? root * table[(t * 2 + 1) * heads] : 0;
+        const float first = t * 2 < grid ? root * table[t * 2 * heads] : 0;
+        const float second = t * 2 + 1 < grid ? root * table[(t * 2 + 1) * heads] : 0;
         high[n][axis] = pair<T>(first, second);
         low[n][axis] = pair<T>(first - float(T(first)), second - float(T(second)));
       }

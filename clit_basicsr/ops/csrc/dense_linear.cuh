@@ -1,6 +1,6 @@
 // Equation (7) and the first layer for a dense grid of queries in half precision, on tensor cores. Queries with one nearest pixel share
 // its window: the products of its values with the layer's weights are made once, in registers, and weighted by each query's attention.
-// Every warp works for itself: no barrier, and no shared memory but a small table.
+// Every warp works for itself, once a small table is made.
 #pragma once
 
 #include "dense_attention.cuh"
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                         const T* v, const T* weight, const float* bias, int64_t width, T* out) {
   constexpr int kPieces = kSlots / kPlaces, kTiles = kPieces / 8, kTogether = kTiles < 2 ? kTiles : 2;
   const int lane = lane_index(), g = lane / 4, t = lane % 4;
-  const int64_t line = window.width + window.grid - 1;                  // pixels of a line of v
+  const int64_t line = window.width + window.grid - 1;            // pixels of a line of v
   int64_t* offset = reinterpret_cast<int64_t*>(shared_memory());  // of a position, from the first of the window
   for (int i = threadIdx.x; i < positions; i += kThreads) {
     const int h = i / window.positions(), p = i % window.positions();
@@ -132,10 +132,12 @@ void dense_linear(Tensor attention, Tensor v, Tensor weight, Tensor bias, Tensor
     using T = decltype(zero);
     constexpr int kPlaces = decltype(places)::value;
     const auto ceil = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-    const int64_t abreast = ceil(outputs, kOutputs * kAbreast), warps = ceil(rows.pieces * cols.pieces, kSlots / kPlaces);
-    launch("dense_linear", &dense_linear_kernel<T, kPlaces>, ceil(warps, kThreads / kWarp / kAbreast) * abreast, dim3(kThreads),
-           positions * sizeof(int64_t) + kThreads / kWarp * (kSlots / kPlaces) * sizeof(Piece), stream, window, heads, positions, outputs, rows, cols, read<T>(attention), read<T>(v),
-           read<T>(weight), read<float>(bias), out.size(1), write<T>(out));
+    constexpr int kPieces = kSlots / kPlaces, kWarps = kThreads / kWarp;
+    const int64_t abreast = ceil(outputs, kOutputs * kAbreast), warps = ceil(rows.pieces * cols.pieces, kPieces);
+    const int64_t shared = positions * sizeof(int64_t) + kWarps * kPieces * sizeof(Piece);
+    launch("dense_linear", &dense_linear_kernel<T, kPlaces>, ceil(warps, kWarps / kAbreast) * abreast, dim3(kThreads), shared, stream,
+           window, heads, positions, outputs, rows, cols, read<T>(attention), read<T>(v), read<T>(weight), read<float>(bias),
+           out.size(1), write<T>(out));
   };
   by_type([&](auto zero) {
     if constexpr (sizeof(zero) == 2) {

@@ -296,7 +296,7 @@ def test_which_network(folder, net, capsys):
     save_checkpoint('experiments/other/models/net_g_999.pth', wrong)
     assert 'trained here: other, tiny' in message()
     assert main(['upscale', 'a.png', '-s', '1', '-o', 'c.png', '--model', 'other']) == 0
-    assert 'other/models/net_g_1000.pth: LIT on cpu, float32' in capsys.readouterr().out.replace(os.sep, '/')
+    assert 'other/models/net_g_1000.pth: LIT on cpu, fp32' in capsys.readouterr().out.replace(os.sep, '/')
     assert np.abs(files.read('c.png').pixels - levels(answer(net, color(), scale=1))).max() < 0.51
     torch.save({'params': net.state_dict()}, 'bare.pth')
     assert 'does not say which network it is of' in message('--model', 'bare.pth')

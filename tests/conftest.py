@@ -1,8 +1,16 @@
-"""Before any test imports the host; and what the tests of the commands on pictures share."""
+"""Before any test imports the host; what the tests of the commands on pictures share, and those of the CUDA kernels."""
+
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
+import torch
 
 import clit_basicsr  # noqa: F401  makes `import basicsr` work
+
+EMULATION = Path(__file__).parent / 'cuda_emulation'
+TORCH = Path(torch.__file__).parent
 
 
 @pytest.fixture(scope='session')
@@ -21,3 +29,34 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_experiment()
     return tmp_path
+
+
+@pytest.fixture(scope='session')
+def emulation(tmp_path_factory):
+    """The operators of the CUDA kernels, their own source executed on the CPU."""
+    from clit_basicsr.ops import native
+
+    if shutil.which('g++') is None:
+        pytest.skip('the emulation of the CUDA kernels needs g++')
+    path = tmp_path_factory.mktemp('emulation') / 'clit_emulated.so'
+    command = ['g++', '-std=c++20', '-O1', '-U_FORTIFY_SOURCE', '-fPIC', '-shared', '-DCLIT_EMULATION']
+    command += [f'-DTORCH_TARGET_VERSION={native.TARGET}', f'-I{EMULATION}', f'-I{native.CSRC}']
+    command += [f'-I{TORCH / "include"}', str(EMULATION / 'emulation.cpp'), '-o', str(path), f'-L{TORCH / "lib"}']
+    done = subprocess.run([*command, '-ltorch', '-ltorch_cpu', '-lc10'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    torch.ops.load_library(str(path))
+    return torch.ops.clit_emulated
+
+
+@pytest.fixture
+def emulated(emulation, monkeypatch):
+    """Backend 'cuda' takes CPU tensors and launches the emulated kernels; at least one must have run."""
+    from clit_basicsr.ops import backends, cuda_backend
+
+    monkeypatch.setattr(backends, '_native_reason', lambda name: None)
+    monkeypatch.setitem(backends.REASONS, 'cuda', lambda v, **call: None)
+    monkeypatch.setattr(cuda_backend, 'run', lambda name, *arguments: getattr(emulation, name)(*arguments, 0))
+    before = emulation.launches()
+    yield
+    emulation.order(0)
+    assert emulation.launches() > before

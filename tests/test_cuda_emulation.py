@@ -4,47 +4,17 @@
 not what only a GPU can show, speed above all.
 """
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import cuda_checks
 import pytest
 import torch
 
 from clit_basicsr.archs.clit_arch import CLIT
 from clit_basicsr.archs.lit_arch import LIT
-from clit_basicsr.ops import backends, cuda_backend, dense, native, torch_backend, use_backend
+from clit_basicsr.ops import cuda_backend, dense, torch_backend, use_backend
 
-HERE = Path(__file__).parent / 'cuda_emulation'
-TORCH = Path(torch.__file__).parent
+pytestmark = pytest.mark.usefixtures('emulated')
 ENCODER = {'type': 'EDSR', 'num_feat': 16, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
 KERNELS = torch.ops.clit_emulated
-
-
-@pytest.fixture(scope='module')
-def library(tmp_path_factory):
-    if shutil.which('g++') is None:
-        pytest.skip('the emulation of the CUDA kernels needs g++')
-    path = tmp_path_factory.mktemp('emulation') / 'clit_emulated.so'
-    command = ['g++', '-std=c++20', '-O1', '-U_FORTIFY_SOURCE', '-fPIC', '-shared', '-DCLIT_EMULATION']
-    command += [f'-DTORCH_TARGET_VERSION={native.TARGET}', f'-I{HERE}', f'-I{native.CSRC}', f'-I{TORCH / "include"}']
-    command += [str(HERE / 'emulation.cpp'), '-o', str(path), f'-L{TORCH / "lib"}', '-ltorch', '-ltorch_cpu', '-lc10']
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    torch.ops.load_library(str(path))
-
-
-@pytest.fixture(autouse=True)
-def emulated(library, monkeypatch):
-    """Backend 'cuda' takes CPU tensors and launches the emulated kernels; at least one must have run."""
-    monkeypatch.setattr(backends, '_native_reason', lambda name: None)
-    monkeypatch.setitem(backends.REASONS, 'cuda', lambda v, **call: None)
-    monkeypatch.setattr(cuda_backend, 'run', lambda name, *arguments: getattr(KERNELS, name)(*arguments, 0))
-    before = KERNELS.launches()
-    yield
-    KERNELS.order(0)
-    assert KERNELS.launches() > before
 
 
 @pytest.mark.parametrize('shape', cuda_checks.SHAPES, ids=str)

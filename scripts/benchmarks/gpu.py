@@ -1,36 +1,67 @@
-"""Times the CUDA kernels, and the networks on them, against what this GPU can copy and multiply.
+"""Measures the CUDA kernels, and the networks on them, against what this GPU can copy and multiply.
 
-    python scripts/benchmarks/gpu.py kernels networks
+    python scripts/benchmarks/gpu.py accuracy networks kernels resources [--rows FILE]
 
-Times are medians of CUDA events after a warm-up. A kernel's bytes count each of its inputs and outputs once, its
-operations are those of its formula; both are least amounts. The networks need BasicSR; without it only the kernels are
-timed, which need torch alone.
+All parts make rows of one table. Times are medians of CUDA events after a warm-up. A kernel's bytes count each of its
+inputs and outputs once, its operations are those of its formula; both are least amounts. The networks need BasicSR; the
+rest needs torch alone.
 """
 
 import argparse
+import re
+import shutil
+import subprocess
+import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from clit_basicsr.ops import backends, cuda_backend, use_backend
+from clit_basicsr.ops import backends, cuda_backend, native, use_backend
 from clit_basicsr.ops.axes import convolution_taps, make_axis
 from clit_basicsr.ops.coords import Frame
 from clit_basicsr.ops.reference import PositionalBias
 
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tests'))
+import cuda_checks
+
+DEVICE = 'cuda'
 # A training batch of LIT: patches, their side in pixels, queries per patch; C, H, G, outputs of the first layer.
 BATCH, SIDE, QUERIES = 32, 48, 2304
 CHANNELS, HEADS, GRID, OUTPUTS = 256, 8, 7, 256
+# Pixels of the tile of a picture whose first layer is timed; the enlarged picture that networks make.
+TILE, PICTURE = (64, 512), (1356, 2040)
+# What finds the ceilings: numbers copied, side of the square matrices.
+COPIED, MULTIPLIED = 1 << 28, 8192
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
-PICTURE = (1356, 2040)
+
+COLUMNS = {
+    'what': 'what',
+    'kind': 'type',
+    'ms': 'ms',
+    'peak': 'peak GB',
+    'moved': 'GB/s',
+    'of_copy': 'of copy',
+    'rate': 'TFLOP/s',
+    'of_product': 'of product',
+    'faster_than': 'faster than',
+    'remark': 'remark',
+}
 
 
-def seconds(function: Callable[[], object], repeats: int = 10) -> float:
-    """Median time of a call."""
-    for _ in range(2):
+def row(**cells: str) -> str:
+    """A line of the table."""
+    return f'| {" | ".join((dict.fromkeys(COLUMNS, "") | cells).values())} |'
+
+
+def seconds(function: Callable[[], Any], repeats: int = 10) -> float:
+    """Median time of a call, after one or two to warm up."""
+    for _ in range(min(repeats, 2)):
         function()
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
     for start, stop in events:
@@ -41,7 +72,17 @@ def seconds(function: Callable[[], object], repeats: int = 10) -> float:
     return median(start.elapsed_time(stop) for start, stop in events) / 1e3
 
 
-def shares(function: Callable[[], object]) -> dict[str, float]:
+def accuracy() -> Iterator[str]:
+    """The worst norm of a difference over the norm, of values and gradients, against float64 from the same inputs."""
+    for name in ('attention', 'attend_linear', 'upsampled_conv', 'dense_linear'):
+        for dtype, bound in cuda_checks.TOLERANCE.items():
+            shape = (CHANNELS, HEADS, GRID, OUTPUTS)
+            worst = max(cuda_checks.errors(name, dtype, DEVICE, shape=shape, size=(12, 9), queries=300))
+            verdict = f'error {worst:.1e}, {"below" if worst < bound else "NOT BELOW"} {bound:.0e}'
+            yield row(what=f'{name} and gradients', kind=str(dtype).removeprefix('torch.'), remark=verdict)
+
+
+def shares(function: Callable[[], Any]) -> dict[str, float]:
     """Seconds of each kernel of ours within one call; the rest is the library's products and torch's own operations."""
     original, events = cuda_backend.run, defaultdict(list)
 
@@ -63,11 +104,11 @@ def shares(function: Callable[[], object]) -> dict[str, float]:
 
 def ceilings(dtype: torch.dtype) -> tuple[float, float]:
     """Bytes per second of a copy, read and written, and operations per second of a large matrix product."""
-    source = torch.randn(1 << 28, device='cuda')
+    source = torch.randn(COPIED, device=DEVICE)
     target = torch.empty_like(source)
     copied = 2 * source.nbytes / seconds(partial(target.copy_, source))
-    a, b = (torch.randn(8192, 8192, device='cuda', dtype=dtype) for _ in range(2))
-    return copied, 2 * 8192**3 / seconds(partial(torch.mm, a, b))
+    a, b = (torch.randn(MULTIPLIED, MULTIPLIED, device=DEVICE, dtype=dtype) for _ in range(2))
+    return copied, 2 * MULTIPLIED**3 / seconds(partial(torch.mm, a, b))
 
 
 def size_of(value) -> int:
@@ -76,17 +117,17 @@ def size_of(value) -> int:
     return sum(map(size_of, value)) if isinstance(value, (tuple, list)) else 0
 
 
-def workloads(dtype: torch.dtype) -> dict[str, tuple[Callable, tuple, float]]:
+def workloads(dtype: torch.dtype) -> dict[str, tuple[str, tuple, float]]:
     """Name -> (function's name, arguments, operations) of a training batch and of a part of a picture."""
-    gen = torch.Generator('cuda').manual_seed(0)
+    gen = torch.Generator(DEVICE).manual_seed(0)
 
     def randn(*size, factor=1.0):
-        return (torch.randn(*size, device='cuda', generator=gen) * factor).to(dtype)
+        return (torch.randn(*size, device=DEVICE, generator=gen) * factor).to(dtype)
 
     total, window = BATCH * QUERIES, GRID * GRID * CHANNELS
     query, k, v = randn(BATCH, QUERIES, CHANNELS), *(randn(BATCH, SIDE, SIDE, CHANNELS) for _ in range(2))
-    tables = [torch.randn(BATCH, QUERIES, GRID, HEADS, device='cuda', generator=gen) for _ in range(2)]
-    place = [torch.randint(0, SIDE, (BATCH, QUERIES), device='cuda', generator=gen) for _ in range(2)]
+    tables = [torch.randn(BATCH, QUERIES, GRID, HEADS, device=DEVICE, generator=gen) for _ in range(2)]
+    place = [torch.randint(0, SIDE, (BATCH, QUERIES), device=DEVICE, generator=gen) for _ in range(2)]
     weight, attention = randn(OUTPUTS, window, factor=0.01), randn(BATCH, QUERIES, HEADS, GRID * GRID).softmax(-1)
     grad, first = torch.randn_like(attention), randn(BATCH, QUERIES, OUTPUTS)
     dots, layer = 2 * total * window, 2 * total * window * OUTPUTS
@@ -104,117 +145,173 @@ def workloads(dtype: torch.dtype) -> dict[str, tuple[Callable, tuple, float]]:
         result = randn(BATCH, fine, fine, CHANNELS)
         found[f'upsampled conv x{ratio}'] = ('upsampled_conv', (k, kernel, offset, *taps), conv)
         found[f'upsampled conv x{ratio}, backward'] = ('upsampled_conv_backward', (result, k, kernel, *taps), 2 * conv)
-    maps = [randn(1, 64, 512, CHANNELS) for _ in range(3)]
+    maps, bias = [randn(1, *TILE, CHANNELS) for _ in range(3)], randn(OUTPUTS)
     packed = cuda_backend.pack(weight, HEADS, GRID)
-    bias = PositionalBias(
-        *(torch.randn(*size, device='cuda', generator=gen) for size in ((10,), (HEADS, 40), (HEADS,)))
+    positional = PositionalBias(
+        *(torch.randn(*size, device=DEVICE, generator=gen) for size in ((10,), (HEADS, 40), (HEADS,)))
     )
-    for ratio in (3, 4):
-        size = (64 * ratio, 512 * ratio)
+    for ratio in (2, 3, 4, 12):
         axes = [
-            make_axis(axis, Frame((64, 512)), n, n * ratio, (0, n * ratio), GRID, HEADS, bias, offset)
-            for axis, n in enumerate((64, 512))
+            make_axis(axis, Frame(TILE), n, n * ratio, (0, n * ratio), GRID, HEADS, positional, packed)
+            for axis, n in enumerate(TILE)
         ]
-        shared = 2 * 64 * 512 * window * OUTPUTS + 2 * size[0] * size[1] * GRID * GRID * HEADS * OUTPUTS
-        found[f'dense first layer x{ratio}'] = ('dense_linear', (*maps, packed, offset, *axes), shared)
+        pixels = TILE[0] * TILE[1]
+        shared = 2 * pixels * window * OUTPUTS + 2 * pixels * ratio**2 * GRID * GRID * HEADS * OUTPUTS
+        found[f'dense first layer x{ratio}'] = ('dense_linear', (*maps, packed, bias, *axes), shared)
     return found
 
 
-def time_kernels() -> list[str]:
-    lines = [
-        '| kernel | type | ms | GB/s | of copy | TFLOP/s | of product | torch / cuda | our kernels, ms |',
-        '|---' * 9 + '|',
-    ]
+def kernels() -> Iterator[str]:
     for label, dtype in DTYPES.items():
         copied, multiplied = ceilings(dtype)
-        lines.append(f'| ceilings | {label} | | {copied / 1e9:.0f} | | {multiplied / 1e12:.1f} | | | |')
+        yield row(what='ceilings', kind=label, moved=f'{copied / 1e9:.0f}', rate=f'{multiplied / 1e12:.1f}')
         for title, (name, arguments, operations) in workloads(dtype).items():
             call = {b: partial(getattr(backends.module(b), name), *arguments) for b in ('cuda', 'torch')}
             took, bytes_least = seconds(call['cuda']), size_of(arguments) + size_of(call['cuda']())
-            plain = seconds(call['torch'], repeats=2)
+            plain = seconds(call['torch'], repeats=1)
             parts = ', '.join(f'{kernel} {spent * 1e3:.2f}' for kernel, spent in shares(call['cuda']).items())
-            moved, rate = bytes_least / took, operations / took
-            cells = [title, label, f'{took * 1e3:.3f}', f'{moved / 1e9:.0f}', f'{moved / copied:.0%}']
-            cells += [f'{rate / 1e12:.1f}', f'{rate / multiplied:.0%}', f'{plain / took:.1f}x', parts]
-            lines.append(f'| {" | ".join(cells)} |')
-            print(lines[-1], flush=True)
-    return lines
+            yield row(
+                what=title,
+                kind=label,
+                ms=f'{took * 1e3:.3f}',
+                moved=f'{bytes_least / took / 1e9:.0f}',
+                of_copy=f'{bytes_least / took / copied:.0%}',
+                rate=f'{operations / took / 1e12:.1f}',
+                of_product=f'{operations / took / multiplied:.0%}',
+                faster_than=f'torch {plain / took:.1f}x',
+                remark=parts,
+            )
 
 
-def attempt(function: Callable[[], object], repeats: int) -> str:
-    """Milliseconds and peak memory in GB, as two cells of the table."""
+def step_of(net, scales: tuple[float, ...], kind: str) -> Callable[[], None]:
+    """A training step's forward and backward pass."""
+    from clit_basicsr.archs.precision import precision
+
+    size = round(SIDE * torch.tensor(scales, dtype=torch.float64).prod().item())
+    lq, gt = torch.rand(BATCH, 3, SIDE, SIDE, device=DEVICE), torch.rand(BATCH, QUERIES, 3, device=DEVICE)
+    pixel = torch.randint(0, size, (BATCH, QUERIES, 2), device=DEVICE)
+    coord, cell = -1 + 1 / size + 2 / size * pixel.float(), torch.full((BATCH, 2), 2 / size, device=DEVICE)
+
+    def step() -> None:
+        net.zero_grad(set_to_none=True)
+        with precision(kind, lq.device):
+            out = net(lq, coord, cell, scales)
+            with torch.autocast(lq.device.type, enabled=False):
+                F.l1_loss(out.float(), gt).backward()
+
+    return step
+
+
+def picture_of(net, ratio: int, kind: str) -> Callable[[], None]:
+    """A whole picture of size PICTURE."""
+    from clit_basicsr.archs.precision import precision
+
+    lq = torch.rand(1, 3, *(-(-n // ratio) for n in PICTURE), device=DEVICE)
+
+    def picture() -> None:
+        with torch.no_grad(), precision(kind, lq.device):
+            net.upscale(lq, size=PICTURE)
+
+    return picture
+
+
+def networks() -> Iterator[str]:
+    try:
+        import cases
+    except ImportError as e:
+        yield row(what='networks', remark=f'not timed: {e}')
+        return
+    net = cases.network().to(DEVICE)
+    for scales in ((2.5,), (2.5, 2.5, 1.5)):
+        title = f'training step, batch {BATCH}, branches: {len(scales)}'
+        yield from timed(title, partial(step_of, net, scales), ('fp32', 'tf32', 'bf16'), all_of_them=True)
+    net.eval()
+    for ratio in (4, 2, 3, 12, 30):
+        title = f'picture x{ratio}, {PICTURE[1]} x {PICTURE[0]}'
+        kinds = ('fp32', 'tf32', 'bf16') if ratio == 4 else ('bf16', 'fp32')
+        yield from timed(title, partial(picture_of, net, ratio), kinds, all_of_them=ratio == 4)
+
+
+def timed(
+    title: str, make: Callable[[str], Callable[[], None]], kinds: tuple[str, ...], all_of_them: bool
+) -> Iterator[str]:
+    """Rows of a workload in several precisions, on the CUDA kernels and, if all_of_them, on the other backends; these
+    not in TF32, which would take a while.
+    """
+    for kind in kinds:
+        before: dict[str, float] = {}
+        for backend in ('reference', 'torch', 'cuda') if all_of_them and kind != 'tf32' else ('cuda',):
+            with use_backend(backend):
+                took, memory = attempt(make(kind), 5 if backend == 'cuda' else 1)
+            if took is None:
+                yield row(what=title, kind=kind, remark=f'{backend}: out of memory')
+                continue
+            faster = ', '.join(f'{name} {other / took:.1f}x' for name, other in before.items())
+            before[backend] = took
+            yield row(
+                what=title,
+                kind=kind,
+                ms=f'{took * 1e3:.1f}',
+                peak=f'{memory:.2f}',
+                faster_than=faster,
+                remark=backend,
+            )
+
+
+def attempt(function: Callable[[], None], repeats: int) -> tuple[float | None, float]:
+    """Seconds, None if the memory does not suffice, and the peak of memory beyond what was taken before, in GB."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     try:
         took = seconds(function, repeats)
     except torch.cuda.OutOfMemoryError:
-        return 'out of memory | '
-    return f'{took * 1e3:.1f} | {(torch.cuda.max_memory_allocated() - before) / 1e9:.2f}'
+        return None, 0
+    return took, (torch.cuda.max_memory_allocated() - before) / 1e9
 
 
-def step_of(net, scales: tuple[float, ...], half: bool) -> Callable[[], None]:
-    """A training step's forward and backward pass."""
-    size = round(SIDE * torch.tensor(scales, dtype=torch.float64).prod().item())
-    lq, gt = torch.rand(BATCH, 3, SIDE, SIDE, device='cuda'), torch.rand(BATCH, QUERIES, 3, device='cuda')
-    pixel = torch.randint(0, size, (BATCH, QUERIES, 2), device='cuda')
-    coord, cell = -1 + 1 / size + 2 / size * pixel.float(), torch.full((BATCH, 2), 2 / size, device='cuda')
+def resources() -> Iterator[str]:
+    """What the compiler gave each kernel for this GPU: registers, and bytes of stack, where registers are spilled."""
+    tool = shutil.which('cuobjdump', path='/usr/local/cuda/bin') or shutil.which('cuobjdump')
+    library = native.find('cuda')
+    if tool is None or library is None:
+        yield row(what='registers', remark='not known: there is no cuobjdump' if tool is None else 'no library')
+        return
+    major, minor = torch.cuda.get_device_capability()
+    command = [tool, '--dump-resource-usage', '--gpu-architecture', f'sm_{major}{minor}', str(library)]
+    dump = subprocess.run(command, capture_output=True, text=True).stdout
+    found = defaultdict(set)
+    for name, registers, stack in re.findall(
+        r'Function \S*\d([a-z][a-z_]*_kernel)[IE]\S*\s+REG:(\d+) STACK:(\d+)', dump
+    ):
+        found[name].add((int(registers), int(stack)))
+    for name, pairs in sorted(found.items()):
+        registers, stack = ([f(pair[i] for pair in pairs) for f in (min, max)] for i in (0, 1))
+        remark = f'{registers[0]} to {registers[1]} registers, {stack[0]} to {stack[1]} bytes of stack'
+        yield row(what=f'{name}, all types', remark=remark)
 
-    def step() -> None:
-        net.zero_grad(set_to_none=True)
-        with torch.autocast('cuda', torch.bfloat16, enabled=half):
-            out = net(lq, coord, cell, scales)
-        F.l1_loss(out.float(), gt).backward()
 
-    return step
-
-
-def time_networks() -> list[str]:
-    try:
-        import cases
-    except ImportError as e:
-        return [f'The networks are not timed: {e}']
-    lines = ['| workload | type | backend | ms | peak memory, GB |', '|---' * 5 + '|']
-
-    def add(title: str, label: str, backend: str, function: Callable[[], object], repeats: int) -> None:
-        with use_backend(backend):
-            lines.append(f'| {title} | {label} | {backend} | {attempt(function, repeats)} |')
-        print(lines[-1], flush=True)
-
-    net = cases.network().cuda()
-    for scales in ((2.5,), (2.5, 2.5, 1.5)):
-        title = f'training step, {len(scales)} branches, batch {BATCH}'
-        for label, half in (('fp32', False), ('bf16 autocast', True)):
-            for backend in ('cuda', 'torch', 'reference'):
-                if backend == 'cuda' or len(scales) == 1:
-                    add(title, label, backend, step_of(net, scales, half), 10 if backend == 'cuda' else 1)
-    net.eval()
-    for ratio in (2, 3, 4, 12, 30):
-        lq = torch.rand(1, 3, *(-(-n // ratio) for n in PICTURE), device='cuda')
-        for label, half in (('fp32', False), ('bf16 autocast', True)):
-            for backend in ('cuda', 'torch') if ratio == 4 else ('cuda',):
-
-                def picture(lq=lq, half=half) -> None:
-                    with torch.no_grad(), torch.autocast('cuda', torch.bfloat16, enabled=half):
-                        net.upscale(lq, size=PICTURE)
-
-                title = f'picture x{ratio}, {PICTURE[1]} x {PICTURE[0]}'
-                add(title, label, backend, picture, 3 if backend == 'cuda' else 1)
-    return lines
+PARTS = {'accuracy': accuracy, 'networks': networks, 'kernels': kernels, 'resources': resources}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', nargs='+', choices=['kernels', 'networks'])
-    parser.add_argument('--tf32', action='store_true', help='let products in single precision run as TF32')
+    parser.add_argument('parts', nargs='+', choices=PARTS)
+    parser.add_argument('--rows', metavar='FILE', help='append the rows to this file as they come')
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit(f'no GPU here: torch {torch.__version__} finds no CUDA device')
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
-    lines = [f'{torch.cuda.get_device_name()}, torch {torch.__version__}, TF32 {"on" if args.tf32 else "off"}']
-    for what in args.what:
-        lines += ['', *(time_kernels() if what == 'kernels' else time_networks())]
-    print('\n'.join(['', *lines]))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    print('\n'.join([row(**COLUMNS), '|---' * len(COLUMNS) + '|']))
+    failed = False
+    for part in args.parts:
+        for line in PARTS[part]():
+            print(line, flush=True)
+            failed |= 'NOT BELOW' in line
+            if args.rows:
+                with open(args.rows, 'a') as file:
+                    file.write(f'{line}\n')
+    raise SystemExit(failed)
 
 
 if __name__ == '__main__':

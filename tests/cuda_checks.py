@@ -1,13 +1,18 @@
 """What the CUDA kernels must satisfy, on a GPU and in the emulation alike: values and every gradient of float64."""
 
+import re
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
-from clit_basicsr.ops import PositionalBias, library, local_attention
+from clit_basicsr.ops import PositionalBias, cuda_backend, library, local_attention
 from clit_basicsr.ops.axes import convolution_taps, make_axis
 from clit_basicsr.ops.coords import Frame, make_coord
 from clit_basicsr.ops.torch_backend import pack
+
+# What the backend calls of the library.
+CALLED = sorted(set(re.findall(r"run\(\s*'(\w+)'", Path(cuda_backend.__file__).read_text())))
 
 # Norm of the difference over norm, against float64 from the same rounded inputs.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
@@ -158,6 +163,14 @@ def spread(value):
     larger = value.new_full((*value.shape, 2), -1 if not value.is_floating_point() else float('nan'))
     larger[..., 0] = value
     return larger[..., 0]
+
+
+def check_small(device='cpu'):
+    """A case so small that a tool which watches every access is soon done with it, and yet runs every kernel."""
+    for name in ('attention', 'attend_linear', 'upsampled_conv', 'dense_linear'):
+        for dtype in (torch.float32, torch.bfloat16):
+            for shape in ((64, 2, 3, 8), (10, 2, 3, 5)):
+                check(name, dtype, device, size=(4, 3), queries=9, shape=shape)
 
 
 def check_local_attention(device='cpu', size=(7, 5), queries=60, shape=(64, 2, 5, 11), batch=2):

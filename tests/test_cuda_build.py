@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cuda_checks
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -15,7 +16,6 @@ from clit_basicsr.errors import UserError
 from clit_basicsr.ops import backends, library, native
 
 ROOT = Path(__file__).parents[1]
-CALLED = sorted(set(re.findall(r"run\(\s*'(\w+)'", (native.CSRC.parent / 'cuda_backend.py').read_text())))
 
 LOAD = """
 import sys, torch
@@ -40,12 +40,12 @@ def test_every_architecture_is_compiled(built):
 
 
 def test_the_library_loads_without_a_gpu_and_has_what_the_backend_calls(built):
-    command = [sys.executable, '-c', LOAD, str(built), *CALLED]
+    command = [sys.executable, '-c', LOAD, str(built), *cuda_checks.CALLED]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     schemas = done.stdout.splitlines()
-    assert len(CALLED) == 9
-    for name, schema, kernels in zip(CALLED, schemas[::2], schemas[1::2], strict=True):
+    assert len(cuda_checks.CALLED) == 9
+    for name, schema, kernels in zip(cuda_checks.CALLED, schemas[::2], schemas[1::2], strict=True):
         assert schema.startswith(f'clit_cuda::{name}(Tensor '), schema
         assert schema.endswith(', int stream) -> ()'), schema
         assert re.search(r'Tensor\(\w!\) \w+, int stream', schema), schema  # what it writes, it says

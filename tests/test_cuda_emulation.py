@@ -57,6 +57,19 @@ def test_dense_in_registers(ratio, shape, dtype, monkeypatch):
     assert 'dense_linear' in names
 
 
+def test_the_small_case_runs_every_kernel(monkeypatch):
+    run, used = cuda_backend.run, set()
+
+    def record(name, *arguments):
+        used.add((name, arguments[0].dtype))
+        run(name, *arguments)
+
+    monkeypatch.setattr(cuda_backend, 'run', record)
+    cuda_checks.check_small()
+    assert {name for name, _ in used} == set(cuda_checks.CALLED)
+    assert {dtype for name, dtype in used if name == 'dense_attention'} == {torch.float32, torch.bfloat16}
+
+
 @pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
 def test_in_pieces_and_not_contiguous(name, monkeypatch):
     monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 100_000)

@@ -85,8 +85,8 @@ def run(gpu, monkeypatch, tmp_path, *parts):
     monkeypatch.setattr(sys, 'argv', ['gpu.py', *parts, '--rows', str(file)])
     with pytest.raises(SystemExit) as done:
         gpu.main()
-    rows = [[cell.strip() for cell in line.strip('| \n').split('|')] for line in file.open()]
-    assert rows
+    head, _, *rows = [[cell.strip() for cell in line.strip('| \n').split('|')] for line in file.open()]
+    assert head == list(gpu.COLUMNS.values())
     keys = list(gpu.COLUMNS)
     return int(done.value.code), [{k: c for k, c in zip(keys, cells, strict=False) if c} for cells in rows]
 

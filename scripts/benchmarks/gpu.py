@@ -2,12 +2,13 @@
 
     python scripts/benchmarks/gpu.py accuracy networks kernels resources [--rows FILE]
 
-All parts make rows of one table. Times are medians of CUDA events after a warm-up. A kernel's bytes count each of its
-inputs and outputs once, its operations are those of its formula; both are least amounts. The networks need BasicSR; the
-rest needs torch alone.
+All parts make rows of one table; without a part its head alone is written. Times are medians of CUDA events after a
+warm-up. A kernel's bytes count each of its inputs and outputs once, its operations are those of its formula; both are
+least amounts. The networks need BasicSR; the rest needs torch alone.
 """
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -296,21 +297,28 @@ PARTS = {'accuracy': accuracy, 'networks': networks, 'kernels': kernels, 'resour
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('parts', nargs='+', choices=PARTS)
+    parser.add_argument('parts', nargs='*', metavar='part', help=', '.join(PARTS))
     parser.add_argument('--rows', metavar='FILE', help='append the rows to this file as they come')
     args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f'there is no part {", ".join(sorted(unknown))}; there are {", ".join(PARTS)}')
     if not torch.cuda.is_available():
         raise SystemExit(f'no GPU here: torch {torch.__version__} finds no CUDA device')
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    print('\n'.join([row(**COLUMNS), '|---' * len(COLUMNS) + '|']))
-    failed = False
-    for part in args.parts:
-        for line in PARTS[part]():
+    with open(args.rows or os.devnull, 'a') as file:
+
+        def write(line: str) -> None:
             print(line, flush=True)
-            failed |= 'NOT BELOW' in line
-            if args.rows:
-                with open(args.rows, 'a') as file:
-                    file.write(f'{line}\n')
+            print(line, file=file, flush=True)
+
+        if file.tell() == 0:
+            write(row(**COLUMNS))
+            write('|---' * len(COLUMNS) + '|')
+        failed = False
+        for part in args.parts:
+            for line in PARTS[part]():
+                write(line)
+                failed |= 'NOT BELOW' in line
     raise SystemExit(failed)
 
 

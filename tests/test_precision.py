@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 from awkward_pictures import color
+from test_encoders import HOSTS
 from test_training import changed, prepare, train, weights
 
 import clit_basicsr
+from clit_basicsr.archs.lit_arch import LIT
 from clit_basicsr.archs.precision import precision
 from clit_basicsr.cli import main
 from clit_basicsr.errors import UserError
+from clit_basicsr.ops.scattered import channels_last
 
 CPU = torch.device('cpu')
 
@@ -45,6 +48,23 @@ def test_a_picture_in_half_precision_differs_a_little(net, name):
     assert rounded.dtype == np.float32
     difference = np.abs(rounded - exact).max()
     assert 1e-5 < difference < 0.03
+
+
+@pytest.mark.parametrize('kind', sorted(HOSTS))
+def test_in_half_precision_maps_lie_as_tensor_cores_read_them(kind):
+    torch.manual_seed(0)
+    net = LIT(encoder={'type': kind, **HOSTS[kind][1]}, dim=16, num_heads=2, grid_size=3, hidden_dims=(8,)).eval()
+    lq, coord, cell = torch.rand(2, 3, 16, 20), torch.rand(2, 50, 2) * 2 - 1, torch.full((2, 2), 0.05)
+    maps = []
+    for conv in (net.conv_in, net.branches[0].conv_q):
+        conv.register_forward_hook(lambda _, args, out: maps.extend([args[0], out]))
+    exact = net(lq, coord, cell)
+    with torch.autocast('cpu', torch.bfloat16):
+        rounded = net(lq, coord, cell)
+    assert kind == 'SwinIR' or all(t.is_contiguous() for t in maps[:4])
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in maps[4:])
+    assert channels_last(maps[-1]).data_ptr() == maps[-1].data_ptr()
+    assert 0 < (rounded - exact).abs().max() < 0.05
 
 
 def test_training_and_validation_in_half_precision(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clit_basicsr.archs.encoders import RawPixels, build_encoder
+from clit_basicsr.archs.precision import laid_out
 from clit_basicsr.errors import UserError
 from clit_basicsr.ops.coords import Frame, make_coord, nearest_index, pixel_centers, sample_bilinear
 from clit_basicsr.ops.padding import mirror_pad
@@ -267,7 +268,7 @@ class ImplicitNet(nn.Module):
         window = lq[..., slice(*rows), slice(*cols)]
         if not window.is_floating_point():
             window = window.to(torch.get_default_dtype()) / torch.iinfo(lq.dtype).max
-        z = self.encoder(window) * self.encoder.feat_scale
+        z = self.encoder(laid_out(window)) * self.encoder.feat_scale
         return Features(z, window, Frame((lq.shape[2], lq.shape[3]), (rows[0], cols[0])), image)
 
     def _fill(self, out: Tensor, feat: Features, size, rows: Bounds, cols: Bounds, scales) -> None:

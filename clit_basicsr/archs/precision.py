@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from clit_basicsr.errors import UserError
 
@@ -41,3 +42,10 @@ def precision(name: str | None, device: torch.device) -> Iterator[None]:
             yield
     finally:
         cublas.allow_tf32, cudnn.allow_tf32 = before
+
+
+def laid_out(lq: Tensor) -> Tensor:
+    """A picture (B, 3, h, w) as the first convolution should find it: in half precision channels last in memory, as
+    tensor cores and the local attention read. The layers behind hand on what they find, so nothing is moved again.
+    """
+    return lq.contiguous(memory_format=torch.channels_last) if torch.is_autocast_enabled(lq.device.type) else lq

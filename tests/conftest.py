@@ -60,3 +60,15 @@ def emulated(emulation, monkeypatch):
     yield
     emulation.order(0)
     assert emulation.launches() > before
+
+
+@pytest.fixture
+def exact_products():
+    """No TF32 on a GPU; what a test changes about that is changed back."""
+    settings = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [setting.allow_tf32 for setting in settings]
+    for setting in settings:
+        setting.allow_tf32 = False
+    yield
+    for setting, value in zip(settings, before, strict=True):
+        setting.allow_tf32 = value

@@ -8,14 +8,14 @@ from clit_basicsr.ops import backends, cuda_backend
 
 pytestmark = [
     pytest.mark.cuda,
+    pytest.mark.usefixtures('exact_products'),
     pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here: no CUDA kernel has been run on one'),
 ]
 OPERATORS = ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear']
 
 
 @pytest.fixture(autouse=True)
-def exact_products(monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, 'allow_tf32', False)
+def errors_are_told_where_they_are_made():
     yield
     torch.cuda.synchronize()
 

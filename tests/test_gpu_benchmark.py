@@ -43,7 +43,7 @@ class Event:
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(monkeypatch, exact_products):
     monkeypatch.syspath_prepend(str(ROOT / 'scripts' / 'benchmarks'))
     import cases
     import gpu
@@ -139,6 +139,27 @@ def test_networks(gpu, monkeypatch, tmp_path):
             assert 'torch' in found[2]['faster_than']
     others = [row for row in rows if row['what'].startswith(('picture x2', 'picture x3', 'picture x12', 'picture x30'))]
     assert [row['remark'] for row in others] == ['cuda'] * 8
+
+
+@pytest.mark.usefixtures('emulated')
+def test_constants(gpu, monkeypatch, tmp_path):
+    before = [getattr(module, name) for module, name, *_ in gpu.TRIED]
+    seen = {name: set() for _, name, *_ in gpu.TRIED}
+    attempt = gpu.attempt
+
+    def look(call, repeats):
+        for module, name, *_ in gpu.TRIED:
+            seen[name].add(getattr(module, name))
+        return attempt(call, 1)
+
+    monkeypatch.setattr(gpu, 'attempt', look)
+    code, rows = run(gpu, monkeypatch, tmp_path, 'constants')
+    assert code == 0
+    assert len(rows) == sum(len(multiples) * len(titles) for *_, multiples, _, titles in gpu.TRIED) == 49
+    assert all(float(row['ms']) > 0 for row in rows)
+    assert [getattr(module, name) for module, name, *_ in gpu.TRIED] == before
+    for _, name, multiples, *_ in gpu.TRIED:
+        assert len(seen[name]) == len(multiples), name
 
 
 def test_what_needs_too_much_memory_is_told(gpu):

@@ -1,6 +1,7 @@
 """Measures the CUDA kernels, and the networks on them, against what this GPU can copy and multiply.
 
     python scripts/benchmarks/gpu.py accuracy networks kernels resources [--rows FILE]
+    python scripts/benchmarks/gpu.py constants
 
 All parts make rows of one table; without a part its head alone is written. Times are medians of CUDA events after a
 warm-up. A kernel's bytes count each of its inputs and outputs once, its operations are those of its formula; both are
@@ -8,6 +9,7 @@ least amounts. The networks need BasicSR; the rest needs torch alone.
 """
 
 import argparse
+import math
 import os
 import re
 import shutil
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from clit_basicsr.ops import backends, cuda_backend, native, use_backend
+from clit_basicsr.ops import backends, cuda_backend, dense, native, torch_backend, torch_conv, use_backend
 from clit_basicsr.ops.axes import convolution_taps, make_axis
 from clit_basicsr.ops.coords import Frame
 from clit_basicsr.ops.reference import PositionalBias
@@ -203,11 +205,11 @@ def step_of(net, scales: tuple[float, ...], kind: str) -> Callable[[], None]:
     return step
 
 
-def picture_of(net, ratio: int, kind: str) -> Callable[[], None]:
+def picture_of(net, ratio: float, kind: str) -> Callable[[], None]:
     """A whole picture of size PICTURE."""
     from clit_basicsr.archs.precision import precision
 
-    lq = torch.rand(1, 3, *(-(-n // ratio) for n in PICTURE), device=DEVICE)
+    lq = torch.rand(1, 3, *(math.ceil(n / ratio) for n in PICTURE), device=DEVICE)
 
     def picture() -> None:
         with torch.no_grad(), precision(kind, lq.device):
@@ -271,6 +273,49 @@ def attempt(function: Callable[[], None], repeats: int) -> tuple[float | None, f
     return took, (torch.cuda.max_memory_allocated() - before) / 1e9
 
 
+# Constants that decide how much is made at once: module, name, multiples of its value, backend, what is timed with it
+# (parts of `workloads`, 'picture' at some factor, 'step').
+TRIED = [
+    (cuda_backend, 'CHUNK_BYTES', (0.5, 1, 2, 4, 16), 'cuda', ('first layer', 'first layer, backward', 'picture 4')),
+    (cuda_backend, 'GROUP_BYTES', (0.25, 1, 4), 'cuda', ('attention, backward', 'upsampled conv x6.25, backward')),
+    (cuda_backend, 'SHARING_PAYS', (0, 1, 100), 'cuda', ('picture 1', 'picture 1.5', 'picture 2', 'picture 3')),
+    (dense, 'GPU_BAND_BYTES', (0.5, 1, 2), 'cuda', ('picture 4',)),
+    (dense, 'GPU_STEP_QUERIES', (0.5, 1, 2, 4), 'cuda', ('picture 4',)),
+    (torch_backend, 'GPU_CHUNK', (0.25, 1, 4), 'torch', ('step',)),
+    (torch_backend, 'GPU_TILE', (0.25, 1, 4), 'torch', ('picture 4',)),
+    (torch_conv, 'GPU_BLOCK', (0.25, 1, 4), 'torch', ('upsampled conv x6.25',)),
+]
+
+
+def constants() -> Iterator[str]:
+    """What the constants of the backends are worth: times with multiples of them, 1 being as it is, all in bf16."""
+    import cases
+
+    net, calls = cases.network().to(DEVICE), workloads(torch.bfloat16)
+
+    def call_of(title: str, backend: str) -> Callable[[], None]:
+        if title == 'step':
+            return step_of(net.train(), (2.5, 2.5), 'bf16')
+        if title.startswith('picture'):
+            return picture_of(net.eval(), float(title.split()[1]), 'bf16')
+        name, arguments, _ = calls[title]
+        return partial(getattr(backends.module(backend), name), *arguments)
+
+    for module, name, multiples, backend, titles in TRIED:
+        value = getattr(module, name)
+        for title in titles:
+            with use_backend(backend):
+                call = call_of(title, backend)
+                for multiple in multiples:
+                    setattr(module, name, type(value)(value * multiple))
+                    try:
+                        took, memory = attempt(call, 3)
+                    finally:
+                        setattr(module, name, value)
+                    cells = {'ms': f'{took * 1e3:.2f}', 'peak': f'{memory:.2f}'} if took else {'ms': 'out of memory'}
+                    yield row(what=title, kind='bf16', remark=f'{name} x {multiple}', **cells)
+
+
 def resources() -> Iterator[str]:
     """What the compiler gave each kernel for this GPU: registers, and bytes of stack, where registers are spilled."""
     tool = shutil.which('cuobjdump', path='/usr/local/cuda/bin') or shutil.which('cuobjdump')
@@ -292,7 +337,7 @@ def resources() -> Iterator[str]:
         yield row(what=f'{name}, all types', remark=remark)
 
 
-PARTS = {'accuracy': accuracy, 'networks': networks, 'kernels': kernels, 'resources': resources}
+PARTS = {part.__name__: part for part in (accuracy, networks, kernels, resources, constants)}
 
 
 def main() -> None:

@@ -186,10 +186,10 @@ class ImplicitNet(nn.Module):
             UserError: neither or both of size and scale, or one that is not at least the LR size.
         """
         size, factors = output_size((lq.shape[2], lq.shape[3]), size, scale)
-        out = _empty(lq, *size)
+        out, scales = _empty(lq, *size), self.plan_scales(factors)
         for feat, rows, cols in self._encoded_tiles(lq, size, tile):
             part = out[..., slice(*rows), slice(*cols)]
-            self._fill(part, *feat.over_margin(size), rows, cols, self.plan_scales(factors))
+            self._fill(part, *feat.over_margin(size), rows, cols, scales)
         return out
 
     @torch.no_grad()
@@ -212,9 +212,10 @@ class ImplicitNet(nn.Module):
             another by rows and cover the result once.
         """
         size, factors = output_size((lq.shape[2], lq.shape[3]), size, scale)
+        scales = self.plan_scales(factors)
         for feat, rows, cols in self._encoded_tiles(lq, size, tile):
             part = _empty(lq, rows[1] - rows[0], cols[1] - cols[0])
-            self._fill(part, *feat.over_margin(size), rows, cols, self.plan_scales(factors))
+            self._fill(part, *feat.over_margin(size), rows, cols, scales)
             yield slice(*rows), slice(*cols), part
 
     @torch.no_grad()

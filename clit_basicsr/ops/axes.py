@@ -13,8 +13,8 @@ class Axis(NamedTuple):
     """n queries along one axis of a window of a feature map.
 
     Attributes:
-        nearest: (n,), pixel of the window whose centre is nearest; ascending. Always on the CPU, as
-            it says how to cut up the work.
+        nearest: (n,), pixel of the window whose centre is nearest; ascending. Always on the CPU, as it says how to cut
+            up the work.
         taps: (n, 2), the two pixels of the window beside each query.
         weights: (n, 2), their bilinear weights; 0 outside the image.
         bias: (n, G, H), the axis' share of the positional bias.
@@ -61,15 +61,20 @@ def make_axis(
         frame: the window's place in the feature grid.
         like: gives the other tables' device and dtype.
     """
-    coord = pixel_centers(n_hr, *bounds, device=like.device)
+    # Made on the CPU, whatever the device: so little costs a GPU more launches than work, and nobody waits for it.
+    coord = pixel_centers(n_hr, *bounds)
     (low, w0), (high, w1) = bilinear_taps(coord, frame, axis, length, 'zeros')
+    nearest = nearest_index(coord, frame.size[axis]) - frame.origin[axis]
+    taps, weights = torch.stack((low, high), dim=1), torch.stack((w0, w1), dim=1)
     if bias is None:
         table = like.new_zeros(len(coord), grid_size, num_heads)
     else:
-        table = axis_bias(relative_axis(coord, frame, grid_size, axis), bias, axis)
-    nearest = nearest_index(coord, frame.size[axis]) - frame.origin[axis]
-    weights = torch.stack((w0, w1), dim=1).to(like.dtype)
-    return Axis(nearest.cpu(), torch.stack((low, high), dim=1), weights, table.to(like.dtype))
+        table = axis_bias(_moved(relative_axis(coord, frame, grid_size, axis), like), bias, axis)
+    return Axis(nearest, _moved(taps, like), _moved(weights, like).to(like.dtype), table.to(like.dtype))
+
+
+def _moved(table: Tensor, like: Tensor) -> Tensor:
+    return table.to(like.device, non_blocking=True)
 
 
 def convolution_taps(
@@ -83,9 +88,10 @@ def convolution_taps(
     Args:
         axis: 0 for y, 1 for x.
         frame, length: the window of the map below and its length along the axis.
+        like: gives the tables' device and dtype.
     """
-    fine = torch.arange(bounds[0], bounds[1], device=like.device).unsqueeze(1) + torch.arange(-1, 2, device=like.device)
+    fine = torch.arange(bounds[0], bounds[1]).unsqueeze(1) + torch.arange(-1, 2)
     coord = fine.to(torch.float32) * (2 / n_fine) + (-1 + 1 / n_fine)
     (low, w0), (high, w1) = bilinear_taps(coord, frame, axis, length, padding)
     weight = torch.stack((w0, w1), dim=-1) * ((fine >= 0) & (fine < n_fine)).unsqueeze(-1)
-    return torch.stack((low, high), dim=-1), weight.to(like.dtype)
+    return _moved(torch.stack((low, high), dim=-1), like), _moved(weight, like).to(like.dtype)

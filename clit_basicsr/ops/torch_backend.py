@@ -232,11 +232,11 @@ class _Columns:
         slot = torch.arange(self.count)
         # (pixels, count): the column in each place; places beyond a pixel's own repeat its last and are dropped.
         column = begin.unsqueeze(1) + torch.minimum(slot, (counts - 1).clamp(min=0).unsqueeze(1))
-        self.column = column.clamp(max=len(nearest) - 1).to(device)
+        self.column = column.clamp(max=len(nearest) - 1).to(device, non_blocking=True)
         self.bias = bias[self.column]  # (pixels, count, G, H)
         self.begin = [*begin.tolist(), len(nearest)]
-        self.slot = (torch.arange(len(nearest)) - begin[nearest - self.first]).to(device)
-        self.pixel = (nearest - self.first).to(device)
+        self.slot = (torch.arange(len(nearest)) - begin[nearest - self.first]).to(device, non_blocking=True)
+        self.pixel = (nearest - self.first).to(device, non_blocking=True)
 
     def tiles(self):
         return (slice(start, min(start + self.tile, self.pixels)) for start in range(0, self.pixels, self.tile))

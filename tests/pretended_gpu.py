@@ -1,0 +1,147 @@
+"""Tensors that say they are on a GPU and are not: what would fail there for being on two devices fails here too.
+
+:class:`OnGpu` wraps a tensor of the CPU. Within :func:`pretended_gpu` torch makes such tensors where a CUDA device is
+asked for, refuses operations on tensors of both kinds, and notes where the host would wait for the GPU.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from clit_basicsr.ops import library
+
+GPU = torch.device('cuda', 0)
+# Our operators, whose implementations are run as they would be on a GPU.
+OURS = {op._opoverload: op._init_fn for op in vars(library).values() if hasattr(op, '_opoverload')}
+
+
+class OnGpu(Tensor):
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner):
+        return Tensor._make_wrapper_subclass(
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=inner.device,
+            requires_grad=inner.requires_grad,
+        )
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __repr__(self):
+        return f'OnGpu({self.inner})'
+
+    device = property(lambda self: GPU)
+    is_cuda = property(lambda self: True)
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in OURS:
+            with Mode.active:  # torch has put it aside for the call that led here
+                return OURS[func](*args, **kwargs)
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        others = [t for t in tensors if not isinstance(t, OnGpu)]
+        if func is torch.ops.aten.copy_.default and others:
+            _wait(f'{func} from the CPU' if others[0] is args[1] else str(func))
+        elif any(t.dim() > 0 for t in others) and not (
+            func is torch.ops.aten.cat.default and not any(map(Tensor.any, others))
+        ):
+            raise RuntimeError(f'{func}: tensors on two devices; on the CPU are {[tuple(t.shape) for t in others]}')
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            _wait(str(func))
+        inner_args, inner_kwargs = tree_map_only(OnGpu, lambda t: t.inner, (args, kwargs))
+        out = tree_map_only(Tensor, lambda t: OnGpu(t.resolve_conj()), func(*inner_args, **inner_kwargs))
+        return return_and_correct_aliasing(func, args, kwargs, out)
+
+
+def _wait(cause: str) -> None:
+    if Mode.active is not None:
+        Mode.active.waits.append(cause)
+
+
+class Mode(TorchFunctionMode):
+    """What the bindings of torch would do with a CUDA device, before they see that there is none."""
+
+    active: 'Mode | None' = None
+
+    def __init__(self) -> None:
+        self.waits: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        name = getattr(func, '__name__', '')
+        if name in ('to', 'cpu', 'cuda') and isinstance(args[0], Tensor):
+            return self.moved(args[0], name, list(args[1:]), kwargs)
+        if name == 'type_as':
+            return self.moved(args[0], 'to', [args[1]], {})
+        if name == 'new_tensor' and isinstance(args[0], OnGpu):
+            return OnGpu(torch.tensor(args[1], dtype=kwargs.get('dtype', args[0].dtype)))
+        if name in ('tolist', 'numpy') and isinstance(args[0], OnGpu):
+            self.waits.append(name)
+            return func(args[0].inner, *args[1:], **kwargs)
+        if kwargs.get('device') is not None and torch.device(kwargs['device']).type == 'cuda':
+            kwargs['device'] = 'cpu'
+            return tree_map_only(Tensor, OnGpu, func(*args, **kwargs))
+        return func(*args, **kwargs)
+
+    def moved(self, tensor, name, rest, kwargs):
+        """Tensor.to in all its forms."""
+        non_blocking = kwargs.pop('non_blocking', False)
+        device, dtype = kwargs.pop('device', None), kwargs.pop('dtype', None)
+        for value in rest:
+            if isinstance(value, Tensor):
+                device, dtype = value.device, value.dtype
+            elif isinstance(value, torch.dtype):
+                dtype = value
+            elif isinstance(value, (str, torch.device)):
+                device = value
+        kind = tensor.device.type if device is None else torch.device(device).type
+        kind = {'cpu': 'cpu', 'cuda': 'cuda'}.get(name, kind)
+        if kind == 'cuda' and not isinstance(tensor, OnGpu):
+            if not non_blocking:
+                self.waits.append('to a GPU')
+            tensor = OnGpu(tensor.detach().clone())
+        elif kind == 'cpu' and isinstance(tensor, OnGpu):
+            self.waits.append('to the CPU')
+            tensor = tensor.inner.detach().clone()
+        return tensor if dtype is None else torch.Tensor.to(tensor, dtype=dtype)
+
+
+def backward(loss: Tensor) -> None:
+    """loss.backward() for both kinds of tensors, within the mode: torch's own sets it aside."""
+    torch.autograd.Variable._execution_engine.run_backward(
+        (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
+
+
+@contextmanager
+def pretended_gpu() -> Iterator[Mode]:
+    with Mode() as mode:
+        Mode.active = mode
+        try:
+            yield mode
+        finally:
+            Mode.active = None
+
+
+def to_gpu(net: nn.Module) -> nn.Module:
+    for module in net.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(OnGpu(parameter.detach().clone()))
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = OnGpu(buffer.clone())
+    return net

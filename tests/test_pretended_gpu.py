@@ -1,0 +1,106 @@
+"""All networks and operators on a pretended GPU: nothing is on the wrong device, and the host seldom waits."""
+
+import cuda_checks
+import pytest
+import torch
+from pretended_gpu import OnGpu, backward, pretended_gpu, to_gpu
+from test_all_networks import NETWORKS, build, queries
+from test_encoders import HOSTS
+
+from clit_basicsr.archs.clit_arch import CLIT
+from clit_basicsr.archs.lit_arch import LIT
+from clit_basicsr.ops import backends, cuda_backend, dense, use_backend
+
+
+@pytest.fixture(autouse=True)
+def kernels(emulation, monkeypatch):
+    """The emulated kernels, which take nothing but contiguous tensors of a GPU."""
+
+    def run(name, *arguments):
+        tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
+        assert all(isinstance(t, OnGpu) and t.is_contiguous() for t in tensors), name
+        getattr(emulation, name)(*arguments, 0)
+
+    monkeypatch.setattr(cuda_backend, 'run', run)
+    monkeypatch.setattr(backends, '_native_reason', lambda name: None)
+
+
+def compare(call, net, backend):
+    """A network must answer the same on the CPU and on the pretended GPU; gives what the host waited for there."""
+    with use_backend('reference'):
+        expected = call(net, torch.device('cpu'))
+    with pretended_gpu() as gpu, use_backend(backend):
+        found = call(to_gpu(net), torch.device('cuda'))
+    for a, b in zip(found, expected, strict=True):
+        assert isinstance(a, OnGpu)
+        assert (a.inner - b).abs().max() <= 1e-4 * b.abs().max()
+    return gpu.waits
+
+
+def step(net, device):
+    """The output of a training step, and the gradients."""
+    torch.manual_seed(0)
+    lq, (coord, cell) = torch.rand(2, 3, 7, 6), queries((25, 20), 2)
+    lq, coord, cell = (t.to(device, non_blocking=True) for t in (lq, coord, cell))
+    scales = [1.7, 2.1] if isinstance(net, CLIT) else None
+    net.zero_grad()
+    out = net(lq, coord, cell, scales)
+    if out.requires_grad:
+        backward(out.square().sum())
+    # The true gradient of that bias is 0.
+    return [out.detach(), *(p.grad for key, p in net.named_parameters() if key != 'position_encoder.proj.bias')]
+
+
+def picture(net, device):
+    torch.manual_seed(0)
+    lq = torch.rand(1, 3, 7, 6).to(device, non_blocking=True)
+    return [net.upscale(lq, scale=(3.4, 2)), net.upscale(lq, scale=5, tile={'tile_size': 4, 'tile_pad': 8})]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
+def test_operators(name, dtype):
+    with pretended_gpu():
+        cuda_checks.check(name, dtype, 'cuda', size=(4, 3), queries=9, shape=(64, 2, 3, 8))
+
+
+CASES = [(name, 'auto') for name in NETWORKS] + [
+    (name, backend) for name in ('LIT', 'CLIT') for backend in ('reference', 'torch')
+]
+
+
+@pytest.mark.parametrize(('name', 'backend'), CASES)
+def test_training_steps(name, backend):
+    assert compare(step, build(name), backend) == []
+
+
+@pytest.mark.parametrize(('name', 'backend'), CASES)
+def test_pictures(name, backend):
+    waits = compare(picture, build(name), backend)
+    # How many branches of a cascade are trained is known to the GPU.
+    assert waits == (['aten._local_scalar_dense.default'] * 2 if name == 'CLIT' else [])
+
+
+@pytest.mark.parametrize('kind', HOSTS)
+def test_encoders(kind):
+    torch.manual_seed(0)
+    net = LIT(encoder={'type': kind, **HOSTS[kind][1]}, dim=8, num_heads=2, grid_size=3, hidden_dims=(8,)).eval()
+    compare(step, net, 'auto')
+
+
+def test_bands_and_blocks(monkeypatch):
+    monkeypatch.setattr(dense, 'GPU_BAND_BYTES', 1)
+    monkeypatch.setattr(dense, 'GPU_STEP_QUERIES', 50)
+    monkeypatch.setattr(cuda_backend, 'SHARING_PAYS', 100)
+    assert compare(picture, build('LIT'), 'auto') == []
+
+
+def test_what_is_on_two_devices_is_refused():
+    with pretended_gpu() as gpu:
+        there, here = torch.ones(3, device='cuda'), torch.ones(3)
+        for call in (lambda: there + here, lambda: torch.cat([here, there]), lambda: there[here.long()]):
+            with pytest.raises(RuntimeError, match='tensors on two devices'):
+                call()
+        assert (there * here[0]).tolist() == [1, 1, 1]
+        assert (there.sum().item(), there.cpu().sum().item()) == (3, 3)
+        assert gpu.waits == ['tolist', 'aten._local_scalar_dense.default', 'to the CPU']

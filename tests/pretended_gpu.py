@@ -87,11 +87,14 @@ class Mode(TorchFunctionMode):
         if name == 'type_as':
             return self.moved(args[0], 'to', [args[1]], {})
         if name == 'new_tensor' and isinstance(args[0], OnGpu):
+            self.waits.append(name)
             return OnGpu(torch.tensor(args[1], dtype=kwargs.get('dtype', args[0].dtype)))
         if name in ('tolist', 'numpy') and isinstance(args[0], OnGpu):
             self.waits.append(name)
             return func(args[0].inner, *args[1:], **kwargs)
         if kwargs.get('device') is not None and torch.device(kwargs['device']).type == 'cuda':
+            if name in ('tensor', 'as_tensor'):
+                self.waits.append(name)
             kwargs['device'] = 'cpu'
             return tree_map_only(Tensor, OnGpu, func(*args, **kwargs))
         return func(*args, **kwargs)

@@ -9,6 +9,7 @@ from test_encoders import HOSTS
 
 from clit_basicsr.archs.clit_arch import CLIT
 from clit_basicsr.archs.lit_arch import LIT
+from clit_basicsr.models import ImplicitSRModel
 from clit_basicsr.ops import backends, cuda_backend, dense, use_backend
 
 
@@ -64,9 +65,7 @@ def test_operators(name, dtype):
         cuda_checks.check(name, dtype, 'cuda', size=(4, 3), queries=9, shape=(64, 2, 3, 8))
 
 
-CASES = [(name, 'auto') for name in NETWORKS] + [
-    (name, backend) for name in ('LIT', 'CLIT') for backend in ('reference', 'torch')
-]
+CASES = [*((name, 'auto') for name in NETWORKS), ('LIT', 'reference'), ('LIT', 'torch'), ('CLIT', 'torch')]
 
 
 @pytest.mark.parametrize(('name', 'backend'), CASES)
@@ -79,6 +78,26 @@ def test_pictures(name, backend):
     waits = compare(picture, build(name), backend)
     # How many branches of a cascade are trained is known to the GPU.
     assert waits == (['aten._local_scalar_dense.default'] * 2 if name == 'CLIT' else [])
+
+
+@pytest.mark.filterwarnings('ignore:User provided device_type')
+def test_training_goes_on_without_waiting_for_the_last_step():
+    model = object.__new__(ImplicitSRModel)
+    coord, cell = queries((25, 20), 2)
+    data = {'lq': torch.rand(2, 3, 7, 6), 'gt': torch.rand(2, 500, 3), 'coord': coord, 'cell': cell}
+    with pretended_gpu() as gpu:
+        model.opt, model.device, model.ema_decay = {'train': {}, 'dist': False}, torch.device('cuda'), 0
+        model.net_g, model.cri_pix = to_gpu(build('LIT')), torch.nn.L1Loss()
+        model.optimizer_g = torch.optim.SGD(model.net_g.parameters(), lr=0.1, foreach=False)
+        losses = []
+        for step in (1, 2):
+            model.feed_data({**data, 'scales': torch.ones(2, 1)})
+            model.optimize_parameters(step)
+            assert gpu.waits == []
+            losses.append(model.get_current_log()['l_pix'])
+            assert gpu.waits == ['aten._local_scalar_dense.default']
+            gpu.waits.clear()
+    assert 0 < losses[1] < losses[0] < 1
 
 
 @pytest.mark.parametrize('kind', HOSTS)

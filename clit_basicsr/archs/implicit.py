@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clit_basicsr.archs.encoders import RawPixels, build_encoder
 from clit_basicsr.archs.precision import laid_out
 from clit_basicsr.errors import UserError
-from clit_basicsr.ops.coords import Frame, make_coord, nearest_index, pixel_centers, sample_bilinear
+from clit_basicsr.ops.coords import Frame, make_coord, nearest_index, numbers, pixel_centers, sample_bilinear
 from clit_basicsr.ops.padding import mirror_pad
 
 # HR pixels per side of the pieces in which a picture is answered, and queries per pass: both only bound the memory.
@@ -132,8 +132,9 @@ class ImplicitNet(nn.Module):
             hr = [round(2 / side) for side in cell.reshape(-1, 2)[0].tolist()]
             scales = self.plan_scales((hr[0] / h, hr[1] / w))
         if size != (h, w):  # the same places in the image with its margin
-            ratio = torch.tensor([h / size[0], w / size[1]], dtype=torch.float64, device=coord.device)
-            coord = ((coord.double() + 1) * ratio - 1).to(coord.dtype)
+            exact = coord.double()
+            ratio = numbers((h / size[0], w / size[1]), exact)
+            coord = ((exact + 1) * ratio - 1).to(coord.dtype)
             cell = (cell * ratio).to(cell.dtype)
         return coord, cell, scales
 
@@ -274,7 +275,7 @@ class ImplicitNet(nn.Module):
 
     def _fill(self, out: Tensor, feat: Features, size, rows: Bounds, cols: Bounds, scales) -> None:
         """Answers the HR pixels rows x cols into ``out``, (B, 3, rows, cols), in pieces that bound the memory."""
-        cell = out.new_tensor([2 / size[0], 2 / size[1]]).expand(out.shape[0], 2)
+        cell = numbers((2 / size[0], 2 / size[1]), out).expand(out.shape[0], 2)
         # Places that are recomputed for an image with a margin may round to the next pixel.
         reach = self.reach if feat.image == feat.frame.size else self.reach + 1
         for y0 in range(rows[0], rows[1], PIECE):
@@ -304,7 +305,7 @@ def expand_cell(cell: Tensor, coord: Tensor) -> Tensor:
 
 def relative_cell(cell: Tensor, coord: Tensor, frame: Frame) -> Tensor:
     """The HR pixel's size in units of half an LR pixel, (B, Q, 2)."""
-    return expand_cell(cell, coord) * cell.new_tensor(frame.size)
+    return expand_cell(cell, coord) * numbers(frame.size, cell)
 
 
 def output_size(

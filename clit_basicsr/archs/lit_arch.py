@@ -13,7 +13,7 @@ from clit_basicsr.archs.lit_frequency import FrequencyBranch
 from clit_basicsr.archs.mlp import build_mlp
 from clit_basicsr.errors import UserError
 from clit_basicsr.ops import PositionalBias, backends, local_attention
-from clit_basicsr.ops.coords import Frame, nearest_index
+from clit_basicsr.ops.coords import Frame, nearest_index, numbers
 from clit_basicsr.ops.reference import attention_weights
 from clit_basicsr.ops.upsampled import Upsampling, upsample, upsampled_conv
 
@@ -114,7 +114,7 @@ class LITBranch(nn.Module):
         relative_cell = None
         if self.cell:
             cell = cell.unsqueeze(1) if cell.dim() == 2 else cell
-            relative_cell = (cell * cell.new_tensor(frame.size)).expand(-1, coord.shape[1], 2)
+            relative_cell = (cell * numbers(frame.size, cell)).expand(-1, coord.shape[1], 2)
         first_layer = cast(nn.Linear, self.decoder[0])
         # With gradients the fast backends bound their memory themselves.
         whole = backend != 'reference' and torch.is_grad_enabled()

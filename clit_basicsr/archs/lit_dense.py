@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from clit_basicsr.archs.implicit import Features
-from clit_basicsr.ops.coords import upsample_bilinear
+from clit_basicsr.ops.coords import numbers, upsample_bilinear
 from clit_basicsr.ops.dense import Maps, dense_first_layer
 from clit_basicsr.ops.upsampled import Upsampling, narrowed
 
@@ -71,7 +71,7 @@ def _add_branch(
     weight: Tensor = first_layer.weight
     offset: Tensor = first_layer.bias
     if branch.cell:
-        cell = offset.new_tensor([2 / n for n in size]) * offset.new_tensor(frame.size)
+        cell = numbers([2 / n for n in size], offset) * numbers(frame.size, offset)
         weight, offset = weight[:, :-2], offset + weight[:, -2:] @ cell
 
     def project(start: int, stop: int) -> Maps:

@@ -90,10 +90,10 @@ class ImplicitSRModel(SRModel):
 
     def feed_data(self, data: dict) -> None:
         """Takes a batch: `lq` (B,3,h,w) and `gt` (B,3,H,W); in training `gt` (B,Q,3), `coord`, `cell`, `scales`."""
-        super().feed_data(data)
+        # Without the host's waiting for the step before, which may still be running on a GPU.
+        for name in data.keys() & {'lq', 'gt', 'coord', 'cell'}:
+            setattr(self, name, data[name].to(self.device, non_blocking=True))
         if 'coord' in data:
-            self.coord = data['coord'].to(self.device)
-            self.cell = data['cell'].to(self.device)
             self.scales = data['scales'][0].tolist()  # one plan for the whole batch
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -105,9 +105,13 @@ class ImplicitSRModel(SRModel):
                 loss = self.cri_pix(self.output, self.gt)
                 loss.backward()
         self.optimizer_g.step()
-        self.log_dict = self.reduce_loss_dict(OrderedDict(l_pix=loss))
+        self.log_dict = OrderedDict(l_pix=loss.detach())
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+
+    def get_current_log(self) -> OrderedDict:
+        """The losses as numbers, averaged over the ranks, all of which must ask: only here a GPU is waited for."""
+        return self.reduce_loss_dict(self.log_dict)
 
     def test(self) -> None:
         """Enlarges ``self.lq`` at the validation set's scale; outside of a validation, at the network's own."""

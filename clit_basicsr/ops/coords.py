@@ -5,6 +5,7 @@ of the definition: the algebraically equal ``-1 + (2 i + 1) / n`` moves ties (x1
 pixel.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,13 @@ def make_coord(size: tuple[int, int], rows=(0, None), cols=(0, None), *, device=
     y = pixel_centers(size[0], *rows, device=device, dtype=dtype)
     x = pixel_centers(size[1], *cols, device=device, dtype=dtype)
     return torch.stack(torch.meshgrid(y, x, indexing='ij'), dim=-1).flatten(0, 1)
+
+
+def numbers(values: Sequence[float], like: Tensor) -> Tensor:
+    """A vector of these numbers, of the dtype and on the device of ``like``. Unlike ``new_tensor`` it is made without
+    waiting for a GPU.
+    """
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
 
 def nearest_index(coord: Tensor, n: int) -> Tensor:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clit_basicsr.ops.coords import Frame, nearest_index
+from clit_basicsr.ops.coords import Frame, nearest_index, numbers
 
 
 class Neighbor(NamedTuple):
@@ -39,7 +39,7 @@ def ensemble_neighbors(coord: Tensor, frame: Frame, ensemble: bool = True) -> li
     for vy in (-1, 1):
         for vx in (-1, 1):
             # The 1e-6 decides to which side a query halfway between two pixels goes: a third of all at x3.
-            shift = coord.new_tensor([vy / frame.size[0] + 1e-6, vx / frame.size[1] + 1e-6])
+            shift = numbers((vy / frame.size[0] + 1e-6, vx / frame.size[1] + 1e-6), coord)
             point = (coord + shift).clamp(-1 + 1e-6, 1 - 1e-6)
             dx = _distance(coord, point, frame)
             points.append(point)

@@ -1,8 +1,10 @@
 """All networks and operators on a pretended GPU: nothing is on the wrong device, and the host seldom waits."""
 
 import cuda_checks
+import numpy as np
 import pytest
 import torch
+from awkward_pictures import color
 from pretended_gpu import OnGpu, backward, pretended_gpu, to_gpu
 from test_all_networks import NETWORKS, build, queries
 from test_encoders import HOSTS
@@ -11,6 +13,10 @@ from clit_basicsr.archs.clit_arch import CLIT
 from clit_basicsr.archs.lit_arch import LIT
 from clit_basicsr.models import ImplicitSRModel
 from clit_basicsr.ops import backends, cuda_backend, dense, use_backend
+from clit_basicsr.pictures.attention import look
+from clit_basicsr.pictures.enlarge import enlarge
+from clit_basicsr.pictures.files import Picture
+from clit_basicsr.pictures.zoom import plan_shots, render_film
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +104,24 @@ def test_training_goes_on_without_waiting_for_the_last_step():
             assert gpu.waits == ['aten._local_scalar_dense.default']
             gpu.waits.clear()
     assert 0 < losses[1] < losses[0] < 1
+
+
+def test_the_commands_on_pictures(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (1 << 33, 1 << 33))
+    picture, net = Picture(color(20, 17)), build('CLIT')
+
+    def answers(net):
+        large, _ = enlarge(net, picture, None, 2.5)
+        film = list(render_film(net, picture, plan_shots((20, 17), (16, 16), (5, 5), 3, 3), (16, 16)))
+        view = look(net, picture, (3.2, 4.5), 6)
+        return [large.pixels, *film, view.result, *(branch.weights for branch in view.maps)]
+
+    with use_backend('reference'):
+        expected = answers(net)
+    with pretended_gpu():
+        found = answers(to_gpu(net))
+    for a, b in zip(found, expected, strict=True):
+        assert np.abs(np.float64(a) - b).max() < 1.01 if a.dtype == np.uint8 else 1e-4
 
 
 @pytest.mark.parametrize('kind', HOSTS)

@@ -107,7 +107,9 @@ def _paint(net: ImplicitNet, source: np.ndarray, out: np.ndarray, target: dict, 
         values = rgb[0] if out.shape[2] == 3 else rgb[0].mean(0, keepdim=True)
         values = values.mul_(white)
         values = (values.round_() if integer else values).clamp_(0, white)
-        out[rows, cols] = values.permute(1, 2, 0).cpu().numpy()
+        if out.dtype == np.uint8:
+            values = values.byte()  # where it was made: a quarter of what a GPU hands over
+        out[rows, cols] = values.permute(1, 2, 0).contiguous().cpu().numpy()
         bar.update()
 
 

@@ -18,6 +18,17 @@ from clit_basicsr.ops import library
 GPU = torch.device('cuda', 0)
 # Our operators, whose implementations are run as they would be on a GPU.
 OURS = {op._opoverload: op._init_fn for op in vars(library).values() if hasattr(op, '_opoverload')}
+aten = torch.ops.aten
+# Whose result, or its size, the host must know.
+WAITING = {
+    aten._local_scalar_dense.default,
+    aten._unique2.default,
+    aten.bincount.default,
+    aten.equal.default,
+    aten.masked_select.default,
+    aten.nonzero.default,
+    aten.repeat_interleave.Tensor,
+}
 
 
 class OnGpu(Tensor):
@@ -53,22 +64,17 @@ class OnGpu(Tensor):
                 return OURS[func](*args, **kwargs)
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         others = [t for t in tensors if not isinstance(t, OnGpu)]
-        if func is torch.ops.aten.copy_.default and others:
-            _wait(f'{func} from the CPU' if others[0] is args[1] else str(func))
-        elif any(t.dim() > 0 for t in others) and not (
-            func is torch.ops.aten.cat.default and not any(map(Tensor.any, others))
-        ):
+        # Zeros for parts without a gradient, which torch itself makes, here on the CPU.
+        zeros = func is aten.cat.default and not any(t.any() for t in others)
+        if func is not aten.copy_.default and not zeros and any(t.dim() > 0 for t in others):
             raise RuntimeError(f'{func}: tensors on two devices; on the CPU are {[tuple(t.shape) for t in others]}')
-        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
-            _wait(str(func))
+        masked = func is aten.index.Tensor and any(t.dtype == torch.bool for t in tensors[1:])
+        if func in WAITING or masked or (func is aten.copy_.default and others):
+            Mode.active.waits.append(str(func))
         inner_args, inner_kwargs = tree_map_only(OnGpu, lambda t: t.inner, (args, kwargs))
+        # A wrapper would not tell torch that what it holds is to be conjugated.
         out = tree_map_only(Tensor, lambda t: OnGpu(t.resolve_conj()), func(*inner_args, **inner_kwargs))
         return return_and_correct_aliasing(func, args, kwargs, out)
-
-
-def _wait(cause: str) -> None:
-    if Mode.active is not None:
-        Mode.active.waits.append(cause)
 
 
 class Mode(TorchFunctionMode):
@@ -140,6 +146,7 @@ def pretended_gpu() -> Iterator[Mode]:
 
 
 def to_gpu(net: nn.Module) -> nn.Module:
+    """The network, its parameters and buffers moved there."""
     for module in net.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:

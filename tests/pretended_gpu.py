@@ -25,9 +25,12 @@ WAITING = {
     aten._unique2.default,
     aten.bincount.default,
     aten.equal.default,
+    aten.is_nonzero.default,
+    aten.item.default,
     aten.masked_select.default,
     aten.nonzero.default,
     aten.repeat_interleave.Tensor,
+    aten.repeat_interleave.self_Tensor,
 }
 
 

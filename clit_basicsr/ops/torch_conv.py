@@ -21,9 +21,10 @@ def _interpolations(taps: Taps, length: int) -> Iterator[tuple[slice, slice, Ten
     index, weight = taps
     block = BLOCK if index.device.type == 'cpu' else GPU_BLOCK
     step = max(1, -(-block * len(index) // length))
+    places = index.cpu()  # at once: from a GPU every number takes its time
     for start in range(0, len(index), step):
         fine = slice(start, min(start + step, len(index)))
-        low, high = int(index[fine].min()), int(index[fine].max()) + 1
+        low, high = int(places[fine].min()), int(places[fine].max()) + 1
         matrix = weight.new_zeros(fine.stop - start, 3, high - low)
         matrix.scatter_add_(2, index[fine] - low, weight[fine])
         yield fine, slice(low, high), matrix.flatten(1)

@@ -101,6 +101,9 @@ class Mode(TorchFunctionMode):
         if name in ('tolist', 'numpy') and isinstance(args[0], OnGpu):
             self.waits.append(name)
             return func(args[0].inner, *args[1:], **kwargs)
+        if name == 'embedding_bag' and isinstance(args[0], OnGpu):  # what it would make itself, outside of the mode
+            kwargs['offsets'] = OnGpu(torch.arange(0, args[0].numel(), args[0].shape[1]))
+            args, kwargs['per_sample_weights'] = (args[0].flatten(), *args[1:]), kwargs['per_sample_weights'].flatten()
         if kwargs.get('device') is not None and torch.device(kwargs['device']).type == 'cuda':
             if name in ('tensor', 'as_tensor'):
                 self.waits.append(name)

@@ -70,15 +70,15 @@ def local_attention(
 
 
 def _sample(feat: Tensor, coord: Tensor, frame: Frame) -> Tensor:
-    """:func:`~clit_basicsr.ops.coords.sample_bilinear` with one read, so that its gradient is added to the map once."""
+    """:func:`~clit_basicsr.ops.coords.sample_bilinear` in one pass, zeros outside: a query is a bag of four pixels."""
     batch, _, height, width = feat.shape
     rows = bilinear_taps(coord[..., 0], frame, 0, height, 'zeros')
     cols = bilinear_taps(coord[..., 1], frame, 1, width, 'zeros')
     image = torch.arange(batch, device=feat.device).view(-1, 1) * height
-    index = torch.stack([(image + y) * width + x for y, _ in rows for x, _ in cols], dim=-1)  # (B, Q, 4)
-    weight = torch.stack([wy * wx for _, wy in rows for _, wx in cols], dim=-1).to(feat.dtype)
-    pixels = F.embedding(index, channels_last(feat).flatten(0, 2))  # (B, Q, 4, C)
-    return torch.matmul(weight.unsqueeze(2), pixels).squeeze(2)
+    index = torch.stack([(image + y) * width + x for y, _ in rows for x, _ in cols], dim=-1).flatten(0, 1)  # (B * Q, 4)
+    weight = torch.stack([wy * wx for _, wy in rows for _, wx in cols], dim=-1).flatten(0, 1).to(feat.dtype)
+    pixels = channels_last(feat).flatten(0, 2)
+    return F.embedding_bag(index, pixels, per_sample_weights=weight, mode='sum').unflatten(0, coord.shape[:2])
 
 
 def channels_last(feat: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import clit_basicsr  # noqa: F401  makes `import basicsr` work
+from clit_basicsr.ops import backends, cuda_backend, native
 
 EMULATION = Path(__file__).parent / 'cuda_emulation'
 TORCH = Path(torch.__file__).parent
@@ -34,8 +35,6 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture(scope='session')
 def emulation(tmp_path_factory):
     """The operators of the CUDA kernels, their own source executed on the CPU."""
-    from clit_basicsr.ops import native
-
     if shutil.which('g++') is None:
         pytest.skip('the emulation of the CUDA kernels needs g++')
     path = tmp_path_factory.mktemp('emulation') / 'clit_emulated.so'
@@ -51,8 +50,6 @@ def emulation(tmp_path_factory):
 @pytest.fixture
 def emulated(emulation, monkeypatch):
     """Backend 'cuda' takes CPU tensors and launches the emulated kernels; at least one must have run."""
-    from clit_basicsr.ops import backends, cuda_backend
-
     monkeypatch.setattr(backends, '_native_reason', lambda name: None)
     monkeypatch.setitem(backends.REASONS, 'cuda', lambda v, **call: None)
     monkeypatch.setattr(cuda_backend, 'run', lambda name, *arguments: getattr(emulation, name)(*arguments, 0))

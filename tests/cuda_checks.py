@@ -11,6 +11,7 @@ from clit_basicsr.ops.axes import convolution_taps, make_axis
 from clit_basicsr.ops.coords import Frame, make_coord
 from clit_basicsr.ops.torch_backend import pack
 
+OPERATORS = ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear']
 # What the backend calls of the library.
 CALLED = sorted(set(re.findall(r"run\(\s*'(\w+)'", Path(cuda_backend.__file__).read_text())))
 
@@ -167,7 +168,7 @@ def spread(value):
 
 def check_small(device='cpu'):
     """A case so small that a tool which watches every access is soon done with it, and yet runs every kernel."""
-    for name in ('attention', 'attend_linear', 'upsampled_conv', 'dense_linear'):
+    for name in OPERATORS:
         for dtype in (torch.float32, torch.bfloat16):
             for shape in ((64, 2, 3, 8), (10, 2, 3, 5)):
                 check(name, dtype, device, size=(4, 3), queries=9, shape=shape)
@@ -220,7 +221,7 @@ def check_repeats(device='cpu', again=lambda: None):
     runs = []
     for _ in range(2):
         results = []
-        for name in ('attention', 'attend_linear', 'upsampled_conv', 'dense_linear'):
+        for name in OPERATORS:
             results += answers(*operator(name, torch.float32, device, queries=200), 'cuda')
         runs.append(results)
         again()

@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from clit_basicsr.ops import library
 
-GPU = torch.device('cuda', 0)
 # Our operators, whose implementations are run as they would be on a GPU.
 OURS = {op._opoverload: op._init_fn for op in vars(library).values() if hasattr(op, '_opoverload')}
 aten = torch.ops.aten
@@ -55,7 +54,7 @@ class OnGpu(Tensor):
     def __repr__(self):
         return f'OnGpu({self.inner})'
 
-    device = property(lambda self: GPU)
+    device = property(lambda self: torch.device('cuda', 0))
     is_cuda = property(lambda self: True)
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -122,8 +121,8 @@ class Mode(TorchFunctionMode):
                 dtype = value
             elif isinstance(value, (str, torch.device)):
                 device = value
-        kind = tensor.device.type if device is None else torch.device(device).type
-        kind = {'cpu': 'cpu', 'cuda': 'cuda'}.get(name, kind)
+        device = name if name != 'to' else device or tensor.device
+        kind = torch.device(device).type
         if kind == 'cuda' and not isinstance(tensor, OnGpu):
             if not non_blocking:
                 self.waits.append('to a GPU')

@@ -11,7 +11,6 @@ pytestmark = [
     pytest.mark.usefixtures('exact_products'),
     pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here: no CUDA kernel has been run on one'),
 ]
-OPERATORS = ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear']
 
 
 @pytest.fixture(autouse=True)
@@ -22,13 +21,13 @@ def errors_are_told_where_they_are_made():
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('shape', [*cuda_checks.SHAPES, (256, 8, 7, 256)], ids=str)
-@pytest.mark.parametrize('name', OPERATORS)
+@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
 def test_values_and_gradients(name, shape, dtype):
     cuda_checks.check(name, dtype, 'cuda', shape=shape)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 6), (9, 2), (33, 47)])
-@pytest.mark.parametrize('name', OPERATORS)
+@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
 def test_small_and_odd_maps(name, size):
     cuda_checks.check(name, torch.float32, 'cuda', size=size, shape=(32, 1, 7, 6), batch=3, queries=700)
 
@@ -46,7 +45,7 @@ def test_dense_in_registers(ratio, shape, dtype):
     cuda_checks.check('dense_linear', dtype, 'cuda', ratio=ratio, size=(21, 46), shape=shape)
 
 
-@pytest.mark.parametrize('name', OPERATORS)
+@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
 def test_in_pieces_and_not_contiguous(name, monkeypatch):
     monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 100_000)
     monkeypatch.setattr(cuda_backend, 'GROUP_BYTES', 1)
@@ -60,7 +59,7 @@ def test_local_attention():
     cuda_checks.check_local_attention('cuda', size=(48, 48), queries=2304, shape=(256, 8, 7, 64))
 
 
-@pytest.mark.parametrize('name', OPERATORS)
+@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
 def test_on_another_stream(name):
     """The default stream is kept busy meanwhile: a kernel that ran there would be late, and the result wrong."""
     function, arguments = cuda_checks.operator(name, torch.float32, 'cuda', queries=500)
@@ -76,7 +75,7 @@ def test_on_another_stream(name):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='there is no second GPU')
 def test_on_another_device():
-    for name in OPERATORS:
+    for name in cuda_checks.OPERATORS:
         cuda_checks.check(name, torch.float32, 'cuda:1')
 
 
@@ -87,7 +86,7 @@ def test_repeats_bit_by_bit():
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_autocast(dtype):
     """Maps and products in autocast's type, the softmax in single precision; gradients in the parameters' type."""
-    for name in OPERATORS:
+    for name in cuda_checks.OPERATORS:
         function, arguments = cuda_checks.operator(name, torch.float32, 'cuda')
         expected = cuda_checks.answers(function, cuda_checks.double(arguments), 'torch', dtype)
         with torch.autocast('cuda', dtype):

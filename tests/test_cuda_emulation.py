@@ -18,20 +18,20 @@ KERNELS = torch.ops.clit_emulated
 
 
 @pytest.mark.parametrize('shape', cuda_checks.SHAPES, ids=str)
-@pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
+@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
 def test_values_and_gradients(name, shape):
     cuda_checks.check(name, torch.float32, shape=shape)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
+@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
 def test_half_precision(name, dtype):
     for shape in ((64, 2, 5, 20), (10, 2, 3, 5)):
         cuda_checks.check(name, dtype, shape=shape)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 6), (9, 2)])
-@pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
+@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
 def test_small_and_odd_maps(name, size):
     cuda_checks.check(name, torch.float32, size=size, shape=(32, 1, 7, 6), batch=3)
 
@@ -70,7 +70,7 @@ def test_the_small_case_runs_every_kernel(monkeypatch):
     assert {dtype for name, dtype in used if name == 'dense_attention'} == {torch.float32, torch.bfloat16}
 
 
-@pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
+@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
 def test_in_pieces_and_not_contiguous(name, monkeypatch):
     monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 100_000)
     monkeypatch.setattr(cuda_backend, 'GROUP_BYTES', 1)
@@ -112,7 +112,7 @@ def test_very_many_queries_of_one_pixel_are_made_in_pieces(ratio, monkeypatch):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
+@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
 def test_operator_is_registered_well(name, dtype):
     function, arguments = cuda_checks.operator(name, dtype, size=(3, 2), queries=5, shape=(10, 2, 3, 4))
     if dtype == torch.float32 and name != 'dense_linear':

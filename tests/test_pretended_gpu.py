@@ -65,7 +65,7 @@ def picture(net, device):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('name', ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear'])
+@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
 def test_operators(name, dtype):
     with pretended_gpu():
         cuda_checks.check(name, dtype, 'cuda', size=(4, 3), queries=9, shape=(64, 2, 3, 8))
@@ -125,7 +125,7 @@ def test_the_commands_on_pictures(monkeypatch):
     with pretended_gpu():
         found = answers(to_gpu(net))
     for a, b in zip(found, expected, strict=True):
-        assert np.abs(np.float64(a) - b).max() < 1.01 if a.dtype == np.uint8 else 1e-4
+        assert np.abs(np.float64(a) - b).max() < (1.01 if a.dtype == np.uint8 else 1e-4)
 
 
 @pytest.mark.parametrize('kind', HOSTS)

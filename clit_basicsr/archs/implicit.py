@@ -305,7 +305,7 @@ def expand_cell(cell: Tensor, coord: Tensor) -> Tensor:
 
 def relative_cell(cell: Tensor, coord: Tensor, frame: Frame) -> Tensor:
     """The HR pixel's size in units of half an LR pixel, (B, Q, 2)."""
-    return expand_cell(cell, coord) * numbers(frame.size, cell)
+    return expand_cell(cell * numbers(frame.size, cell), coord)
 
 
 def output_size(

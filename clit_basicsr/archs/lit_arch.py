@@ -7,13 +7,20 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from clit_basicsr.archs.implicit import MAX_QUERIES, Features, ImplicitNet, LocalAttention, skip_connection
+from clit_basicsr.archs.implicit import (
+    MAX_QUERIES,
+    Features,
+    ImplicitNet,
+    LocalAttention,
+    relative_cell,
+    skip_connection,
+)
 from clit_basicsr.archs.lit_dense import fill
 from clit_basicsr.archs.lit_frequency import FrequencyBranch
 from clit_basicsr.archs.mlp import build_mlp
 from clit_basicsr.errors import UserError
 from clit_basicsr.ops import PositionalBias, backends, local_attention
-from clit_basicsr.ops.coords import Frame, nearest_index, numbers
+from clit_basicsr.ops.coords import Frame, nearest_index
 from clit_basicsr.ops.reference import attention_weights
 from clit_basicsr.ops.upsampled import Upsampling, upsample, upsampled_conv
 
@@ -111,10 +118,7 @@ class LITBranch(nn.Module):
         backend = self.backend(z, coord)
         q, k, v = self.project(z, upsampling, backend)
         frame = frame if upsampling is None else upsampling.target
-        relative_cell = None
-        if self.cell:
-            cell = cell.unsqueeze(1) if cell.dim() == 2 else cell
-            relative_cell = (cell * numbers(frame.size, cell)).expand(-1, coord.shape[1], 2)
+        size = relative_cell(cell, coord, frame) if self.cell else None
         first_layer = cast(nn.Linear, self.decoder[0])
         # With gradients the fast backends bound their memory themselves.
         whole = backend != 'reference' and torch.is_grad_enabled()
@@ -133,7 +137,7 @@ class LITBranch(nn.Module):
                 num_heads=self.num_heads,
                 grid_size=self.grid_size,
                 bias=bias,
-                cell=None if relative_cell is None else relative_cell[:, part],
+                cell=None if size is None else size[:, part],
                 aggregation=self.aggregation,
                 backend=backend,
             )

@@ -65,16 +65,17 @@ def make_axis(
     coord = pixel_centers(n_hr, *bounds)
     (low, w0), (high, w1) = bilinear_taps(coord, frame, axis, length, 'zeros')
     nearest = nearest_index(coord, frame.size[axis]) - frame.origin[axis]
-    taps, weights = torch.stack((low, high), dim=1), torch.stack((w0, w1), dim=1)
     if bias is None:
         table = like.new_zeros(len(coord), grid_size, num_heads)
     else:
-        table = axis_bias(_moved(relative_axis(coord, frame, grid_size, axis), like), bias, axis)
-    return Axis(nearest, _moved(taps, like), _moved(weights, like).to(like.dtype), table.to(like.dtype))
+        distance = relative_axis(coord, frame, grid_size, axis).to(like.device, non_blocking=True)
+        table = axis_bias(distance, bias, axis).to(like.dtype)
+    return Axis(nearest, *_beside(torch.stack((low, high), dim=1), torch.stack((w0, w1), dim=1), like), table)
 
 
-def _moved(table: Tensor, like: Tensor) -> Tensor:
-    return table.to(like.device, non_blocking=True)
+def _beside(index: Tensor, weight: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Taps beside ``like``, the weights in its dtype."""
+    return index.to(like.device, non_blocking=True), weight.to(like, non_blocking=True)
 
 
 def convolution_taps(
@@ -94,4 +95,4 @@ def convolution_taps(
     coord = fine.to(torch.float32) * (2 / n_fine) + (-1 + 1 / n_fine)
     (low, w0), (high, w1) = bilinear_taps(coord, frame, axis, length, padding)
     weight = torch.stack((w0, w1), dim=-1) * ((fine >= 0) & (fine < n_fine)).unsqueeze(-1)
-    return _moved(torch.stack((low, high), dim=-1), like), _moved(weight, like).to(like.dtype)
+    return _beside(torch.stack((low, high), dim=-1), weight, like)

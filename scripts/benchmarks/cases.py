@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from clit_basicsr.archs.clit_arch import CLIT, split_scale
+from clit_basicsr.archs.precision import precision
 
 EDSR_BASELINE = {'type': 'EDSR', 'num_feat': 64, 'num_block': 16, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
 
@@ -74,17 +75,20 @@ def network() -> CLIT:
     return CLIT(encoder=EDSR_BASELINE, num_branches=3)
 
 
-def training_step(net: CLIT, case: Training):
-    """A function that makes one step's forward and backward pass."""
-    gen = torch.Generator().manual_seed(0)
-    size = round(48 * torch.tensor(case.scales, dtype=torch.float64).prod().item())
-    lq, gt = torch.rand(case.batch, 3, 48, 48, generator=gen), torch.rand(case.batch, 2304, 3, generator=gen)
-    pixel = torch.randint(0, size, (case.batch, 2304, 2), generator=gen)
-    coord, cell = -1 + 1 / size + 2 / size * pixel.float(), torch.full((case.batch, 2), 2 / size)
+def training_step(net: CLIT, case: Training, side: int = 48, queries: int = 2304, kind: str | None = None):
+    """A function that makes one step's forward and backward pass where the network is; kind: see ``precision``."""
+    device, gen = next(net.parameters()).device, torch.Generator().manual_seed(0)
+    size = round(side * torch.tensor(case.scales, dtype=torch.float64).prod().item())
+    lq, gt = (torch.rand(case.batch, *shape, generator=gen).to(device) for shape in ((3, side, side), (queries, 3)))
+    pixel = torch.randint(0, size, (case.batch, queries, 2), generator=gen).to(device)
+    coord, cell = -1 + 1 / size + 2 / size * pixel.float(), torch.full((case.batch, 2), 2 / size, device=device)
 
     def step() -> None:
         net.zero_grad(set_to_none=True)
-        F.l1_loss(net(lq, coord, cell, case.scales), gt).backward()
+        with precision(kind, device):
+            out = net(lq, coord, cell, case.scales)
+            with torch.autocast(device.type, enabled=False):
+                F.l1_loss(out.float(), gt).backward()
 
     return step
 

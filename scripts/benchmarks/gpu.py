@@ -5,7 +5,8 @@
 
 All parts make rows of one table; without a part its head alone is written. Times are medians of CUDA events after a
 warm-up. A kernel's bytes count each of its inputs and outputs once, its operations are those of its formula; both are
-least amounts. The networks need BasicSR; the rest needs torch alone.
+least amounts. The networks and the constants need BasicSR; the rest
+needs torch alone.
 """
 
 import argparse
@@ -23,7 +24,6 @@ from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from clit_basicsr.ops import backends, cuda_backend, dense, native, torch_backend, torch_conv, use_backend
 from clit_basicsr.ops.axes import convolution_taps, make_axis
@@ -77,7 +77,7 @@ def seconds(function: Callable[[], Any], repeats: int = 10) -> float:
 
 def accuracy() -> Iterator[str]:
     """The worst norm of a difference over the norm, of values and gradients, against float64 from the same inputs."""
-    for name in ('attention', 'attend_linear', 'upsampled_conv', 'dense_linear'):
+    for name in cuda_checks.OPERATORS:
         for dtype, bound in cuda_checks.TOLERANCE.items():
             shape = (CHANNELS, HEADS, GRID, OUTPUTS)
             worst = max(cuda_checks.errors(name, dtype, DEVICE, shape=shape, size=(12, 9), queries=300))
@@ -188,21 +188,9 @@ def kernels() -> Iterator[str]:
 
 def step_of(net, scales: tuple[float, ...], kind: str) -> Callable[[], None]:
     """A training step's forward and backward pass."""
-    from clit_basicsr.archs.precision import precision
+    import cases
 
-    size = round(SIDE * torch.tensor(scales, dtype=torch.float64).prod().item())
-    lq, gt = torch.rand(BATCH, 3, SIDE, SIDE, device=DEVICE), torch.rand(BATCH, QUERIES, 3, device=DEVICE)
-    pixel = torch.randint(0, size, (BATCH, QUERIES, 2), device=DEVICE)
-    coord, cell = -1 + 1 / size + 2 / size * pixel.float(), torch.full((BATCH, 2), 2 / size, device=DEVICE)
-
-    def step() -> None:
-        net.zero_grad(set_to_none=True)
-        with precision(kind, lq.device):
-            out = net(lq, coord, cell, scales)
-            with torch.autocast(lq.device.type, enabled=False):
-                F.l1_loss(out.float(), gt).backward()
-
-    return step
+    return cases.training_step(net, cases.Training('', BATCH, scales), SIDE, QUERIES, kind)
 
 
 def picture_of(net, ratio: float, kind: str) -> Callable[[], None]:

@@ -23,7 +23,8 @@ class BuildKernels(build_py):
     def run(self) -> None:
         if LIBRARIES:
             # by its path: importing the package needs torch, and what is installed may be another version
-            spec = importlib.util.spec_from_file_location('native', ROOT / 'clit_basicsr' / 'ops' / 'native.py')
+            path = ROOT / 'clit_basicsr' / 'ops' / 'backends' / 'native.py'
+            spec = importlib.util.spec_from_file_location('native', path)
             native = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(native)
             if unknown := [name for name in LIBRARIES if name not in native.LIBRARIES]:
@@ -65,7 +66,7 @@ setup(
     python_requires='>=3.11,<3.13',
     packages=find_packages(include=['clit_basicsr', 'clit_basicsr.*']),
     package_data={
-        'clit_basicsr.metrics': ['tables.csv'],
+        'clit_basicsr.report': ['tables.csv'],
         'clit_basicsr.ops': ['csrc/*'],  # compiled at first use, or by CLIT_BUILD
     },
     cmdclass={'build_py': BuildKernels},

@@ -49,10 +49,10 @@ def upscale(
         path, an array (H, W) or (H, W, 2 to 4), uint8 or uint16.
 
     Raises:
-        clit_basicsr.errors.UserError: the file, the network or the size cannot be used, with the reason.
+        clit_basicsr.base.errors.UserError: the file, the network or the size cannot be used, with the reason.
     """
-    from clit_basicsr.pictures import door
+    from clit_basicsr.pictures import api
 
-    return door.upscale(
+    return api.upscale(
         image, scale, size=size, model=model, tile=tile, precision=precision, device=device, progress=progress
     )

@@ -8,7 +8,8 @@ import sys
 import torch
 
 from clit_basicsr import __version__
-from clit_basicsr.ops import backends, native
+from clit_basicsr.ops import backends
+from clit_basicsr.ops.backends import native
 
 
 def _processor() -> str:

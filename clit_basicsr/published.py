@@ -18,7 +18,7 @@ from clit_basicsr.archs import build_network
 from clit_basicsr.archs.checkpoint import load_weights, read_checkpoint
 from clit_basicsr.archs.encoders import build_encoder, layouts
 from clit_basicsr.archs.encoders.layouts import Layout
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 # Their key, our key: see archs/encoders/layouts.py.
 LAYOUTS: dict[str, Layout] = {

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import clit_basicsr  # noqa: F401  makes `import basicsr` work
-from clit_basicsr.ops import backends, cuda_backend, native
+from clit_basicsr.ops import backends
+from clit_basicsr.ops.backends import cuda_backend, native
 
 EMULATION = Path(__file__).parent / 'cuda_emulation'
 TORCH = Path(torch.__file__).parent
@@ -17,7 +18,7 @@ TORCH = Path(torch.__file__).parent
 @pytest.fixture(scope='session')
 def net():
     """The small network of experiments/tiny, in evaluation mode."""
-    from tiny_network import build
+    from helpers.tiny_network import build
 
     return build()
 
@@ -25,7 +26,7 @@ def net():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The working directory, with a trained experiment."""
-    from tiny_network import make_experiment
+    from helpers.tiny_network import make_experiment
 
     monkeypatch.chdir(tmp_path)
     make_experiment()

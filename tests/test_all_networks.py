@@ -9,7 +9,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from clit_basicsr import archs
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.archs.ipe_arch import integrated_encoding
-from clit_basicsr.ops.coords import make_coord
+from clit_basicsr.ops.geometry.coords import make_coord
 
 EDSR = {'type': 'EDSR', 'num_feat': 6, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
 SWINIR = {'type': 'SwinIR', 'img_size': 8, 'embed_dim': 8, 'depths': [2], 'num_heads': [2], 'window_size': 4}

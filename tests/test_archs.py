@@ -7,10 +7,10 @@ import torch
 from clit_basicsr.archs import CLIT, LIT, Bicubic
 from clit_basicsr.archs.clit_arch import parse_factors, split_scale
 from clit_basicsr.archs.implicit import Features, output_size
-from clit_basicsr.errors import UserError
-from clit_basicsr.ops.coords import Frame, make_coord, upsample_bilinear
-from clit_basicsr.ops.reference import local_attention
-from clit_basicsr.ops.resize import imresize
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.ops.attention.reference import local_attention
+from clit_basicsr.ops.geometry.coords import Frame, make_coord, upsample_bilinear
+from clit_basicsr.ops.geometry.resize import imresize
 
 EDSR = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
 SMALL = {'encoder': EDSR, 'dim': 8, 'num_heads': 2, 'grid_size': 5, 'hidden_dims': [16, 16]}

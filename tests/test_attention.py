@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from clit_basicsr.archs import build_network
-from clit_basicsr.errors import UserError
-from clit_basicsr.ops.coords import make_coord
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.ops.geometry.coords import make_coord
 
 ENCODER = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
 SMALL = {'encoder': ENCODER, 'dim': 8, 'num_heads': 2, 'grid_size': 5, 'hidden_dims': [8]}

@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from clit_basicsr.errors import UserError
-from clit_basicsr.hosts import basicsr_fixes, basicsr_resume
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.hosts.basicsr import fixes as basicsr_fixes
+from clit_basicsr.hosts.basicsr import resume as basicsr_resume
 
 OTHER = 'other.pth'  # a checkpoint without `params`
 

@@ -12,10 +12,10 @@ from test_golden import FILES, PEERS, read, relative_difference
 
 from clit_basicsr import published
 from clit_basicsr.archs import build_network, load_checkpoint, save_checkpoint
-from clit_basicsr.archs.safetensors_file import read_safetensors, write_safetensors
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.safetensors_file import read_safetensors, write_safetensors
 from clit_basicsr.cli import convert, info, main
-from clit_basicsr.errors import UserError
-from clit_basicsr.hosts.basicsr_resume import save_network
+from clit_basicsr.hosts.basicsr.resume import save_network
 
 OPTIONS = {
     'type': 'CLIT',

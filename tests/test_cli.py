@@ -15,8 +15,8 @@ import yaml
 from PIL import Image
 
 from clit_basicsr import cli
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import option_file, options
-from clit_basicsr.errors import UserError
 
 # As BasicSR's own options/train/EDSR/train_EDSR_Lx4_f256b32_DIV2K_300k_B16G1_204pretrain_wandb.yml, made small.
 EDSR = """
@@ -112,7 +112,7 @@ logger: {print_freq: 1, save_checkpoint_freq: 2}
 KILLED_WHILE_SAVING = """
 import os, signal, sys
 from clit_basicsr.cli import main
-from clit_basicsr.hosts import basicsr_resume
+from clit_basicsr.hosts.basicsr import resume as basicsr_resume
 def replace(source, target, real=os.replace):
     if str(target).endswith('6.state'):
         os.kill(os.getpid(), signal.SIGKILL)

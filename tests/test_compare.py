@@ -5,10 +5,10 @@ import os
 
 import numpy as np
 import pytest
-import tiny_network
 import torch
+from helpers import tiny_network
+from helpers.tiny_network import save
 from PIL import Image
-from tiny_network import save
 
 from clit_basicsr import cli
 from clit_basicsr.archs import Bicubic

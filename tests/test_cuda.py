@@ -1,10 +1,11 @@
 """The CUDA kernels on a GPU, against float64. ``scripts/gpu_check.sh`` runs these tests on a bare machine."""
 
-import cuda_checks
 import pytest
 import torch
+from helpers import cuda_checks
 
-from clit_basicsr.ops import backends, cuda_backend
+from clit_basicsr.ops import backends
+from clit_basicsr.ops.backends import cuda_backend
 
 pytestmark = [
     pytest.mark.cuda,

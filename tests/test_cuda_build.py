@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cuda_checks
 import pytest
 import torch
+from helpers import cuda_checks
 from torch._subclasses import FakeTensorMode
 
-from clit_basicsr.errors import UserError
-from clit_basicsr.ops import backends, library, native
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.ops import backends, operators
+from clit_basicsr.ops.backends import native
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,15 +66,15 @@ def test_fake_kernels_and_autocast(autocast):
         torch.set_autocast_dtype('cuda', autocast or torch.float16)
         try:
             for backend in ('cuda', 'torch'):
-                attention = library.attention(query, maps, table, table, place, place, backend)
-                first = library.attend_linear(attention, maps, weight, place, place, backend)
-                fine = library.upsampled_conv(maps, kernel, offset, *taps, *taps, backend)
+                attention = operators.attention(query, maps, table, table, place, place, backend)
+                first = operators.attend_linear(attention, maps, weight, place, place, backend)
+                fine = operators.upsampled_conv(maps, kernel, offset, *taps, *taps, backend)
                 expected = autocast if autocast is not None and backend == 'cuda' else torch.float32
                 assert {attention.dtype, first.dtype, fine.dtype} == {expected}
                 assert (attention.shape, first.shape, fine.shape) == ((2, 5, 2, 49), (2, 5, 9), (2, 8, 8, 6))
-                grads = library.attention_backward(attention, attention, query, maps, place, place, backend)
+                grads = operators.attention_backward(attention, attention, query, maps, place, place, backend)
                 assert [t.shape for t in grads] == [query.shape, maps.shape, table.shape, table.shape]
-                grads = library.attend_linear_backward(first, attention, maps, weight, place, place, backend)
+                grads = operators.attend_linear_backward(first, attention, maps, weight, place, place, backend)
                 assert [t.shape for t in grads] == [attention.shape, maps.shape, weight.shape]
         finally:
             torch.set_autocast_enabled('cuda', False)

@@ -4,13 +4,15 @@
 not what only a GPU can show, speed above all.
 """
 
-import cuda_checks
 import pytest
 import torch
+from helpers import cuda_checks
 
 from clit_basicsr.archs.clit_arch import CLIT
 from clit_basicsr.archs.lit_arch import LIT
-from clit_basicsr.ops import cuda_backend, dense, torch_backend, use_backend
+from clit_basicsr.ops import use_backend
+from clit_basicsr.ops.attention import dense
+from clit_basicsr.ops.backends import cuda_backend, torch_backend
 
 pytestmark = pytest.mark.usefixtures('emulated')
 ENCODER = {'type': 'EDSR', 'num_feat': 16, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}

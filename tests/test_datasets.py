@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
-from pictures import ramp, save
+from helpers.pictures import ramp, save
 from skimage import data
 from torch.utils.data import DataLoader
 
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.random_scale_dataset import RandomScaleDataset, sample_pixels
 from clit_basicsr.data.resize import downsample
-from clit_basicsr.errors import UserError
 
 STAGES = [
     {'branches': branches, 'iters': iters, 'lr': 1e-4, 'milestones': [], 'scales': scales}

@@ -14,8 +14,8 @@ from basicsr.archs.swinir_arch import SwinIR
 
 from clit_basicsr.archs import LIIF, LIT, RDN
 from clit_basicsr.archs.encoders import ENCODERS, build_encoder
-from clit_basicsr.errors import UserError
-from clit_basicsr.ops.coords import make_coord
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.ops.geometry.coords import make_coord
 
 GOLDEN = Path(__file__).parent / 'golden'
 PUBLISHED = {'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}

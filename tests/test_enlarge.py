@@ -5,15 +5,15 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from awkward_pictures import SRGB, color, make
+from helpers.awkward_pictures import SRGB, color, make
+from helpers.tiny_network import OPTIONS, REACH, answer, build, levels, save
 from PIL import Image
-from tiny_network import OPTIONS, REACH, answer, build, levels, save
 
 import clit_basicsr
 from clit_basicsr.archs import Bicubic, build_network
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import main
-from clit_basicsr.errors import UserError
-from clit_basicsr.pictures import door, enlarge, files, memory
+from clit_basicsr.pictures import api, enlarge, files, memory
 from clit_basicsr.pictures.files import Picture
 from clit_basicsr.pictures.memory import Tiles
 
@@ -187,7 +187,7 @@ def test_a_network_is_given_back_as_it_was(monkeypatch, fails):
     assert set(modes) == {True, False}
     moves, seen = [], []
     monkeypatch.setattr(net, 'to', lambda device: moves.append(str(device)))
-    monkeypatch.setattr(door, 'choose_device', torch.device)
+    monkeypatch.setattr(api, 'choose_device', torch.device)
     paint = enlarge._paint
 
     def watched(*args):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clit_basicsr.archs.clit_arch import CLIT
-from clit_basicsr.ops import native
+from clit_basicsr.ops.backends import native
 
 ROOT = Path(__file__).parents[1]
 ENCODER = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
@@ -101,7 +101,7 @@ def test_accuracy(gpu, monkeypatch, tmp_path):
 
 @pytest.mark.usefixtures('emulated')
 def test_a_wrong_kernel_fails_the_benchmark(gpu, monkeypatch, tmp_path):
-    from clit_basicsr.ops import cuda_backend
+    from clit_basicsr.ops.backends import cuda_backend
 
     monkeypatch.setattr(cuda_backend, 'attention', lambda *args, right=cuda_backend.attention: right(*args) * 1.01)
     code, rows = run(gpu, monkeypatch, tmp_path, 'accuracy')

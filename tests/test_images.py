@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
-from pictures import ramp, save
+from helpers.pictures import ramp, save
 from PIL import Image
 
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.data import images
 from clit_basicsr.data.images import ImageSource, decode, smallest_side
-from clit_basicsr.errors import UserError
 
 LMDB = {'type': 'lmdb'}
 

@@ -12,20 +12,21 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 
 # What each room may import of this package, and of other packages; None: anything.
 ROOMS = {
-    'ops': ({'ops'}, {'torch'}),
-    'archs': ({'archs', 'ops'}, {'torch', 'basicsr', 'numpy'}),
-    'data.schedule': (set(), set()),
-    'data': ({'data', 'ops'}, {'torch', 'basicsr', 'numpy', 'cv2', 'PIL', 'lmdb'}),
-    'metrics': ({'metrics'}, {'torch', 'basicsr', 'numpy'}),
-    'models': ({'models', 'archs', 'data.schedule', 'metrics'}, {'torch', 'basicsr', 'numpy', 'cv2', 'tqdm'}),
+    'base': ({'base'}, {'torch'}),
+    'ops': ({'ops', 'base'}, {'torch'}),
+    'archs': ({'archs', 'ops', 'base'}, {'torch', 'basicsr', 'numpy'}),
+    'published': ({'archs', 'ops', 'base'}, {'torch', 'basicsr', 'numpy'}),
+    'data.schedule': ({'base'}, set()),
+    'data': ({'data', 'ops', 'base'}, {'torch', 'basicsr', 'numpy', 'cv2', 'PIL', 'lmdb'}),
+    'metrics': ({'metrics', 'base'}, {'torch', 'basicsr', 'numpy'}),
+    'models': ({'models', 'archs', 'data.schedule', 'metrics', 'base'}, {'torch', 'basicsr', 'numpy', 'cv2', 'tqdm'}),
+    'report': ({'report', 'metrics', 'archs', 'base'}, {'basicsr', 'matplotlib'}),
     'pictures': (
-        {'pictures', 'archs', 'data', 'metrics', 'ops'},
+        {'pictures', 'archs', 'data', 'metrics', 'ops', 'report', 'base'},
         {'torch', 'numpy', 'cv2', 'PIL', 'tifffile', 'tqdm', 'matplotlib'},
     ),
-    'published': ({'archs', 'ops'}, {'torch', 'basicsr', 'numpy'}),
     'info': ({'ops', '__version__'}, {'torch'}),
-    'errors': (set(), set()),
-    'hosts': ({'ops', 'archs', 'data', 'models', 'metrics', 'hosts', 'published'}, None),
+    'hosts': ({'ops', 'archs', 'data', 'models', 'metrics', 'hosts', 'published', 'base'}, None),
     'cli': (None, None),
 }
 
@@ -49,9 +50,7 @@ def breaches(room, source, package):
     for name in imported(source, package):
         top, _, rest = name.partition('.')
         if top == 'clit_basicsr':
-            allowed = (
-                inside is None or rest.startswith('errors') or any(f'{rest}.'.startswith(f'{one}.') for one in inside)
-            )
+            allowed = inside is None or any(f'{rest}.'.startswith(f'{one}.') for one in inside)
         else:
             allowed = outside is None or top in outside or top in sys.stdlib_module_names
         if not allowed:
@@ -85,7 +84,7 @@ def test_imports_go_upward_never(file):
         ('models', 'from clit_basicsr.data.schedule import Stage', []),
         ('data.schedule', 'import torch', ['torch']),
         ('hosts', 'import clit_basicsr.cli', ['clit_basicsr.cli']),
-        ('archs', 'from . import mlp\nfrom clit_basicsr.errors import UserError\nimport math', []),
+        ('archs', 'from . import mlp\nfrom clit_basicsr.base.errors import UserError\nimport math', []),
     ],
 )
 def test_the_rule_catches(room, source, breach):
@@ -116,7 +115,7 @@ def test_the_host_imports_with_all_fixes_after_the_package(order):
         'print(train.load_resume_state.__module__, train.CPUPrefetcher.__module__)'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ['clit_basicsr.hosts.basicsr_resume', 'clit_basicsr.hosts.basicsr_sampler']
+    assert done.stdout.split() == ['clit_basicsr.hosts.basicsr.resume', 'clit_basicsr.hosts.basicsr.sampler']
 
 
 def test_the_host_alone_does_not_import_here():

@@ -10,7 +10,7 @@ from skimage import data
 from skimage.metrics import structural_similarity
 
 import clit_basicsr.metrics.psnr_ssim_float as metrics
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.metrics import calculate_psnr_float, calculate_ssim_float
 
 

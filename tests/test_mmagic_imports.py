@@ -9,7 +9,7 @@ LITE = 'from mmcv.ops.upfirdn2d import upfirdn2d\nimport mmcv._ext\n'
 USE = """
 import importlib, sys
 import numpy as np
-from clit_basicsr.hosts import mmagic_imports
+from clit_basicsr.hosts.mmagic import imports as mmagic_imports
 mmagic_imports.prepare()
 mmagic_imports.prepare()
 assert np.bool8 is np.bool_

@@ -5,8 +5,8 @@ import torch
 
 from clit_basicsr.archs import LIIF
 from clit_basicsr.archs.encoders import build_encoder, load_pretrained
-from clit_basicsr.hosts import mmagic_imports
-from clit_basicsr.ops.coords import make_coord
+from clit_basicsr.hosts.mmagic import imports as mmagic_imports
+from clit_basicsr.ops.geometry.coords import make_coord
 
 mmagic_imports.prepare()
 pytest.importorskip('mmagic')

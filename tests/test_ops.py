@@ -5,9 +5,10 @@ import torch
 
 from clit_basicsr.archs.clit_arch import CLIT
 from clit_basicsr.archs.lit_arch import LIT
-from clit_basicsr.errors import UserError
-from clit_basicsr.ops import PositionalBias, backends, dense, local_attention, use_backend
-from clit_basicsr.ops.coords import Frame, make_coord
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.ops import PositionalBias, backends, local_attention, use_backend
+from clit_basicsr.ops.attention import dense
+from clit_basicsr.ops.geometry.coords import Frame, make_coord
 
 FAST = [name for name in backends.REASONS if name not in ('reference', 'cuda')]  # cuda has tests of its own
 ENCODER = {'type': 'EDSR', 'num_feat': 16, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
@@ -103,8 +104,8 @@ def test_pictures_of_a_cascade(backend, padding, ratio):
 def test_bands_and_tiles_are_seamless(backend, monkeypatch):
     net, lq = network(num_branches=2), torch.rand(1, 3, 30, 41)
     expected = check_picture(net, lq, 4.7, backend)
-    monkeypatch.setattr('clit_basicsr.ops.dense.BAND_BYTES', 1)
-    monkeypatch.setattr('clit_basicsr.ops.dense.STEP_QUERIES', 100)
+    monkeypatch.setattr('clit_basicsr.ops.attention.dense.BAND_BYTES', 1)
+    monkeypatch.setattr('clit_basicsr.ops.attention.dense.STEP_QUERIES', 100)
     monkeypatch.setattr('clit_basicsr.archs.lit_dense.SKIP_ROWS', 7)
     with use_backend(backend):
         assert difference(net.upscale(lq, scale=4.7), expected) < 1e-5
@@ -116,11 +117,11 @@ def test_bands_and_tiles_are_seamless(backend, monkeypatch):
 def test_the_queries_of_one_pixel_are_parted_where_they_are_too_many(size, backend, monkeypatch):
     net, lq, counts = network(LIT), torch.rand(2, 3, *size), []
     expected = check_picture(net, lq, (9.3, 14), backend)
-    monkeypatch.setattr('clit_basicsr.ops.dense.STEP_QUERIES', 5)
-    monkeypatch.setattr('clit_basicsr.ops.dense.MOST_QUERIES', 11)  # fewer than a pixel's queries in one row
-    linear = dense.library.dense_linear
+    monkeypatch.setattr('clit_basicsr.ops.attention.dense.STEP_QUERIES', 5)
+    monkeypatch.setattr('clit_basicsr.ops.attention.dense.MOST_QUERIES', 11)  # fewer than a pixel's queries in one row
+    linear = dense.operators.dense_linear
     monkeypatch.setattr(
-        dense.library, 'dense_linear', lambda *a: counts.append(len(a[5][0]) * len(a[6][0])) or linear(*a)
+        dense.operators, 'dense_linear', lambda *a: counts.append(len(a[5][0]) * len(a[6][0])) or linear(*a)
     )
     with use_backend(backend):
         assert difference(net.upscale(lq, scale=(9.3, 14)), expected) < 1e-5

@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from awkward_pictures import SRGB, chunk, color, make
+from helpers.awkward_pictures import SRGB, chunk, color, make
 from PIL import Image, ImageCms, ImageOps
 
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.pictures import files
 from clit_basicsr.pictures.files import Picture
 

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from awkward_pictures import color
+from helpers.awkward_pictures import color
 from test_encoders import HOSTS
 from test_training import changed, prepare, train, weights
 
 import clit_basicsr
 from clit_basicsr.archs.lit_arch import LIT
 from clit_basicsr.archs.precision import precision
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import main
-from clit_basicsr.errors import UserError
-from clit_basicsr.ops.scattered import channels_last
+from clit_basicsr.ops.attention.local import channels_last
 
 CPU = torch.device('cpu')
 

@@ -1,18 +1,20 @@
 """All networks and operators on a pretended GPU: nothing is on the wrong device, and the host seldom waits."""
 
-import cuda_checks
 import numpy as np
 import pytest
 import torch
-from awkward_pictures import color
-from pretended_gpu import OnGpu, backward, pretended_gpu, to_gpu
+from helpers import cuda_checks
+from helpers.awkward_pictures import color
+from helpers.pretended_gpu import OnGpu, backward, pretended_gpu, to_gpu
 from test_all_networks import NETWORKS, build, queries
 from test_encoders import HOSTS
 
 from clit_basicsr.archs.clit_arch import CLIT
 from clit_basicsr.archs.lit_arch import LIT
 from clit_basicsr.models import ImplicitSRModel
-from clit_basicsr.ops import backends, cuda_backend, dense, use_backend
+from clit_basicsr.ops import backends, use_backend
+from clit_basicsr.ops.attention import dense
+from clit_basicsr.ops.backends import cuda_backend
 from clit_basicsr.pictures.attention import look
 from clit_basicsr.pictures.enlarge import enlarge
 from clit_basicsr.pictures.files import Picture

@@ -6,7 +6,7 @@ from test_encoders import HOSTS, host_network
 
 from clit_basicsr.archs import LIIF, LIT
 from clit_basicsr.archs.encoders import build_encoder, layouts, load_pretrained
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 NORMALIZATION = {'EDSR': 255, 'RCAN': 255, 'SwinIR': 1, 'RDN': 1, 'RRDBNet': 1, 'MSRResNet': 1}
 MEAN = [0.4488, 0.4371, 0.4040]

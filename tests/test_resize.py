@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from skimage import data
 
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.resize import downsample
-from clit_basicsr.errors import UserError
-from clit_basicsr.ops.resize import imresize, resize_axis
+from clit_basicsr.ops.geometry.resize import imresize, resize_axis
 
 # (3, 7, 8), red, green, blue
 PHOTOGRAPH = [

@@ -13,7 +13,7 @@ import torch
 from basicsr.data import build_dataloader
 from torch.utils.data import Dataset
 
-from clit_basicsr.hosts.basicsr_sampler import PlannedSampler, plan
+from clit_basicsr.hosts.basicsr.sampler import PlannedSampler, plan
 
 
 class Images(Dataset):

@@ -7,13 +7,13 @@ import pytest
 import torch
 from basicsr.data import build_dataloader
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
-from pictures import ramp, save
+from helpers.pictures import ramp, save
 from PIL import Image
 from skimage import data
 
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.resize import downsample
 from clit_basicsr.data.scaled_pair_dataset import ScaledPairDataset
-from clit_basicsr.errors import UserError
 
 
 def make(root, scale, **opt):

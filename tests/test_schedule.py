@@ -6,8 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.schedule import STAGE_KEYS, ScaleSchedule, clip_scales, parse_scales, parse_stages
-from clit_basicsr.errors import UserError
 
 
 def stage(branches=1, iters=10, scales=None, **others):

@@ -231,7 +231,7 @@ def test_self_ensemble_is_the_mean_over_flips_and_transpositions():
     ],
 )
 def test_what_cannot_be_trained_is_refused(changes, message):
-    from clit_basicsr.errors import UserError
+    from clit_basicsr.base.errors import UserError
     from clit_basicsr.models import CumulativeSRModel
 
     with pytest.raises(UserError, match=message):

@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from awkward_pictures import SRGB, color, make
+from helpers.awkward_pictures import SRGB, color, make
+from helpers.tiny_network import OPTIONS, answer, levels, save
 from PIL import Image
 from skimage import data
-from tiny_network import OPTIONS, answer, levels, save
 
 from clit_basicsr.archs import build_network, save_checkpoint
 from clit_basicsr.cli import main

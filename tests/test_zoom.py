@@ -7,14 +7,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from awkward_pictures import color
+from helpers.awkward_pictures import color
+from helpers.tiny_network import OPTIONS, REACH, build, save
 from PIL import Image
-from tiny_network import OPTIONS, REACH, build, save
 
 from clit_basicsr.archs import Bicubic, save_checkpoint
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import main
 from clit_basicsr.cli.sizes import point
-from clit_basicsr.errors import UserError
 from clit_basicsr.pictures import files, memory, zoom
 from clit_basicsr.pictures.files import Picture
 from clit_basicsr.pictures.memory import Tiles

@@ -5,7 +5,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
 from clit_basicsr.archs.implicit import Features, ImplicitNet
-from clit_basicsr.ops.coords import read_pixels, sampling_position
+from clit_basicsr.ops.geometry.coords import read_pixels, sampling_position
 
 
 def cubic(x: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from clit_basicsr.archs.safetensors_file import read_safetensors, write_safetensors
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.safetensors_file import read_safetensors, write_safetensors
 
 SAFETENSORS = '.safetensors'
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from clit_basicsr.archs.implicit import Features, skip_connection
 from clit_basicsr.archs.lit_arch import LITBase
-from clit_basicsr.errors import UserError
-from clit_basicsr.ops.coords import Frame
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.ops.geometry.coords import Frame
 from clit_basicsr.ops.upsampled import Upsampling
 
 # Scales of one branch, (y, x).

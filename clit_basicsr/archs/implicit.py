@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from clit_basicsr.archs.encoders import RawPixels, build_encoder
 from clit_basicsr.archs.precision import laid_out
-from clit_basicsr.errors import UserError
-from clit_basicsr.ops.coords import Frame, make_coord, nearest_index, numbers, pixel_centers, sample_bilinear
-from clit_basicsr.ops.padding import mirror_pad
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.ops.geometry.coords import Frame, make_coord, nearest_index, numbers, pixel_centers, sample_bilinear
+from clit_basicsr.ops.geometry.mirror import mirror_pad
 
 # HR pixels per side of the pieces in which a picture is answered, and queries per pass: both only bound the memory.
 PIECE = 192

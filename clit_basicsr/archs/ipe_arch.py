@@ -9,9 +9,9 @@ from torch import Tensor
 
 from clit_basicsr.archs.implicit import Features, ImplicitNet, relative_cell
 from clit_basicsr.archs.mlp import build_mlp
-from clit_basicsr.errors import UserError
-from clit_basicsr.ops.coords import gather_grid
-from clit_basicsr.ops.ensemble import ensemble_neighbors
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.ops.geometry.coords import gather_grid
+from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
 
 
 def integrated_encoding(dx: Tensor, size: Tensor, freqs: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from clit_basicsr.archs.implicit import Features, ImplicitNet, relative_cell
 from clit_basicsr.archs.mlp import build_mlp
-from clit_basicsr.ops.coords import gather_grid
-from clit_basicsr.ops.ensemble import ensemble_neighbors
+from clit_basicsr.ops.geometry.coords import gather_grid
+from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
 
 
 @ARCH_REGISTRY.register()

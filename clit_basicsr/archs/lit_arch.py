@@ -18,10 +18,10 @@ from clit_basicsr.archs.implicit import (
 from clit_basicsr.archs.lit_dense import fill
 from clit_basicsr.archs.lit_frequency import FrequencyBranch
 from clit_basicsr.archs.mlp import build_mlp
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops import PositionalBias, backends, local_attention
-from clit_basicsr.ops.coords import Frame, nearest_index
-from clit_basicsr.ops.reference import attention_weights
+from clit_basicsr.ops.attention.reference import attention_weights
+from clit_basicsr.ops.geometry.coords import Frame, nearest_index
 from clit_basicsr.ops.upsampled import Upsampling, upsample, upsampled_conv
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from clit_basicsr.archs.implicit import Features
-from clit_basicsr.ops.coords import numbers, upsample_bilinear
-from clit_basicsr.ops.dense import Maps, dense_first_layer
+from clit_basicsr.ops.attention.dense import Maps, dense_first_layer
+from clit_basicsr.ops.geometry.coords import numbers, upsample_bilinear
 from clit_basicsr.ops.upsampled import Upsampling, narrowed
 
 if TYPE_CHECKING:

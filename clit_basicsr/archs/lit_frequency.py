@@ -9,11 +9,11 @@ from torch.utils.checkpoint import checkpoint
 
 from clit_basicsr.archs.implicit import MAX_QUERIES, relative_cell
 from clit_basicsr.archs.mlp import build_mlp
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops import PositionalBias
-from clit_basicsr.ops.coords import Frame, gather_grid, nearest_index, sample_bilinear
-from clit_basicsr.ops.ensemble import ensemble_neighbors
-from clit_basicsr.ops.reference import positional_bias
+from clit_basicsr.ops.attention.reference import positional_bias
+from clit_basicsr.ops.geometry.coords import Frame, gather_grid, nearest_index, sample_bilinear
+from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
 
 
 class FrequencyBlock(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clit_basicsr.archs.implicit import MAX_QUERIES, Features, ImplicitNet, expand_cell
 from clit_basicsr.archs.mlp import build_mlp
-from clit_basicsr.ops.coords import gather_grid, nearest_index
+from clit_basicsr.ops.geometry.coords import gather_grid, nearest_index
 
 
 @ARCH_REGISTRY.register()

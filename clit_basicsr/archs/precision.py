@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 PRECISIONS = ('fp32', 'tf32', *HALF)

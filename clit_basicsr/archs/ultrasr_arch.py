@@ -6,9 +6,9 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from clit_basicsr.archs.implicit import Features, ImplicitNet, relative_cell
-from clit_basicsr.errors import UserError
-from clit_basicsr.ops.coords import gather_grid
-from clit_basicsr.ops.ensemble import ensemble_neighbors
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.ops.geometry.coords import gather_grid
+from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
 
 
 class ResidualMLP(nn.Module):

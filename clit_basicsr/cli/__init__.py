@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 import clit_basicsr
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 COMMANDS = ('train', 'test', 'upscale', 'attention', 'compare', 'zoom', 'convert', 'info')
 DISTRIBUTION = 'clit-basicsr'

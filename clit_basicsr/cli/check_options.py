@@ -11,10 +11,10 @@ from os import path as osp
 from pathlib import Path
 from typing import Any
 
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli.missing_sets import what_is_wrong
 from clit_basicsr.cli.option_types import check_block, check_keys, check_type, joined, nearest, options_of
 from clit_basicsr.data.schedule import parse_stages
-from clit_basicsr.errors import UserError
 
 STRUCTURE = {'name': str, 'model_type': str, 'datasets': dict, 'path': dict}
 PATH_KEYS = ('resume_state', 'ignore_resume_networks')
@@ -231,7 +231,7 @@ def check_losses_and_metrics(opt: dict) -> None:
 
 
 def check_paper_row(row: Any) -> None:
-    from clit_basicsr.metrics.paper_tables import paper_psnr
+    from clit_basicsr.report.paper_tables import paper_psnr
 
     if row is not None and row not in paper_psnr():
         raise UserError(f"paper_row: the paper's tables have no {row!r}; the nearest is {nearest(row, paper_psnr())!r}")

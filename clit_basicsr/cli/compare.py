@@ -5,9 +5,9 @@ from os import path as osp
 
 from clit_basicsr.archs import Bicubic
 from clit_basicsr.archs.implicit import ImplicitNet
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import outputs, sizes
 from clit_basicsr.data.resize import KINDS
-from clit_basicsr.errors import UserError
 from clit_basicsr.pictures import compare, files, networks
 from clit_basicsr.pictures.enlarge import choose_device
 from clit_basicsr.pictures.memory import told_when_full

@@ -10,8 +10,8 @@ import torch
 from clit_basicsr import published
 from clit_basicsr.archs import build_network, save_checkpoint
 from clit_basicsr.archs.checkpoint import load_weights, read_checkpoint
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import outputs
-from clit_basicsr.errors import UserError
 
 HELP = 'Convert a checkpoint: published CLIT, LIT, LIIF, LTE, Meta-SR into ours or back; .pth, .safetensors.'
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from os import path as osp
 
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 
 def leave_out_missing_sets(opt: dict) -> dict[str, list[str]]:

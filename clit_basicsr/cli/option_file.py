@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 INTEGER = re.compile(r'[+-]?\d+')
 NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?')

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal, Union, get_args, get_origin
 
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 LISTS = (list, tuple, collections.abc.Sequence)
 

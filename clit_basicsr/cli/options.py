@@ -13,10 +13,10 @@ from os import path as osp
 from typing import Any
 
 import clit_basicsr  # noqa: F401  before the host is imported
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import missing_sets, option_file
 from clit_basicsr.cli.check_options import check_options, check_structure, dataset_class, is_ours
 from clit_basicsr.data.schedule import parse_stages
-from clit_basicsr.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

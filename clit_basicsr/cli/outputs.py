@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from os import path as osp
 
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 
 def check(paths: list[str], force: bool, sources: Sequence[str] = ()) -> None:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 
 from clit_basicsr.archs.implicit import output_size
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 LONGEST_SIDE = 2**31 - 1  # pixels, of any format
 

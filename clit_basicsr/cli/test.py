@@ -11,7 +11,7 @@ from os import path as osp
 from typing import Any, NamedTuple
 
 from clit_basicsr.cli import missing_sets, options
-from clit_basicsr.cli.paper_row import paper_row
+from clit_basicsr.report.paper_row import paper_row
 
 HELP = 'Test a network as an option file says; results/ is made in the working directory.'
 
@@ -50,9 +50,9 @@ def write_summary(opt: dict, measurements: list[Measurement]) -> None:
     """The table to the terminal and the log; summary.csv, .md, .json and psnr_over_scale.png into the results."""
     from basicsr.utils import get_root_logger
 
-    from clit_basicsr.metrics import summary
-    from clit_basicsr.pictures.curves import draw_psnr_over_scale
-    from clit_basicsr.pictures.files import replacing
+    from clit_basicsr.base.files import replacing
+    from clit_basicsr.report import summary
+    from clit_basicsr.report.curves import draw_psnr_over_scale
 
     found = summarize(opt, measurements)
     folder = opt['path']['results_root']
@@ -73,8 +73,8 @@ def write_summary(opt: dict, measurements: list[Measurement]) -> None:
 
 
 def summarize(opt: dict, measurements: list[Measurement]):
-    """A :class:`clit_basicsr.metrics.summary.Summary` of what was measured."""
-    from clit_basicsr.metrics import summary
+    """A :class:`clit_basicsr.report.summary.Summary` of what was measured."""
+    from clit_basicsr.report import summary
 
     metrics = opt['val'].get('metrics') or {}
     psnr = next((name for name, one in metrics.items() if one['type'] == 'calculate_psnr_float'), '')
@@ -98,10 +98,10 @@ def find_row(opt: dict) -> tuple[str, str]:
 
 
 def row_of(measurement: Measurement, psnr: str, paper: str):
-    """A :class:`clit_basicsr.metrics.summary.Row`, with the paper's figure where what was measured is the same."""
-    from clit_basicsr.metrics.paper_tables import paper_psnr, paper_set, why_not_comparable
-    from clit_basicsr.metrics.summary import Row
+    """A :class:`clit_basicsr.report.summary.Row`, with the paper's figure where what was measured is the same."""
     from clit_basicsr.models.implicit_sr_model import dataset_protocol
+    from clit_basicsr.report.paper_tables import paper_psnr, paper_set, why_not_comparable
+    from clit_basicsr.report.summary import Row
 
     dataset, values = measurement
     name = dataset.opt['name']

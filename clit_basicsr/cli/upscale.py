@@ -10,8 +10,8 @@ from os import path as osp
 
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.archs.precision import PRECISIONS
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import outputs, sizes
-from clit_basicsr.errors import UserError
 from clit_basicsr.pictures import files, networks
 from clit_basicsr.pictures.enlarge import choose_device, enlarge
 from clit_basicsr.pictures.memory import plan_tiles, told_when_full

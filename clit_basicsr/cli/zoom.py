@@ -6,8 +6,8 @@ from os import path as osp
 
 from tqdm import tqdm
 
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import outputs, sizes
-from clit_basicsr.errors import UserError
 from clit_basicsr.pictures import files, networks, zoom
 from clit_basicsr.pictures.enlarge import choose_device
 from clit_basicsr.pictures.memory import told_when_full

@@ -11,7 +11,7 @@ import numpy as np
 from basicsr.utils import FileClient, imfrombytes
 from PIL import Image
 
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 

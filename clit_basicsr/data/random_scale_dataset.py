@@ -8,11 +8,11 @@ from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils import data
 
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.images import ImageSource, decode, smallest_side
 from clit_basicsr.data.resize import check_kind, downsample
 from clit_basicsr.data.schedule import ScaleSchedule, clip_scales, parse_scales, parse_stages
-from clit_basicsr.errors import UserError
-from clit_basicsr.ops.coords import pixel_centers
+from clit_basicsr.ops.geometry.coords import pixel_centers
 
 # First words of the seeds, so that the streams of random numbers are apart.
 _ORDER, _PLAN, _SAMPLE = range(3)

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clit_basicsr.errors import UserError
-from clit_basicsr.ops.resize import resize_axis
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.ops.geometry.resize import resize_axis
 
 KINDS = ('pil', 'matlab')
 

@@ -9,9 +9,9 @@ import torch
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils import data
 
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.images import ImageSource, decode
 from clit_basicsr.data.resize import check_kind, downsample
-from clit_basicsr.errors import UserError
 
 PROTOCOLS = ('div2k', 'benchmark')
 

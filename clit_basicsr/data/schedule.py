@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 from math import isfinite
 from typing import Any, Protocol
 
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 Alternative = tuple[tuple[float, float], ...]
 

@@ -113,7 +113,7 @@ class _HostFinder(importlib.abc.MetaPathFinder):
 
 
 def _apply_basicsr_fixes() -> None:
-    from clit_basicsr.hosts import basicsr_fixes
+    from clit_basicsr.hosts.basicsr import fixes as basicsr_fixes
 
     basicsr_fixes.apply()
 

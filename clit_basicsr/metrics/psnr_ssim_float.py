@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
 
-from clit_basicsr.errors import UserError
-from clit_basicsr.metrics.summary import scale_text
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.messages import scale_text
 
 # ITU-R BT.601 luma of RGB in [0, 1], up to its offset of 16, which cancels in differences.
 LUMA = (65.738 / 256, 129.057 / 256, 25.064 / 256)

@@ -6,8 +6,8 @@ import torch
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.schedule import ScaleSchedule, Stage, parse_stages
-from clit_basicsr.errors import UserError
 from clit_basicsr.models.implicit_sr_model import ImplicitSRModel
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from clit_basicsr.archs.encoders import load_pretrained
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.archs.precision import check_precision, precision
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 
 @MODEL_REGISTRY.register()

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clit_basicsr.ops import library
-from clit_basicsr.ops.axes import convolution_taps
-from clit_basicsr.ops.coords import Frame, upsample_bilinear
-from clit_basicsr.ops.scattered import channels_last
+from clit_basicsr.ops import operators
+from clit_basicsr.ops.attention.local import channels_last
+from clit_basicsr.ops.geometry.axes import convolution_taps
+from clit_basicsr.ops.geometry.coords import Frame, upsample_bilinear
 
 
 class Upsampling(NamedTuple):
@@ -18,7 +18,7 @@ class Upsampling(NamedTuple):
         source: the features' frame.
         target: the window's frame: size of the fine grid, first pixel.
         size: (rows, columns) of the window.
-        padding: 'zeros' or 'border', see :func:`clit_basicsr.ops.coords.upsample_bilinear`.
+        padding: 'zeros' or 'border', see :func:`clit_basicsr.ops.geometry.coords.upsample_bilinear`.
     """
 
     source: Frame
@@ -51,7 +51,7 @@ def upsampled_conv(z: Tensor, weight: Tensor, bias: Tensor, upsampling: Upsampli
         bounds = (start, start + upsampling.size[axis])
         fine, length = upsampling.target.size[axis], z.shape[2 + axis]
         taps += convolution_taps(axis, upsampling.source, length, fine, bounds, upsampling.padding, z)
-    out = library.upsampled_conv(channels_last(z), weight, bias, *taps, backend)
+    out = operators.upsampled_conv(channels_last(z), weight, bias, *taps, backend)
     return out.permute(0, 3, 1, 2)
 
 

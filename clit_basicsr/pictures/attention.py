@@ -10,8 +10,9 @@ import torch
 
 from clit_basicsr.archs.implicit import ImplicitNet, output_size
 from clit_basicsr.archs.lit_arch import LITBase
-from clit_basicsr.ops.coords import pixel_centers
-from clit_basicsr.pictures.files import Picture, eight_bit, replacing
+from clit_basicsr.base.files import replacing
+from clit_basicsr.ops.geometry.coords import pixel_centers
+from clit_basicsr.pictures.files import Picture, eight_bit
 from clit_basicsr.pictures.memory import plan_tiles
 
 if TYPE_CHECKING:

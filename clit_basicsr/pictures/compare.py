@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from clit_basicsr.archs.implicit import ImplicitNet
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.files import replacing
+from clit_basicsr.base.messages import scale_text
 from clit_basicsr.data.resize import downsample
-from clit_basicsr.errors import UserError
 from clit_basicsr.metrics import calculate_psnr_float
 from clit_basicsr.metrics.psnr_ssim_float import border_width
-from clit_basicsr.metrics.summary import scale_text
 from clit_basicsr.pictures.enlarge import enlarge
-from clit_basicsr.pictures.files import Picture, replacing
+from clit_basicsr.pictures.files import Picture
 
 # What the captions call each protocol of `calculate_psnr_float`.
 PROTOCOLS = {

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from clit_basicsr.archs import Bicubic
 from clit_basicsr.archs.implicit import ImplicitNet, output_size
 from clit_basicsr.archs.precision import precision
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.pictures.files import Picture
 from clit_basicsr.pictures.memory import SHORTEST_TILE, Tiles, check_fits, device_of, is_out_of_memory, plan_tiles
 

@@ -16,7 +16,8 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.files import replacing
 from clit_basicsr.pictures.png16 import write_png16
 
 # JPEG and WebP: near-lossless, and JPEG without halving the resolution of the colours.
@@ -190,30 +191,6 @@ def check_output(path: str, picture: Picture, size: tuple[int, ...]) -> tuple[np
     if picture.icc and not kind.profile:
         notes.append(f'the colour profile is lost: {kind.name} holds none')
     return np.dtype(np.uint8) if kind.bits == 8 else picture.pixels.dtype, notes
-
-
-@contextmanager
-def replacing(path: str) -> Iterator[str]:
-    """A temporary name beside ``path`` to write to; afterwards the file takes its place, or, after an error, goes.
-
-    The folder is made if it is not there.
-
-    Raises:
-        UserError: the file cannot be written there.
-    """
-    folder, name = os.path.split(path)
-    # Some libraries read the format from the suffix; a name has an end.
-    stem, suffix = os.path.splitext(name)
-    temporary = os.path.join(folder, f'.{stem[:40]}.{os.getpid()}.tmp{suffix}')
-    try:
-        os.makedirs(folder or '.', exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f'{path} cannot be written ({error.strerror or error}).') from error
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def _format_of(path: str) -> Format:

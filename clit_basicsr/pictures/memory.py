@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clit_basicsr.archs.implicit import ImplicitNet
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 # What a tile may take on a CPU at most: larger ones are hardly faster. It is a part of what is free, as on GPUs.
 CPU_BYTES = 1 << 30

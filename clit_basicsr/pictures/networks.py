@@ -8,7 +8,7 @@ import torch
 
 from clit_basicsr.archs import load_checkpoint
 from clit_basicsr.archs.implicit import ImplicitNet
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.pictures import files
 
 ROOT = 'experiments'

@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from clit_basicsr.archs.implicit import PIECE, Features, ImplicitNet
-from clit_basicsr.errors import UserError
-from clit_basicsr.ops.coords import Frame
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.files import replacing
+from clit_basicsr.ops.geometry.coords import Frame
 from clit_basicsr.pictures import files
-from clit_basicsr.pictures.files import Picture, replacing
+from clit_basicsr.pictures.files import Picture
 from clit_basicsr.pictures.memory import Tiles, check_fits, device_of, plan_tiles
 
 

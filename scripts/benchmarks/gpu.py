@@ -25,13 +25,15 @@ from typing import Any
 
 import torch
 
-from clit_basicsr.ops import backends, cuda_backend, dense, native, torch_backend, torch_conv, use_backend
-from clit_basicsr.ops.axes import convolution_taps, make_axis
-from clit_basicsr.ops.coords import Frame
-from clit_basicsr.ops.reference import PositionalBias
+from clit_basicsr.ops import backends, use_backend
+from clit_basicsr.ops.attention import dense
+from clit_basicsr.ops.attention.reference import PositionalBias
+from clit_basicsr.ops.backends import cuda_backend, native, torch_backend, torch_conv
+from clit_basicsr.ops.geometry.axes import convolution_taps, make_axis
+from clit_basicsr.ops.geometry.coords import Frame
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tests'))
-import cuda_checks
+from helpers import cuda_checks
 
 DEVICE = 'cuda'
 # A training batch of LIT: patches, their side in pixels, queries per patch; C, H, G, outputs of the first layer.

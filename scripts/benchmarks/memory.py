@@ -10,7 +10,7 @@ import cases
 
 from clit_basicsr.archs.implicit import Features
 from clit_basicsr.ops import use_backend
-from clit_basicsr.ops.coords import Frame
+from clit_basicsr.ops.geometry.coords import Frame
 
 
 def status(key: str) -> float:

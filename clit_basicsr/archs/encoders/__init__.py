@@ -7,7 +7,7 @@ from clit_basicsr.archs.encoders.cnn import EDSREncoder, MSRResNetEncoder, RCANE
 from clit_basicsr.archs.encoders.pretrained import Pretrained, load_pretrained
 from clit_basicsr.archs.encoders.swinir import SwinIREncoder
 from clit_basicsr.archs.encoders.trunk import RawPixels, Trunk
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 ENCODERS: dict[str, type[Trunk]] = {
     'EDSR': EDSREncoder,

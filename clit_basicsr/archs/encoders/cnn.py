@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clit_basicsr.archs.encoders.trunk import Trunk
 from clit_basicsr.archs.rdn_arch import RDN
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 

@@ -5,7 +5,7 @@ import re
 
 from torch import Tensor
 
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 # Pairs (their key, our key). A name in braces stands for one part of the key and is the same on both sides; a number
 # that only their key has (the place of a layer behind a list of blocks) has to be told when renaming back.

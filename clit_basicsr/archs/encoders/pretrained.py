@@ -12,7 +12,7 @@ from clit_basicsr.archs.encoders import layouts
 from clit_basicsr.archs.encoders.cnn import DIV2K_MEAN
 from clit_basicsr.archs.encoders.layouts import Layout
 from clit_basicsr.archs.encoders.trunk import Trunk
-from clit_basicsr.errors import UserError
+from clit_basicsr.base.errors import UserError
 
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
     'EDSR': (layouts.SAME, layouts.EDSR_PYTORCH),

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from clit_basicsr.archs.encoders.cnn import DIV2K_MEAN
 from clit_basicsr.archs.encoders.trunk import Trunk
-from clit_basicsr.errors import UserError
-from clit_basicsr.ops.padding import mirror_pad
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.ops.geometry.mirror import mirror_pad
 
 
 class SwinIREncoder(Trunk, SwinIR):

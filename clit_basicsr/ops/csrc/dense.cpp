@@ -10,7 +10,7 @@
 namespace clit {
 namespace {
 
-// One axis of the queries, as clit_basicsr.ops.axes.Axis, and the queries of each pixel.
+// One axis of the queries, as clit_basicsr.ops.geometry.axes.Axis, and the queries of each pixel.
 template <typename T>
 struct Axis {
   const int64_t *nearest, *taps;

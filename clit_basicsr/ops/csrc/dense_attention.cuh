@@ -8,7 +8,7 @@
 namespace clit {
 namespace {
 
-// One axis of a dense grid of queries (clit_basicsr.ops.axes.Axis) in pieces: those of the i-th, whose nearest pixel is pixel[i], are
+// One axis of a dense grid of queries (clit_basicsr.ops.geometry.axes.Axis) in pieces: those of the i-th, whose nearest pixel is pixel[i], are
 // begin[i] ... begin[i + 1] - 1, `most` of them at most.
 struct DenseAxis {
   const int64_t* taps;

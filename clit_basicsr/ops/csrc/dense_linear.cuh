@@ -20,7 +20,7 @@ struct alignas(16) Piece {
 // One warp: kSlots / kPlaces pieces (see DenseAxis) of kPlaces places each, some of them empty, and kOutputs outputs.
 // attention: (warps, positions / 8, kSlots, 8), a position being one of a head's window, their number padded to whole eights;
 // v: (h + 2 reach, w + 2 reach, C), zero outside the map; weight: (O / kOutputs, positions, 2, 32, 8), by lanes as the products take it
-// (clit_basicsr.ops.cuda_backend); out: (R, S, O).
+// (clit_basicsr.ops.backends.cuda_backend); out: (R, S, O).
 template <typename T, int kPlaces>
 __global__ void __launch_bounds__(kThreads, 1)
     dense_linear_kernel(Window window, int heads, int positions, int outputs, DenseAxis rows, DenseAxis cols, const T* attention,

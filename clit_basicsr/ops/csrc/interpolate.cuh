@@ -13,7 +13,7 @@ constexpr int kFine = 32;                // fine columns that are in work togeth
 constexpr int kCoarse = 16;              // columns of the map below whose rows have been interpolated
 constexpr int kOwn = 8;                  // the transpose: columns of the map below that a block answers for
 
-// Where the three taps of one axis read (clit_basicsr.ops.axes.convolution_taps): index, weight (n, 3, 2); both pixels of a tap
+// Where the three taps of one axis read (clit_basicsr.ops.geometry.axes.convolution_taps): index, weight (n, 3, 2); both pixels of a tap
 // ascend with n. first, last (3, length): the fine pixels whose tap t reads pixel p are first[t][p] ... last[t][p] - 1.
 struct Taps {
   const int64_t* index;

@@ -1,0 +1,51 @@
+"""The fixes of BasicSR 1.4.2, put in place once it is imported (see `import_hooks`); its files stay as they are.
+
+Each replaces one name in one of its modules. What is wrong there, and when it shows, stands with the replacement:
+`basicsr_sampler` (order of training, workers, prefetchers), `basicsr_resume` (checkpoints), `basicsr_models` (rest).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from clit_basicsr.hosts.basicsr import models, resume, sampler
+
+
+def apply() -> None:
+    """Apply every fix; a second call does nothing. BasicSR must be imported."""
+    # taken from sys.modules: `from .train import *` in basicsr/__init__.py may hide a module behind a function
+    train = sys.modules['basicsr.train']
+    if getattr(train, 'fixed_by_clit_basicsr', False):
+        return
+    fix_order_of_training(train)
+    fix_checkpoints(train, sys.modules['basicsr.models.base_model'].BaseModel)
+    fix_models(sys.modules['basicsr.models.base_model'].BaseModel, sys.modules['basicsr.models.sr_model'].SRModel)
+    dist_util: Any = sys.modules['basicsr.utils.dist_util']
+    dist_util._init_dist_pytorch = models.init_dist_pytorch(dist_util._init_dist_pytorch)
+    train.fixed_by_clit_basicsr = True  # type: ignore[attr-defined]
+
+
+def fix_order_of_training(train: Any) -> None:
+    prefetch: Any = sys.modules['basicsr.data.prefetch_dataloader']
+    train.create_train_val_dataloader = sampler.planned_loaders(train.create_train_val_dataloader, train)
+    train.CPUPrefetcher, train.CUDAPrefetcher = sampler.prefetchers(prefetch)
+    prefetch.PrefetchGenerator.run = sampler.run_and_hand_on_errors
+    prefetch.PrefetchGenerator.__next__ = sampler.next_or_raise
+    sys.modules['basicsr.data'].worker_init_fn = sampler.keep_torch_seeds  # type: ignore[attr-defined]
+
+
+def fix_checkpoints(train: Any, base_model: Any) -> None:
+    train.load_resume_state = resume.load_resume_state
+    base_model.save_network = resume.save_network
+    base_model.save_training_state = resume.save_training_state
+    base_model.load_network = resume.load_network
+
+
+def fix_models(base_model: Any, sr_model: Any) -> None:
+    base_model.get_optimizer = models.get_optimizer
+    base_model.model_to_device = models.model_to_device
+    base_model.setup_schedulers = models.without_popping(base_model.setup_schedulers)
+    sr_model.setup_optimizers = models.without_popping(sr_model.setup_optimizers)
+    sr_model.nondist_validation = models.pictures_by_dataset(sr_model.nondist_validation)
+    sr_model.dist_validation = models.dist_validation

@@ -1,0 +1,120 @@
+"""What the host's models do to options, devices, pictures and distributed processes."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from clit_basicsr.base.errors import UserError
+
+
+def get_optimizer(self: Any, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
+    """`BaseModel.get_optimizer` for every optimizer of torch.optim; the host of PyPI knows Adam alone.
+
+    Raises:
+        UserError: There is no such optimizer, or it has no such option.
+    """
+    known = {name: cls for name, cls in vars(torch.optim).items() if is_optimizer(cls)}
+    if optim_type not in known:
+        near = difflib.get_close_matches(optim_type, known, n=1, cutoff=0.4)
+        raise UserError(
+            f'unknown optimizer {optim_type!r}' + (f', did you mean {near[0]}?' if near else f' (one of {list(known)})')
+        )
+    options = [name for name in inspect.signature(known[optim_type]).parameters if name != 'params']
+    for name in kwargs:
+        if name not in options:
+            raise UserError(f'optimizer {optim_type} has no option {name!r} (it has {", ".join(options)})')
+    return known[optim_type](params, lr=lr, **kwargs)
+
+
+def is_optimizer(thing: Any) -> bool:
+    # LBFGS wants to evaluate the loss itself, which no model of the host lets it do
+    return (
+        isinstance(thing, type)
+        and issubclass(thing, torch.optim.Optimizer)
+        and thing not in (torch.optim.Optimizer, torch.optim.LBFGS)
+    )
+
+
+def without_popping(method: Callable) -> Callable:
+    """`setup_optimizers`, `setup_schedulers`: they pop `type` out of the options, so that a second call would fail."""
+
+    @functools.wraps(method)
+    def wrapper(self: Any) -> None:
+        kept, self.opt['train'] = self.opt['train'], copy.deepcopy(self.opt['train'])
+        try:
+            method(self)
+        finally:
+            self.opt['train'] = kept
+
+    return wrapper
+
+
+def pictures_by_dataset(method: Callable) -> Callable:
+    """`nondist_validation`: the pictures it saves during training go to visualization/<dataset>/<image>/.
+
+    The host leaves out the dataset, so that one image at several scales is overwritten by each in turn.
+    """
+
+    @functools.wraps(method)
+    def wrapper(self: Any, dataloader: Any, current_iter: int, tb_logger: Any, save_img: bool) -> None:
+        paths = self.opt['path']
+        if not self.opt['is_train']:  # the test road has the dataset in its paths
+            method(self, dataloader, current_iter, tb_logger, save_img)
+            return
+        folder = os.path.join(paths['visualization'], dataloader.dataset.opt['name'])
+        self.opt['path'] = {**paths, 'visualization': folder}
+        try:
+            method(self, dataloader, current_iter, tb_logger, save_img)
+        finally:
+            self.opt['path'] = paths
+
+    return wrapper
+
+
+def dist_validation(self: Any, dataloader: Any, current_iter: int, tb_logger: Any, save_img: bool) -> None:
+    """`SRModel.dist_validation` on the bare network.
+
+    The host calls the wrapped one on rank 0 alone: with buffers it waits for ranks that never come.
+    """
+    if self.opt['rank'] != 0:
+        return
+    wrapped, self.net_g = self.net_g, self.get_bare_model(self.net_g)
+    try:
+        self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
+    finally:
+        self.net_g = wrapped
+
+
+def model_to_device(self: Any, net: nn.Module) -> nn.Module:
+    """`BaseModel.model_to_device`, on the CPU too, where DistributedDataParallel takes no device_ids."""
+    net = net.to(self.device)
+    if self.opt['dist'] and any(parameter.requires_grad for parameter in net.parameters()):
+        device_ids = None if self.device.type == 'cpu' else [torch.cuda.current_device()]
+        find_unused = self.opt.get('find_unused_parameters', False)
+        return DistributedDataParallel(net, device_ids=device_ids, find_unused_parameters=find_unused)
+    if not self.opt['dist'] and self.opt['num_gpu'] > 1:
+        return DataParallel(net)
+    return net
+
+
+def init_dist_pytorch(original: Callable) -> Callable:
+    """`_init_dist_pytorch` where there is no GPU: gloo, and no division by the number of GPUs."""
+
+    @functools.wraps(original)
+    def wrapper(backend: str, **kwargs: Any) -> None:
+        if torch.cuda.device_count():
+            original(backend, **kwargs)
+        else:
+            torch.distributed.init_process_group(backend='gloo', **kwargs)
+
+    return wrapper

@@ -1,0 +1,201 @@
+"""Checkpoints that a kill cannot spoil, and finding them again.
+
+What BasicSR does instead:
+
+* It writes checkpoints in place, so that a kill leaves a truncated file of the right name.
+* It looks for states in ./experiments whatever the root path is; where it finds none, it moves the old run aside and
+  starts again.
+* It loads them onto the current CUDA device, which a CPU run does not have.
+* It answers any difference between a checkpoint and the network with a traceback of hundreds of lines.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clit_basicsr.base.errors import UserError
+
+# what torch.load raises upon files that are truncated, empty, or something else altogether
+UNREADABLE = (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError, pickle.UnpicklingError)
+
+
+def save_atomically(content: dict, path: str | Path) -> None:
+    """`torch.save` under a temporary name, then moved: there is never a partial file of that name.
+
+    Three tries, as in the host, which goes on training without the checkpoint when all of them fail.
+    """
+    temporary = f'{path}.tmp'
+    logger = logging.getLogger('basicsr')
+    for left in (2, 1, 0):
+        try:
+            torch.save(content, temporary)  # by name: given a Python file, it turns Ctrl-C into a RuntimeError
+            with open(temporary, 'rb+') as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            return
+        except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
+            Path(temporary).unlink(missing_ok=True)
+            logger.warning(f'Cannot save {path}: {error}; {left} tries left')
+            time.sleep(1 if left else 0)
+    logger.error(f'{path} is not saved; the training goes on')
+
+
+def save_network(
+    self: Any, net: nn.Module | list, net_label: str, current_iter: int, param_key: str | list[str] = 'params'
+) -> None:
+    """`BaseModel.save_network`, atomic; the file holds the network's options too, so that it needs no option file."""
+    if self.opt['rank'] != 0:
+        return
+    nets = net if isinstance(net, list) else [net]
+    keys = param_key if isinstance(param_key, list) else [param_key]
+    content = {
+        key: {
+            name.removeprefix('module.'): value.cpu() for name, value in self.get_bare_model(one).state_dict().items()
+        }
+        for one, key in zip(nets, keys, strict=True)
+    }
+    from clit_basicsr.archs.checkpoint import plain  # not above: it imports the host, which is being imported then
+
+    options = net_label.replace('net_', 'network_', 1)
+    if self.opt.get(options):
+        content[options] = plain(self.opt[options])
+    label = 'latest' if current_iter == -1 else current_iter
+    save_atomically(content, Path(self.opt['path']['models']) / f'{net_label}_{label}.pth')
+
+
+def save_training_state(self: Any, epoch: int, current_iter: int) -> None:
+    """`BaseModel.save_training_state`, atomic."""
+    if self.opt['rank'] != 0 or current_iter == -1:
+        return
+    state = {
+        'epoch': epoch,
+        'iter': current_iter,
+        'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+        'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+    }
+    save_atomically(state, Path(self.opt['path']['training_states']) / f'{current_iter}.state')
+
+
+def load_network(
+    self: Any, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
+) -> None:
+    """`BaseModel.load_network`, with one line about a file that cannot be read or does not fit.
+
+    Raises:
+        UserError: The file is missing, unreadable or of another architecture (the last only when `strict`).
+    """
+    net = self.get_bare_model(net)
+    weights = read_checkpoint(load_path)
+    if param_key is not None:
+        if param_key not in weights and 'params' in weights:
+            param_key = 'params'
+        if param_key not in weights:
+            raise UserError(f'{load_path} has no {param_key!r}, only {shorten(list(weights))}; set path.param_key_g')
+        weights = weights[param_key]
+    weights = {key.removeprefix('module.'): value for key, value in weights.items()}
+    logging.getLogger('basicsr').info(
+        f'Loading {type(net).__name__} model from {load_path}, with param key: [{param_key}].'
+    )
+    if not strict:
+        self._print_different_keys_loading(net, weights, strict)
+    try:
+        net.load_state_dict(weights, strict=strict)
+    except RuntimeError as error:
+        difference = differences(net.state_dict(), weights)
+        raise UserError(f'{load_path} does not fit the network {type(net).__name__}: {difference}') from error
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """A file of `torch.save`, on the CPU.
+
+    Raises:
+        UserError: It is missing, cut short, or not a dictionary.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'checkpoint {path} does not exist')
+    try:
+        content = torch.load(path, map_location='cpu')
+    except UNREADABLE as error:
+        raise UserError(f'checkpoint {path} cannot be read ({type(error).__name__}); is it complete?') from error
+    if not isinstance(content, dict):
+        raise UserError(f'checkpoint {path} holds a {type(content).__name__}, not a dictionary')
+    return content
+
+
+def differences(expected: dict, given: dict) -> str:
+    """What keeps one state dict from being loaded in place of another, in a few words; empty if nothing does."""
+    missing = [key for key in expected if key not in given]
+    unknown = [key for key in given if key not in expected]
+    sizes = [
+        f'{key} {tuple(given[key].shape)} instead of {tuple(value.shape)}'
+        for key, value in expected.items()
+        if key in given and given[key].shape != value.shape
+    ]
+    parts = [('missing', missing), ('unknown', unknown), ('of another size', sizes)]
+    return '; '.join(f'{len(found)} {what} ({shorten(found)})' for what, found in parts if found)
+
+
+def shorten(names: list[str], most: int = 2) -> str:
+    """The first few names."""
+    return ', '.join(names[:most]) + (', ...' if len(names) > most else '')
+
+
+def load_resume_state(opt: dict) -> dict | None:
+    """The state to resume from, on the CPU (the optimizers move it to where their parameters are), or None.
+
+    With `auto_resume` the newest state of this experiment that can be read, and the networks saved with it too.
+    Sets `opt['path']['resume_state']`, what the host derives from it, and `opt['resumed'] = {epoch, iter}`.
+
+    Raises:
+        UserError: The state named by `path.resume_state`, or a network saved with it, is missing or unreadable.
+    """
+    from basicsr.utils import check_resume
+
+    if opt['auto_resume']:
+        path, state = newest_usable_state(opt)
+    else:
+        path = opt['path'].get('resume_state')
+        state = read_state(opt, Path(path)) if path else None
+    if state is None:
+        return None
+    opt['path']['resume_state'] = str(path)
+    opt['resumed'] = {'epoch': state['epoch'], 'iter': state['iter']}
+    check_resume(opt, state['iter'])
+    return state
+
+
+def newest_usable_state(opt: dict) -> tuple[Path | None, dict | None]:
+    """The newest complete checkpoint of the experiment; what had to be passed over is told."""
+    folder = Path(opt['path']['training_states'])
+    states = [file for file in folder.glob('*.state') if file.stem.isdigit()]
+    for file in sorted(states, key=lambda file: int(file.stem), reverse=True):
+        try:
+            return file, read_state(opt, file)
+        except UserError as error:
+            print(f'auto_resume: {file.name} is passed over: {error}', flush=True)
+    return None, None
+
+
+def read_state(opt: dict, path: Path) -> dict:
+    """A training state whose networks can be read as well."""
+    state = read_checkpoint(path)
+    if 'iter' not in state or 'optimizers' not in state:
+        raise UserError(f'{path} is not a training state of BasicSR')
+    for network in saved_networks(opt, state['iter']):
+        read_checkpoint(network)
+    return state
+
+
+def saved_networks(opt: dict, iteration: int) -> list[Path]:
+    """The files in which the host will look for this experiment's networks when it resumes."""
+    ignored = opt['path'].get('ignore_resume_networks') or []
+    names = [key for key in opt if key.startswith('network_') and key not in ignored]
+    return [Path(opt['path']['models']) / f'net_{name.removeprefix("network_")}_{iteration}.pth' for name in names]

@@ -1,0 +1,1 @@
+"""What MMagic 1.2.0 needs to be imported."""

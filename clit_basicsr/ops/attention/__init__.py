@@ -1,0 +1,1 @@
+"""Local attention: the definition, at any queries, and on a dense grid."""

@@ -1,0 +1,101 @@
+"""The kernels of :mod:`clit_basicsr.ops.backends.torch_backend` in C++ (``csrc/``), on the CPU, in single and double
+precision.
+"""
+
+import torch
+from torch import Tensor
+
+from clit_basicsr.ops.backends.torch_conv import upsampled_conv, upsampled_conv_backward
+
+__all__ = [
+    'attend_linear',
+    'attend_linear_backward',
+    'attention',
+    'attention_backward',
+    'dense_linear',
+    'pack',
+    'upsampled_conv',
+    'upsampled_conv_backward',
+]
+
+# Queries per pixel from which on sharing a window is cheaper than treating every query alone.
+SHARING_PAYS = 1.1
+
+
+def attention(query: Tensor, k: Tensor, bias_y: Tensor, bias_x: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    grid, heads = bias_y.shape[2:]
+    out = query.new_empty(*query.shape[:2], heads, grid * grid)
+    torch.ops.clit_cpu.attention(*_contiguous(query, k, bias_y, bias_x, y, x), out)
+    return out
+
+
+def attention_backward(
+    grad: Tensor, out: Tensor, query: Tensor, k: Tensor, y: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    heads, grid = out.shape[2], round(out.shape[3] ** 0.5)
+    grad_query, grad_k = query.new_empty(query.shape), k.new_zeros(k.shape)
+    grad_y, grad_x = (query.new_empty(*query.shape[:2], grid, heads) for _ in range(2))
+    arguments = _contiguous(grad, out, query, k, y, x)
+    torch.ops.clit_cpu.attention_backward(*arguments, grad_query, grad_k, grad_y, grad_x)
+    return grad_query, grad_k, grad_y, grad_x
+
+
+def pack(weight: Tensor, heads: int, grid: int) -> Tensor:
+    """The first layer (O, G * G * C) as :func:`dense_linear` reads it: (H, O / panel, G * G, C / H, panel)."""
+    panels = _panels(weight, grid)  # (G * G, O / panel, C, panel)
+    return panels.unflatten(2, (heads, -1)).permute(2, 1, 0, 3, 4).contiguous()
+
+
+def _panels(weight: Tensor, grid: int) -> Tensor:
+    """(O, G * G * C) -> (G * G, O / panel, C, panel): the outputs in panels, filled up with zeros."""
+    panel = torch.ops.clit_cpu.panel(weight.dtype == torch.float64)
+    missing = -len(weight) % panel
+    padded = torch.nn.functional.pad(weight, (0, 0, 0, missing)) if missing else weight
+    return padded.unflatten(1, (grid * grid, -1)).unflatten(0, (-1, panel)).permute(2, 0, 3, 1)
+
+
+def attend_linear(attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    grid = round(attention.shape[3] ** 0.5)
+    out = attention.new_empty(*attention.shape[:2], len(weight))
+    torch.ops.clit_cpu.attend_linear(*_contiguous(attention, v, _panels(weight, grid), y, x), grid, out)
+    return out
+
+
+def attend_linear_backward(
+    grad: Tensor, attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    grid = round(attention.shape[3] ** 0.5)
+    grad_attention, grad_v = attention.new_empty(attention.shape), v.new_zeros(v.shape)
+    grad_weight = weight.new_empty(weight.shape)
+    packed, together = _head_panels(weight, grid, attention.shape[2])
+    arguments = _contiguous(grad, grad.flatten(0, 1).t(), attention, v, packed)
+    results = grad_attention, grad_v, grad_weight
+    torch.ops.clit_cpu.attend_linear_backward(*arguments, together, *_contiguous(y, x), grid, *results)
+    return results
+
+
+def _head_panels(weight: Tensor, grid: int, heads: int) -> tuple[Tensor, int]:
+    """(O, G * G * C) -> (blocks of heads, G * G, panels, O, panel), and how many heads a block has: those that fill one
+    panel of channels, at least one.
+    """
+    panel = torch.ops.clit_cpu.panel(weight.dtype == torch.float64)
+    by_head = weight.unflatten(1, (grid * grid, heads, -1))  # (O, G * G, H, C / H)
+    dim = by_head.shape[3]
+    together = max(1, panel // dim)
+    blocks = (
+        torch.nn.functional.pad(by_head, (0, 0, 0, -heads % together)).flatten(2).unflatten(2, (-1, together * dim))
+    )
+    padded = torch.nn.functional.pad(blocks, (0, -together * dim % panel))
+    return padded.unflatten(3, (-1, panel)).permute(2, 1, 3, 0, 4).contiguous(), together
+
+
+def dense_linear(
+    q: Tensor, k: Tensor, v: Tensor, packed: Tensor, bias: Tensor, rows: tuple[Tensor, ...], cols: tuple[Tensor, ...]
+) -> Tensor:
+    out = q.new_empty(len(q), len(rows[0]), len(cols[0]), len(bias))
+    torch.ops.clit_cpu.dense_linear(*_contiguous(q, k, v, packed, bias, *rows, *cols), out)
+    return out
+
+
+def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.contiguous() for t in tensors)

@@ -1,0 +1,389 @@
+"""The kernels of :mod:`clit_basicsr.ops.backends.torch_backend` in CUDA (``csrc/``), around matrix products of
+cuBLAS.
+
+Single and half precision; sums are made in single precision, always in the same order. What is large is made for a
+chunk of queries or a tile of pixels at a time, so that it stays in the second-level cache between two kernels.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clit_basicsr.ops.backends.torch_backend import pack
+
+__all__ = [
+    'attend_linear',
+    'attend_linear_backward',
+    'attention',
+    'attention_backward',
+    'dense_linear',
+    'pack',
+    'upsampled_conv',
+    'upsampled_conv_backward',
+]
+
+# The fields of clit_basicsr.ops.geometry.axes.Axis.
+Axis = tuple[Tensor, ...]
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# Bytes of what two kernels hand over: attention-weighted values of a chunk of queries (2,048 at C = 256, G = 7 in half
+# precision), attention of a tile of pixels. About the size of the second-level cache of the larger GPUs.
+CHUNK_BYTES = 52 << 20
+# Bytes of a tile of pixels where the library makes their products: in no cache, but few tiles, each of which costs the
+# host its time.
+PRODUCT_BYTES = 512 << 20
+# Bytes of what does not fit there in any case: sums of one map's gradient, products of a convolution.
+GROUP_BYTES = 256 << 20
+# Products of one batch: the library's kernels may count them along an axis of their grid that ends at 65,535.
+MOST_PRODUCTS = 1 << 15
+
+# What the kernel dense_linear is made for: channels of a head, places of a piece, places of a warp, bytes of its table.
+HEAD_DIM = 32
+MOST_PLACES = 32
+SLOTS = 256
+TABLE_BYTES = 32 << 10
+
+# Queries per pixel from which on sharing a window is cheaper: by the operations and bytes of both ways; not measured.
+SHARING_PAYS = 2.5
+
+
+def run(name: str, *arguments) -> None:
+    """Launches a kernel on the device of its first argument, on torch's current stream there."""
+    device = arguments[0].device
+    with torch.cuda.device(device):
+        getattr(torch.ops.clit_cuda, name)(*arguments, torch.cuda.current_stream(device).cuda_stream)
+
+
+def attention(query: Tensor, k: Tensor, bias_y: Tensor, bias_x: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    grid, heads = bias_y.shape[2:]
+    out = query.new_empty(*query.shape[:2], heads, grid * grid)
+    tables = bias_y.float().contiguous(), bias_x.float().contiguous()
+    run('attention', *_alike(query, query, k), *tables, y.contiguous(), x.contiguous(), out)
+    return out
+
+
+def attention_backward(
+    grad: Tensor, out: Tensor, query: Tensor, k: Tensor, y: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    heads, grid = out.shape[2], round(out.shape[3] ** 0.5)
+    grad, out, query, key = _alike(query, grad, out, query, k)
+    y, x = y.contiguous(), x.contiguous()
+    grad_query, slope = torch.empty_like(query), torch.empty_like(out)
+    grad_y, grad_x = (query.new_empty(*query.shape[:2], grid, heads) for _ in range(2))
+    run('attention_backward', grad, out, key, y, x, grad_query, slope, grad_y, grad_x)
+    order, begin = _sorted(y, x, k.shape[1:3])
+    grad_k = k.new_empty(k.shape)
+    scale = (k.shape[3] // heads) ** -0.5
+    for images in _groups(k):
+        sums = _sums(grad_k[images])
+        places = images.start * y.shape[1], images.stop * y.shape[1]
+        run('gather', slope, query, y, x, order, begin, *places, images.start, False, scale, False, sums)
+        grad_k[images] = sums
+    return grad_query, grad_k, grad_y, grad_x
+
+
+def attend_linear(attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    attention, v, weight = _alike(attention, attention, v, weight)
+    y, x = y.contiguous(), x.contiguous()
+    total, width = y.numel(), weight.shape[1]
+    step = _chunk(v, width)
+    z = v.new_empty(min(step, total), width)
+    out = attention.new_empty(total, len(weight))
+    for start in range(0, total, step):
+        part = z[: total - start]
+        run('weigh', attention, v, y, x, start, part)
+        torch.mm(part, weight.t(), out=out[start : start + step])
+    return out.unflatten(0, y.shape)
+
+
+def attend_linear_backward(
+    grad: Tensor, attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad, attention, value, weight = _alike(attention, grad, attention, v, weight)
+    y, x = y.contiguous(), x.contiguous()
+    batch, queries = y.shape
+    order, begin = _sorted(y, x, v.shape[1:3])
+    grad_attention, grad_v = torch.empty_like(attention), v.new_empty(v.shape)
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+    sums = grad_v[:0]
+    for images, places, first in _parts(batch, queries, _chunk(v, weight.shape[1])):
+        if first:
+            sums = _sums(grad_v[images])
+        upstream = grad.flatten(0, 1)[order[places]]
+        z = weight.new_empty(len(upstream), weight.shape[1])
+        torch.mm(upstream, weight, out=z)  # the gradient of z; weigh_backward turns it into z
+        arguments = (y, x, order, begin, places.start, places.stop, images.start, True, 1.0, not first)
+        run('gather', attention, z, *arguments, sums)
+        run('weigh_backward', attention, value, y, x, order, places.start, z, grad_attention)
+        grad_weight += torch.mm(upstream.t(), z)
+        if places.stop == images.stop * queries:
+            grad_v[images] = sums
+    return grad_attention, grad_v, grad_weight.to(weight.dtype)
+
+
+def upsampled_conv(
+    z: Tensor, weight: Tensor, bias: Tensor, rows: tuple[Tensor, Tensor], cols: tuple[Tensor, Tensor]
+) -> Tensor:
+    z, weight = _alike(z, z, weight)
+    matrix, taps = _taps_matrix(weight), (*_contiguous_taps(rows), *_contiguous_taps(cols))
+    out = z.new_empty(len(z), len(rows[0]), len(cols[0]), len(weight))
+    for images in _product_groups(z, matrix):
+        products = torch.mm(z[images].flatten(0, 2), matrix).unflatten(0, (-1, *z.shape[1:3]))
+        run('interpolate', products, bias.float().contiguous(), *taps, out[images])
+    return out
+
+
+def upsampled_conv_backward(
+    grad: Tensor, z: Tensor, weight: Tensor, rows: tuple[Tensor, Tensor], cols: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad, z, weight = _alike(z, grad, z, weight)
+    matrix, taps = _taps_matrix(weight), (*_inverse(*rows, z.shape[1]), *_inverse(*cols, z.shape[2]))
+    grad_z = torch.empty_like(z)
+    grad_matrix = torch.zeros_like(matrix, dtype=torch.float32)
+    for images in _product_groups(z, matrix):
+        products = z.new_empty(len(grad[images]) * z.shape[1] * z.shape[2], matrix.shape[1])
+        run('interpolate_backward', grad[images], *taps, products.view(-1, *z.shape[1:3], matrix.shape[1]))
+        torch.mm(products, matrix.t(), out=grad_z[images].flatten(0, 2))
+        grad_matrix += torch.mm(z[images].flatten(0, 2).t(), products)
+    grad_weight = grad_matrix.view(-1, 3, 3, len(weight)).permute(3, 0, 1, 2).to(weight.dtype).contiguous()
+    return grad_z, grad_weight, grad.sum((0, 1, 2), dtype=torch.float32).to(weight.dtype)
+
+
+def dense_linear(q: Tensor, k: Tensor, v: Tensor, packed: Tensor, bias: Tensor, rows: Axis, cols: Axis) -> Tensor:
+    q, k, v, packed = _alike(q, q, k, v, packed)
+    heads, positions, dim, channels = packed.shape
+    out = q.new_empty(len(q), len(rows[0]), len(cols[0]), channels)
+    if out.numel() > 0:
+        in_registers = q.dtype != torch.float32 and dim == HEAD_DIM and 8 * heads * positions <= TABLE_BYTES
+        fill = _fill_in_registers if in_registers else _fill_by_products
+        fill(out, q, k, v, packed, bias, rows, cols)
+    return out
+
+
+def _fill_in_registers(
+    out: Tensor, q: Tensor, k: Tensor, v: Tensor, packed: Tensor, bias: Tensor, rows: Axis, cols: Axis
+) -> None:
+    """The products of a pixel's window never leave the registers of the warp that makes them."""
+    y, x = _lines(rows, cols, MOST_PLACES)
+    slots = next(n for n in (8, 16, MOST_PLACES) if n >= y.most * x.most)
+    weight, grid = _by_lanes(packed), rows[3].shape[1]
+    eights, group = weight.shape[1] // 8, SLOTS // slots
+    count = max(group, CHUNK_BYTES // (8 * eights * slots * q.element_size()))
+    width = min(len(x.pixels), count)
+    padded = F.pad(v, (0, 0, grid // 2, grid // 2, grid // 2, grid // 2))
+    for b, down, across in _tiles(len(q), y, count // width, x, width):
+        attention = q.new_empty(-(-len(down) * len(across) // group), eights, SLOTS, 8)
+        axes = *y.arguments(down), *x.arguments(across), y.most, x.most
+        run('dense_attention', q[b], k[b], *axes, slots, SLOTS, 8 * eights, attention)
+        axes = *y.pieces(down), *x.pieces(across), y.most, x.most
+        run('dense_linear', attention, padded[b], weight, bias.float(), *axes, grid, slots, out[b])
+
+
+def _by_lanes(packed: Tensor) -> Tensor:
+    """The first layer's weights in the order in which a warp's lanes take them, see ``csrc/matrix.cuh``: per 16 outputs
+    and position two products of 16 channels, per lane the rows g and g + 8 of four channels that it takes anyway.
+    (H, G * G, 32, O) -> (O / 16, H * G * G, 2, 32, 8), both padded with zeros.
+    """
+    weight = packed.flatten(0, 1).transpose(1, 2)  # (H * G * G, O, 32)
+    weight = F.pad(weight, (0, 0, 0, -weight.shape[1] % 16, 0, -weight.shape[0] % 8))
+    # outputs: 16s, g + 0 or 8, g; channels: t, product, half of its k, place
+    weight = weight.view(len(weight), -1, 2, 8, 4, 2, 2, 2).permute(1, 0, 5, 3, 4, 6, 2, 7)
+    return weight.reshape(weight.shape[0], weight.shape[1], 2, 32, 8)
+
+
+def _fill_by_products(
+    out: Tensor, q: Tensor, k: Tensor, v: Tensor, packed: Tensor, bias: Tensor, rows: Axis, cols: Axis
+) -> None:
+    """The products of a tile of pixels are made by the library, and weighted by it."""
+    heads, positions, dim, channels = packed.shape
+    # Numbers that a query takes (weights, result, the same in its place), and that its pixel takes (values, products).
+    per_query, per_pixel = heads * positions + 2 * channels, heads * positions * (dim + channels)
+    y, x = _lines(rows, cols, CHUNK_BYTES // q.element_size() // per_query)
+    places = y.most * x.most
+    width, height = _tile(y, x, PRODUCT_BYTES // q.element_size() // (per_pixel + places * per_query))
+    grid = rows[3].shape[1]
+    padded = F.pad(v, (0, 0, grid // 2, grid // 2, grid // 2, grid // 2))
+    piece_y, place_y = y.queries()
+    piece_x, place_x = x.queries()
+    place = place_y.unsqueeze(1) * x.most + place_x
+    for b, down, across in _tiles(len(q), y, height, x, width):
+        count = len(down) * len(across)
+        attention = q.new_empty(count, places, heads * positions)
+        axes = *y.arguments(down), *x.arguments(across), y.most, x.most
+        run('dense_attention', q[b], k[b], *axes, places, 1, heads * positions, attention)
+        value = _windows(padded[b], y.pixels[down.start], len(down), x.pixels[across.start], len(across), grid, heads)
+        shared = torch.bmm(value, packed.flatten(0, 1))  # (H * G * G, pieces, O)
+        first = torch.baddbmm(bias.to(q.dtype), attention, shared.transpose(0, 1))  # (pieces, places, O)
+        part = y.part(down), x.part(across)
+        piece = (piece_y[part[0]] - down.start).unsqueeze(1) * len(across) + piece_x[part[1]] - across.start
+        out[b, part[0], part[1]] = first.flatten(0, 1)[piece * places + place[part]]
+
+
+class _Line(NamedTuple):
+    """One axis of a dense grid of queries in pieces, each the queries of a pixel or as many of them as fit.
+
+    Attributes:
+        axis: the fields of :class:`~clit_basicsr.ops.geometry.axes.Axis` behind ``nearest``.
+        pixels: the pixel of each piece; ``pixel``: the same on the device.
+        edges: where the queries of each piece begin, and their number; ``begin``: the same on the device.
+        most: the most queries of any piece.
+    """
+
+    axis: tuple[Tensor, ...]
+    pixels: list[int]
+    edges: list[int]
+    pixel: Tensor
+    begin: Tensor
+    most: int
+
+    @classmethod
+    def make(cls, fields: Axis, edges: list[int], pixels: list[int]) -> '_Line':
+        _, taps, weights, bias = (t.contiguous() for t in fields)
+        pixel, begin = (torch.tensor(numbers).to(taps.device, non_blocking=True) for numbers in (pixels, edges))
+        most = max(b - a for a, b in pairwise(edges))
+        return cls((taps, weights.float(), bias.float()), pixels, edges, pixel, begin, most)
+
+    @property
+    def cut(self) -> bool:
+        """Whether some pixel has several pieces, so that neighbouring pieces need not be neighbouring pixels."""
+        return len(self.pixels) > self.pixels[-1] + 1 - self.pixels[0]
+
+    def part(self, pieces: range) -> slice:
+        """The queries of these pieces."""
+        return slice(self.edges[pieces.start], self.edges[pieces.stop])
+
+    def queries(self) -> tuple[Tensor, Tensor]:
+        """Of each query, its piece and its place among that piece's queries."""
+        query = torch.arange(self.edges[-1], device=self.begin.device)
+        piece = torch.searchsorted(self.begin, query, right=True) - 1
+        return piece, query - self.begin[piece]
+
+    def pieces(self, part: range) -> tuple[Tensor, Tensor]:
+        return self.pixel[part.start : part.stop], self.begin[part.start : part.stop + 1]
+
+    def arguments(self, part: range) -> tuple[Tensor, ...]:
+        """The axis as the kernel dense_attention takes it."""
+        return *self.axis, *self.pieces(part)
+
+
+def _lines(rows: Axis, cols: Axis, room: int) -> tuple[_Line, _Line]:
+    """The two axes in pieces, of which no two make more than ``room`` queries: whole pixels if possible, else rows
+    of one.
+    """
+    nearest_y, nearest_x = rows[0].tolist(), cols[0].tolist()
+    most = max(Counter(nearest_x).values())
+    step_x = max(1, min(room, most))
+    step_y = max(1, room // step_x)
+    return _Line.make(rows, *_pieces(nearest_y, step_y)), _Line.make(cols, *_pieces(nearest_x, step_x))
+
+
+def _pieces(nearest: list[int], step: int) -> tuple[list[int], list[int]]:
+    """Cuts an axis at every pixel, and within a pixel into equal pieces of ``step`` queries at most: (edges, pixel of
+    each piece).
+    """
+    edges: list[int] = []
+    pixels: list[int] = []
+    for pixel in range(nearest[0], nearest[-1] + 1):
+        start, stop = bisect_left(nearest, pixel), bisect_left(nearest, pixel + 1)
+        begins = range(start, stop, -(-(stop - start) // -(-(stop - start) // step))) if stop > start else [start]
+        edges += begins
+        pixels += [pixel] * len(begins)
+    return [*edges, len(nearest)], pixels
+
+
+def _tile(y: _Line, x: _Line, count: int) -> tuple[int, int]:
+    """Width and height in pieces of a tile of ``count`` pieces: neighbouring pixels, or one piece of a pixel."""
+    count = max(1, min(count, MOST_PRODUCTS))
+    width = 1 if x.cut else min(len(x.pixels), count)
+    return width, 1 if y.cut else count // width
+
+
+def _tiles(batch: int, y: _Line, height: int, x: _Line, width: int) -> Iterator[tuple[int, range, range]]:
+    for b in range(batch):
+        for top in range(0, len(y.pixels), height):
+            for left in range(0, len(x.pixels), width):
+                down = range(top, min(top + height, len(y.pixels)))
+                yield b, down, range(left, min(left + width, len(x.pixels)))
+
+
+def _windows(padded: Tensor, y: int, height: int, x: int, width: int, grid: int, heads: int) -> Tensor:
+    """The local grids of height x width pixels from (y, x) on, head by head: (H * G * G, pixels, C / H)."""
+    dim = padded.shape[2] // heads
+    line, pixel, _ = padded.stride()
+    size = (heads, grid, grid, height, width, dim)
+    stride = (dim, line, pixel, line, pixel, 1)
+    offset = padded.storage_offset() + y * line + x * pixel
+    return padded.as_strided(size, stride, offset).reshape(heads * grid * grid, -1, dim)
+
+
+def _alike(like: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Contiguous, all of one type: the kernels do not mix them."""
+    return tuple(t.to(like.dtype).contiguous() for t in tensors)
+
+
+def _chunk(like: Tensor, width: int) -> int:
+    """Queries whose attention-weighted values, ``width`` numbers each, are made at once."""
+    return max(128, CHUNK_BYTES // (width * like.element_size()) // 128 * 128)
+
+
+def _parts(batch: int, queries: int, step: int) -> Iterator[tuple[slice, slice, bool]]:
+    """Chunks for the backward pass: (images, places of their sorted queries, whether they are these images' first).
+
+    Several whole images where they fit, else an image in equal parts.
+    """
+    together = max(1, step // max(1, queries))
+    for b in range(0, batch, together):
+        images = slice(b, min(b + together, batch))
+        start, total = b * queries, (images.stop - b) * queries
+        count = max(1, -(-total // step))  # without queries too: the gradient of their images is 0, not nothing
+        for i in range(count):
+            yield images, slice(start + total * i // count, start + total * (i + 1) // count), i == 0
+
+
+def _sorted(y: Tensor, x: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+    """The queries of all images ordered by pixel, (B * Q,), and where those of each begin, (B * h * w + 1,)."""
+    height, width = size
+    image = torch.arange(len(y), device=y.device).unsqueeze(1)
+    pixel, order = torch.sort(((image * height + y) * width + x).flatten(), stable=True)
+    return order, torch.searchsorted(pixel, torch.arange(len(y) * height * width + 1, device=y.device))
+
+
+def _groups(maps: Tensor) -> Iterator[slice]:
+    """Images whose sums fit in GROUP_BYTES."""
+    step = max(1, GROUP_BYTES // (4 * maps.shape[1:].numel()))
+    return (slice(b, min(b + step, len(maps))) for b in range(0, len(maps), step))
+
+
+def _sums(target: Tensor) -> Tensor:
+    """Where a map's gradient is summed up in single precision: in place, if that is its type."""
+    return target if target.dtype == torch.float32 else torch.empty_like(target, dtype=torch.float32)
+
+
+def _taps_matrix(weight: Tensor) -> Tensor:
+    """(O, C, 3, 3) -> (C, 3 * 3 * O), y tap slow."""
+    return weight.permute(1, 2, 3, 0).flatten(1).contiguous()
+
+
+def _contiguous_taps(taps: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return taps[0].contiguous(), taps[1].float().contiguous()
+
+
+def _product_groups(z: Tensor, matrix: Tensor) -> Iterator[slice]:
+    """Images whose products fit in GROUP_BYTES."""
+    step = max(1, GROUP_BYTES // (z.shape[1] * z.shape[2] * matrix.shape[1] * z.element_size()))
+    return (slice(b, min(b + step, len(z))) for b in range(0, len(z), step))
+
+
+def _inverse(index: Tensor, weight: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Taps, and for every tap and pixel below the fine pixels first ... last - 1 that read it: (3, length) each."""
+    low, high = index.permute(2, 1, 0).contiguous()  # (3, n) each, ascending
+    pixel = torch.arange(length, device=index.device).expand(3, -1).contiguous()
+    first, last = torch.searchsorted(high, pixel), torch.searchsorted(low, pixel, right=True)
+    return *_contiguous_taps((index, weight)), first, last

@@ -1,0 +1,1 @@
+"""Where pixels are, and how maps are read there."""

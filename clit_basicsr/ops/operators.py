@@ -1,0 +1,202 @@
+"""The kernels as operators of torch.library: schema, fake kernel, gradient and autocast, the same for every backend.
+
+Every operator takes the name of the backend that computes it, so one registration serves all of them; a backend is a
+module with the functions of :mod:`clit_basicsr.ops.backends.torch_backend`. torch.compile keeps the operators
+as they are.
+"""
+
+import torch
+from torch import Tensor
+from torch.library import custom_op, register_autocast
+
+from clit_basicsr.ops import backends
+
+
+@custom_op('clit::attention', mutates_args=())
+def attention(query: Tensor, k: Tensor, bias_y: Tensor, bias_x: Tensor, y: Tensor, x: Tensor, backend: str) -> Tensor:
+    """See :func:`clit_basicsr.ops.backends.torch_backend.attention`."""
+    return backends.module(backend).attention(query, k, bias_y, bias_x, y, x)
+
+
+@attention.register_fake
+def _(query, k, bias_y, bias_x, y, x, backend):
+    _check_scattered(query, k, y, x)
+    grid, heads = bias_y.shape[2:]
+    return query.new_empty(*query.shape[:2], heads, grid * grid)
+
+
+@custom_op('clit::attention_backward', mutates_args=())
+def attention_backward(
+    grad: Tensor, out: Tensor, query: Tensor, k: Tensor, y: Tensor, x: Tensor, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return backends.module(backend).attention_backward(grad.contiguous(), out, query, k, y, x)
+
+
+@attention_backward.register_fake
+def _(grad, out, query, k, y, x, backend):
+    heads, grid = out.shape[2], _root(out.shape[3])
+    table = query.new_empty(*query.shape[:2], grid, heads)
+    return query.new_empty(query.shape), k.new_empty(k.shape), table, torch.empty_like(table)
+
+
+def _attention_context(ctx, inputs, output):
+    query, k, _, _, y, x, ctx.backend = inputs
+    ctx.save_for_backward(output, query, k, y, x)
+
+
+def _attention_gradient(ctx, grad):
+    out, query, k, y, x = ctx.saved_tensors
+    return *attention_backward(grad, out, query, k, y, x, ctx.backend), None, None, None
+
+
+attention.register_autograd(_attention_gradient, setup_context=_attention_context)
+
+
+@custom_op('clit::attend_linear', mutates_args=())
+def attend_linear(attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Tensor, backend: str) -> Tensor:
+    """See :func:`clit_basicsr.ops.backends.torch_backend.attend_linear`."""
+    return backends.module(backend).attend_linear(attention, v, weight, y, x)
+
+
+@attend_linear.register_fake
+def _(attention, v, weight, y, x, backend):
+    _check_scattered(attention, v, y, x)
+    return attention.new_empty(*attention.shape[:2], weight.shape[0])
+
+
+@custom_op('clit::attend_linear_backward', mutates_args=())
+def attend_linear_backward(
+    grad: Tensor, attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Tensor, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return backends.module(backend).attend_linear_backward(grad.contiguous(), attention, v, weight, y, x)
+
+
+@attend_linear_backward.register_fake
+def _(grad, attention, v, weight, y, x, backend):
+    return attention.new_empty(attention.shape), v.new_empty(v.shape), weight.new_empty(weight.shape)
+
+
+def _attend_linear_context(ctx, inputs, output):
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _attend_linear_gradient(ctx, grad):
+    return *attend_linear_backward(grad, *ctx.saved_tensors, ctx.backend), None, None, None
+
+
+attend_linear.register_autograd(_attend_linear_gradient, setup_context=_attend_linear_context)
+
+
+@custom_op('clit::upsampled_conv', mutates_args=())
+def upsampled_conv(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    row_index: Tensor,
+    row_weight: Tensor,
+    col_index: Tensor,
+    col_weight: Tensor,
+    backend: str,
+) -> Tensor:
+    """See :func:`clit_basicsr.ops.backends.torch_conv.upsampled_conv`."""
+    return backends.module(backend).upsampled_conv(z, weight, bias, (row_index, row_weight), (col_index, col_weight))
+
+
+@upsampled_conv.register_fake
+def _(z, weight, bias, row_index, row_weight, col_index, col_weight, backend):
+    torch._check(z.dim() == 4 and z.shape[3] == weight.shape[1], lambda: f'{z.shape=} {weight.shape=}')
+    return z.new_empty(z.shape[0], row_index.shape[0], col_index.shape[0], weight.shape[0])
+
+
+@custom_op('clit::upsampled_conv_backward', mutates_args=())
+def upsampled_conv_backward(
+    grad: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    row_index: Tensor,
+    row_weight: Tensor,
+    col_index: Tensor,
+    col_weight: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return backends.module(backend).upsampled_conv_backward(
+        grad.contiguous(), z, weight, (row_index, row_weight), (col_index, col_weight)
+    )
+
+
+@upsampled_conv_backward.register_fake
+def _(grad, z, weight, row_index, row_weight, col_index, col_weight, backend):
+    return z.new_empty(z.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+def _upsampled_conv_context(ctx, inputs, output):
+    z, weight, _, *taps, ctx.backend = inputs
+    ctx.save_for_backward(z, weight, *taps)
+
+
+def _upsampled_conv_gradient(ctx, grad):
+    return *upsampled_conv_backward(grad, *ctx.saved_tensors, ctx.backend), None, None, None, None, None
+
+
+upsampled_conv.register_autograd(_upsampled_conv_gradient, setup_context=_upsampled_conv_context)
+
+
+@custom_op('clit::dense_linear', mutates_args=())
+def dense_linear(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: Tensor,
+    bias: Tensor,
+    rows: list[Tensor],
+    cols: list[Tensor],
+    backend: str,
+) -> Tensor:
+    """See :func:`clit_basicsr.ops.backends.torch_backend.dense_linear`; rows and cols are the fields of an Axis."""
+    return backends.module(backend).dense_linear(q, k, v, packed, bias, tuple(rows), tuple(cols))
+
+
+@dense_linear.register_fake
+def _(q, k, v, packed, bias, rows, cols, backend):
+    torch._check(q.shape == k.shape == v.shape, lambda: f'{q.shape=} {k.shape=} {v.shape=}')
+    return q.new_empty(q.shape[0], rows[0].shape[0], cols[0].shape[0], bias.shape[0])
+
+
+def _check_scattered(queries: Tensor, maps: Tensor, y: Tensor, x: Tensor) -> None:
+    torch._check(
+        queries.shape[:2] == y.shape == x.shape and maps.shape[0] == queries.shape[0],
+        lambda: f'{queries.shape=} {maps.shape=} {y.shape=} {x.shape=}',
+    )
+
+
+def _root(n: int) -> int:
+    return next(g for g in range(1, 100) if g * g == n)
+
+
+# Under autocast the kernels compute in single precision: on the CPU nothing else is faster, and attention weights need
+# it. The CUDA kernels calculate so in any case and take autocast's type, except for what the list names.
+_SINGLE = {'bias_y', 'bias_x', 'bias', 'row_weight', 'col_weight', 'rows', 'cols'}
+_lib = torch.library.Library('clit', 'FRAGMENT')
+
+
+def _autocast_cuda(op):
+    names = [argument.name for argument in op._opoverload._schema.arguments]
+
+    def cast(value, dtype):
+        if isinstance(value, list):
+            return [cast(one, dtype) for one in value]
+        eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(dtype) if eligible else value
+
+    def kernel(*args):
+        dtype = torch.get_autocast_dtype('cuda') if args[-1] == 'cuda' else torch.float32
+        with torch.autocast('cuda', enabled=False):
+            return op(*(cast(a, torch.float32 if n in _SINGLE else dtype) for n, a in zip(names, args, strict=True)))
+
+    return kernel
+
+
+for _op in (attention, attend_linear, upsampled_conv, dense_linear):
+    register_autocast(_op, 'cpu', torch.float32)
+    _lib.impl(_op._name, _autocast_cuda(_op), 'AutocastCUDA')

@@ -1,0 +1,104 @@
+"""``clit_basicsr.upscale``: from Python what ``basicsr upscale`` does to a file."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from clit_basicsr.archs.implicit import ImplicitNet, output_size
+from clit_basicsr.archs.precision import check_precision
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.pictures import files
+from clit_basicsr.pictures.enlarge import choose_device, enlarge
+from clit_basicsr.pictures.files import Picture
+from clit_basicsr.pictures.memory import device_of, plan_tiles, told_when_full
+from clit_basicsr.pictures.networks import find_checkpoint, load_network
+
+
+def upscale(
+    image: Any,
+    scale: float | Sequence[float] | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    model: str | os.PathLike | nn.Module | None = None,
+    tile: int | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    progress: bool = False,
+) -> Any:
+    """See :func:`clit_basicsr.upscale`."""
+    if tile is not None and tile < 1:
+        raise UserError(f'tile: a tile has at least 1 pixel; got {tile}.')
+    check_precision(precision, 'precision')
+    where = None if device is None else choose_device(device)
+    if isinstance(model, nn.Module):
+        if not isinstance(model, ImplicitNet):
+            raise UserError(f'{type(model).__name__} answers at one scale only; take LIT, CLIT or a peer.')
+        net = model
+    else:
+        net = load_network(find_checkpoint(None if model is None else os.fspath(model)), where or choose_device())
+    with told_when_full('the picture', 'give a smaller size, or enlarge a part of it'):
+        picture = _to_picture(image)
+        lq_size = (picture.pixels.shape[0], picture.pixels.shape[1])
+        factors = output_size(lq_size, size, scale)[1]
+        with _borrowed(net, where):
+            tiles = plan_tiles(net, lq_size, factors, tile)
+            label = 'upscale' if progress else None
+            out, _ = enlarge(net, picture, size, scale, tiles=tiles, kind=precision, label=label)
+        return _like(image, out)
+
+
+@contextmanager
+def _borrowed(net: ImplicitNet, device: torch.device | None) -> Iterator[None]:
+    """A network in evaluation mode, on the device if one is named; afterwards as it was, each of its modules."""
+    own, training = device_of(net), {module: module.training for module in net.modules()}
+    try:
+        net.eval()
+        if device is not None:
+            net.to(device)
+        yield
+    finally:
+        net.to(own)
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _to_picture(image: Any) -> Picture:
+    if isinstance(image, (str, os.PathLike)):
+        return files.read(os.fspath(image))
+    if isinstance(image, Image.Image):
+        with files.told_when_damaged('the picture'):
+            picture = files.from_pillow(image)
+        if picture.pixels.dtype == np.uint16 and picture.has_alpha:
+            raise UserError(
+                'Pillow has no grey of 16 bits with alpha to give back; give an array, or the path of a file.'
+            )
+        return picture
+    pixels = np.asarray(image)
+    shape, kind = pixels.shape, pixels.dtype
+    if pixels.ndim not in (2, 3) or min(shape) < 1 or shape[2:] not in ((), (1,), (2,), (3,), (4,)):
+        raise UserError(f'an image is an array of (H, W) or (H, W, 1 to 4); got {shape}.')
+    if np.issubdtype(kind, np.floating):
+        # What is not a number fails here too.
+        if not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise UserError(f'a floating-point image is in [0, 1]; got {pixels.min():g} to {pixels.max():g}.')
+        pixels = pixels.astype(np.float32, copy=False)
+    elif kind not in (np.uint8, np.uint16):
+        raise UserError(f'an image is uint8, uint16 or floating point in [0, 1]; got {kind}.')
+    return Picture(pixels.astype(pixels.dtype.newbyteorder('='), copy=False).reshape(*shape[:2], -1))
+
+
+def _like(image: Any, out: Picture) -> Any:
+    if isinstance(image, Image.Image):
+        result = Image.fromarray(out.pixels[..., 0] if out.pixels.shape[2] == 1 else out.pixels)
+        if out.icc:
+            result.info['icc_profile'] = out.icc
+        return result
+    if isinstance(image, np.ndarray) and image.ndim == 3:
+        return out.pixels
+    return out.pixels[..., 0] if out.pixels.shape[2] == 1 else out.pixels

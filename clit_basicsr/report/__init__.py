@@ -1,0 +1,1 @@
+"""What a test measured, beside the papers' figures: tables, rows and curves."""

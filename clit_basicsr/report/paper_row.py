@@ -1,0 +1,99 @@
+"""Which row of the paper's tables an option file describes, told from its network alone."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+# The encoders of the tables; options that are not named are at the host's defaults.
+ENCODERS: dict[str, dict[str, Any]] = {
+    'EDSR-baseline': {'type': 'EDSR', 'num_feat': 64, 'num_block': 16},
+    'RDN': {'type': 'RDN', 'num_feat': 64, 'num_block': 16, 'num_layer': 8, 'num_grow_ch': 64},
+    'SwinIR': {
+        'type': 'SwinIR',
+        'embed_dim': 180,
+        'depths': [6, 6, 6, 6, 6, 6],
+        'num_heads': [6, 6, 6, 6, 6, 6],
+        'window_size': 8,
+        'mlp_ratio': 2,
+        'conv_before_upsample': True,
+    },
+}
+# Options that change nothing about which system it is: how weights were made or start, what masks are prepared for.
+ANY_ENCODER = (
+    *('type', 'img_range', 'rgb_mean', 'feat_scale', 'keep_normalization', 'frozen', 'num_in_ch', 'num_out_ch'),
+    *('in_chans', 'upscale', 'upsampler', 'img_size', 'padding', 'drop_path_rate', 'use_checkpoint'),
+)
+ANY_DECODER = ('type', 'encoder', 'upscale', 'upsampling_padding')
+# Tables 3 and 4: LIT with one option changed.
+ABLATIONS: dict[tuple[str, Any], str] = {
+    ('local_attention', False): ' (-a)',
+    ('cell', False): ' (-c)',
+    ('local_ensemble', True): ' (+e)',
+}
+ABLATIONS |= {('grid_size', grid): f' grid {grid}' for grid in (1, 3, 5, 9, 15, 25)}
+
+
+def paper_row(network_g: dict) -> tuple[str, str]:
+    """The row that a ``network_g`` block, checked, is the system of.
+
+    Returns:
+        The row and '', or '' and the reason why there is none.
+    """
+    from clit_basicsr.report.paper_tables import paper_psnr
+
+    kind = network_g.get('type')
+    if kind == 'Bicubic':
+        return 'Bicubic', ''
+    if not network_g.get('encoder'):
+        return '', f'{kind} is no system of the tables'
+    encoder, reason = encoder_name(network_g['encoder'])
+    if not encoder:
+        return '', reason
+    changed = changed_options(network_g)
+    ending = next((name for option, name in ABLATIONS.items() if kind == 'LIT' and changed == [option]), '')
+    if changed and not ending:
+        listed = ', '.join(f'{key}: {value}' for key, value in changed)
+        return '', f'the paper has no {kind} with {listed}'
+    row = f'{encoder}-{"Meta-SR" if kind == "MetaSR" else kind}{ending}'
+    return (row, '') if row in paper_psnr() else ('', f'the tables have no {row}')
+
+
+def encoder_name(block: dict) -> tuple[str, str]:
+    """'EDSR-baseline', 'RDN' or 'SwinIR' and '', or '' and the reason why it is none of them."""
+    from clit_basicsr.archs.encoders import ENCODERS as BUILT
+
+    kind = block['type']
+    name = next((name for name, options in ENCODERS.items() if options['type'] == kind), None)
+    if name is None:
+        return '', f'the tables have no encoder {kind}'
+    defaults = defaults_of(BUILT[kind].host) | defaults_of(BUILT[kind])
+    for key in [*ENCODERS[name], *(key for key in block if key not in ANY_ENCODER)]:
+        wanted = ENCODERS[name].get(key, defaults.get(key))
+        value = block.get(key, defaults.get(key))
+        if key != 'type' and as_list(value) != as_list(wanted):
+            return '', f"the paper's {name} has {key}: {wanted}, not {value}"
+    return name, ''
+
+
+def changed_options(network_g: dict) -> list[tuple[str, Any]]:
+    """Options of the decoder away from their defaults, which are the paper's."""
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    defaults = defaults_of(ARCH_REGISTRY.get(network_g['type']))
+    if network_g.get('position_encoding') == 'published':  # of the authors' code, as the paper's figures are
+        defaults['position_encoding'] = 'published'
+    return [
+        (key, value)
+        for key, value in network_g.items()
+        if key not in ANY_DECODER and as_list(value) != as_list(defaults.get(key))
+    ]
+
+
+def defaults_of(cls: type) -> dict[str, Any]:
+    parameters = inspect.signature(cls).parameters.values()
+    return {one.name: one.default for one in parameters if one.default is not one.empty}
+
+
+def as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -9,8 +9,9 @@ from clit_basicsr.archs.clit_arch import parse_factors, split_scale
 from clit_basicsr.archs.implicit import Features, output_size
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops.attention.reference import local_attention
-from clit_basicsr.ops.geometry.coords import Frame, make_coord, upsample_bilinear
+from clit_basicsr.ops.geometry.coords import Frame, make_coord
 from clit_basicsr.ops.geometry.resize import imresize
+from clit_basicsr.ops.geometry.sampling import upsample_bilinear
 
 EDSR = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
 SMALL = {'encoder': EDSR, 'dim': 8, 'num_heads': 2, 'grid_size': 5, 'hidden_dims': [16, 16]}
@@ -73,7 +74,7 @@ def test_upscale_is_query_on_the_full_grid(make, scale, monkeypatch):
     expected = on_full_grid(net, lq, size, net.plan_scales(factors))
     assert torch.allclose(net.upscale(lq, scale=scale), expected, atol=1e-6)
     monkeypatch.setattr('clit_basicsr.archs.implicit.PIECE', 5)
-    monkeypatch.setattr('clit_basicsr.archs.lit_arch.MAX_QUERIES', 7)
+    monkeypatch.setattr('clit_basicsr.archs.lit_branch.MAX_QUERIES', 7)
     assert torch.allclose(net.upscale(lq, scale=scale), expected, atol=1e-6)
 
 

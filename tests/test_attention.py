@@ -34,7 +34,7 @@ def corners_and_more(size):
 
 def written_out(net, branch, z, y, x):
     """Equations (4) to (6) for one query at position (y, x) of the pixel axis of the features z (C, h, w); numbers."""
-    heads, grid, (_, height, width) = branch.num_heads, branch.grid_size, z.shape
+    heads, grid, (_, height, width) = branch.spec.num_heads, branch.grid_size, z.shape
     q, k = (conv(z[None])[0] for conv in (branch.conv_q, branch.conv_k))
     inside = lambda map_, i, j: map_[:, i, j] if 0 <= i < height and 0 <= j < width else torch.zeros_like(map_[:, 0, 0])
     low_y, low_x = math.floor(y), math.floor(x)

@@ -193,7 +193,7 @@ class TestMargin:
         net = self.net(padding=padding)
         lq = torch.rand(1, 3, 8, 10)
         feat = net.encode(lq)
-        assert (feat.z.shape[2:], feat.frame.size, feat.image) == (size, size, (8, 10))
+        assert (feat.z.shape[2:], feat.frame.size, feat.image_size) == (size, size, (8, 10))
         by_hand = torch.cat((lq, lq.flip(3)), dim=3)[..., :12]
         by_hand = torch.cat((by_hand, by_hand.flip(2)), dim=2)[:, :, : size[0]]
         assert torch.equal(feat.lq, by_hand)
@@ -212,7 +212,7 @@ class TestMargin:
         padded = net.encode(lq)
         h, w = padded.frame.size
         # The published way: the padded image is the image, all its HR pixels are asked for, the result is cut.
-        whole = padded._replace(image=(h, w))
+        whole = padded._replace(image_size=(h, w))
         cell = torch.tensor([[2 / (h * scale), 2 / (w * scale)]])
         with torch.no_grad():
             rgb = net.query(whole, make_coord((h * scale, w * scale)).unsqueeze(0), cell)

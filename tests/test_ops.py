@@ -106,7 +106,7 @@ def test_bands_and_tiles_are_seamless(backend, monkeypatch):
     expected = check_picture(net, lq, 4.7, backend)
     monkeypatch.setattr('clit_basicsr.ops.attention.dense.BAND_BYTES', 1)
     monkeypatch.setattr('clit_basicsr.ops.attention.dense.STEP_QUERIES', 100)
-    monkeypatch.setattr('clit_basicsr.archs.lit_dense.SKIP_ROWS', 7)
+    monkeypatch.setattr('clit_basicsr.archs.lit_arch.SKIP_ROWS', 7)
     with use_backend(backend):
         assert difference(net.upscale(lq, scale=4.7), expected) < 1e-5
         assert difference(net.upscale(lq, scale=4.7, tile={'tile_size': 11, 'tile_pad': 16}), expected) < 1e-5

@@ -5,8 +5,8 @@ import pytest
 import torch
 from helpers import cuda_checks
 from helpers.awkward_pictures import color
+from helpers.networks import NETWORKS, build, queries
 from helpers.pretended_gpu import OnGpu, backward, pretended_gpu, to_gpu
-from test_all_networks import NETWORKS, build, queries
 from test_encoders import HOSTS
 
 from clit_basicsr.archs.clit_arch import CLIT

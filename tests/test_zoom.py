@@ -121,7 +121,7 @@ def test_features_of_tiles_are_those_of_the_whole_picture(name, tolerance, tiles
     with torch.no_grad():
         whole = net.encode(pixels / 255)
     feat = zoom.encode(net, pixels, tiles)
-    assert (feat.frame, feat.image) == (whole.frame, whole.image)
+    assert (feat.frame, feat.image_size) == (whole.frame, whole.image_size)
     assert torch.equal(feat.lq, whole.lq)
     assert (feat.z - whole.z).abs().max() < tolerance
 

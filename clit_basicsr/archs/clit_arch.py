@@ -7,8 +7,9 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
-from clit_basicsr.archs.implicit import Features, skip_connection
+from clit_basicsr.archs.features import Features
 from clit_basicsr.archs.lit_arch import LITBase
+from clit_basicsr.archs.lit_branch import HeadSpec
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops.geometry.coords import Frame
 from clit_basicsr.ops.upsampled import Upsampling
@@ -66,8 +67,6 @@ class CLIT(LITBase):
             'zeros', the authors' code.
     """
 
-    # Equation (9): weight of the branch before.
-    residual = 0.75
     cascaded = True
     trained_branches: Tensor
 
@@ -79,26 +78,24 @@ class CLIT(LITBase):
         num_heads: int = 8,
         grid_size: int = 7,
         hidden_dims: Sequence[int] = (256, 256, 256, 256),
-        position_encoding: str | None = 'paper',
+        position_encoding: str | dict | None = 'paper',
         local_attention: bool = True,
         cell: bool = True,
         aggregation: str = 'flatten',
         upsampling_padding: str = 'zeros',
         upscale: float = 4,
     ) -> None:
-        super().__init__(
-            encoder,
-            num_branches,
-            dim,
-            num_heads,
-            grid_size,
-            hidden_dims,
-            position_encoding,
-            local_attention,
-            cell,
-            aggregation,
-            upscale,
+        spec = HeadSpec(
+            dim=dim,
+            num_heads=num_heads,
+            grid_size=grid_size,
+            hidden_dims=hidden_dims,
+            position_encoding=position_encoding,
+            local_attention=local_attention,
+            cell=cell,
+            aggregation=aggregation,
         )
+        super().__init__(encoder, spec, num_branches, upscale)
         if upsampling_padding not in ('zeros', 'border'):
             raise UserError(f"upsampling_padding must be 'zeros' or 'border'; got {upsampling_padding!r}.")
         self.upsampling_padding = upsampling_padding
@@ -111,19 +108,10 @@ class CLIT(LITBase):
 
     @property
     def num_trained_branches(self) -> int:
-        """Branches that :meth:`upscale` uses: fewer than all in a checkpoint from an early stage of training."""
         return int(self.trained_branches) if len(self.branches) > 1 else 1
 
     def plan_scales(self, scale: tuple[float, float]) -> Factors:
         return split_scale(scale, self.num_trained_branches)
-
-    def decode(self, feat: Features, coord: Tensor, cell: Tensor, scales) -> Tensor:
-        bias = self._bias()
-        z1 = self.conv_in(feat.z)
-        out: Tensor | float = 0.0
-        for branch, grid in zip(self.branches, self._grids(feat, scales), strict=False):
-            out = branch(z1, feat.frame, coord, cell, bias, grid) + self.residual * out  # equation (9)
-        return skip_connection(feat, coord) + 0.5 * out
 
     def _grids(self, feat: Features, scales) -> list[Upsampling | None]:
         factors = parse_factors(scales)

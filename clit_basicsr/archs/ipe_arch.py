@@ -7,11 +7,12 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
-from clit_basicsr.archs.implicit import Features, ImplicitNet, relative_cell
+from clit_basicsr.archs.features import Prepared
+from clit_basicsr.archs.implicit import ImplicitNet, relative_cell
 from clit_basicsr.archs.mlp import build_mlp
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.ops.geometry.coords import gather_grid
 from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
+from clit_basicsr.ops.geometry.sampling import unfold_at
 
 
 def integrated_encoding(dx: Tensor, size: Tensor, freqs: Tensor) -> Tensor:
@@ -78,11 +79,12 @@ class IPE(ImplicitNet):
     def reach(self) -> int:
         return 2  # the neighbour of the ensemble, and the neighbour that unfolding adds
 
-    def decode(self, feat: Features, coord: Tensor, cell: Tensor, scales) -> Tensor:
+    def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
+        feat = prepared.feat
         size = relative_cell(cell, coord, feat.frame)
         out = torch.zeros_like(coord[..., :1])
         for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
-            z = gather_grid(feat.z, point, feat.frame, self.grid_size).transpose(2, 3).flatten(2)  # (B, Q, 9 C)
+            z = unfold_at(feat.z, point, feat.frame, self.grid_size)  # (B, Q, 9 C)
             position = integrated_encoding(dx, size, self.freqs)
             out = out + weight * self.decoder(torch.cat((z, position), dim=-1))
-        return 0.5 * out + 0.5
+        return out

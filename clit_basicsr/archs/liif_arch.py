@@ -6,10 +6,11 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
-from clit_basicsr.archs.implicit import Features, ImplicitNet, relative_cell
+from clit_basicsr.archs.features import Prepared
+from clit_basicsr.archs.implicit import ImplicitNet, relative_cell
 from clit_basicsr.archs.mlp import build_mlp
-from clit_basicsr.ops.geometry.coords import gather_grid
 from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
+from clit_basicsr.ops.geometry.sampling import unfold_at
 
 
 @ARCH_REGISTRY.register()
@@ -45,12 +46,12 @@ class LIIF(ImplicitNet):
     def reach(self) -> int:
         return 2  # the neighbour of the ensemble, and the neighbour that unfolding adds
 
-    def decode(self, feat: Features, coord: Tensor, cell: Tensor, scales) -> Tensor:
+    def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
+        feat = prepared.feat
         out = torch.zeros_like(coord[..., :1])
         for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
-            z = gather_grid(feat.z, point, feat.frame, self.grid_size)  # (B, Q, 9, C)
-            inputs = [z.transpose(2, 3).flatten(2), dx]  # position fastest, as torch's unfold has it
+            inputs = [unfold_at(feat.z, point, feat.frame, self.grid_size), dx]  # (B, Q, 9 C), (B, Q, 2)
             if self.cell:
                 inputs.append(relative_cell(cell, coord, feat.frame))
             out = out + weight * self.decoder(torch.cat(inputs, dim=-1))
-        return 0.5 * out + 0.5
+        return out

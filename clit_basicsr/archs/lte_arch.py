@@ -7,11 +7,12 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from clit_basicsr.archs.implicit import Features, ImplicitNet, relative_cell, skip_connection
+from clit_basicsr.archs.features import Features, Prepared
+from clit_basicsr.archs.implicit import ImplicitNet, relative_cell
 from clit_basicsr.archs.mlp import build_mlp
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.ops.geometry.coords import gather_grid
 from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
+from clit_basicsr.ops.geometry.sampling import gather_grid
 
 
 @ARCH_REGISTRY.register()
@@ -27,6 +28,8 @@ class LTE(ImplicitNet):
         local_ensemble (bool): Average the answers of the four LR pixels around a query. Default: True.
         upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.
     """
+
+    image_skip = True
 
     def __init__(
         self,
@@ -49,13 +52,20 @@ class LTE(ImplicitNet):
     def reach(self) -> int:
         return 2  # the neighbour of the ensemble, and the convolutions
 
-    def decode(self, feat: Features, coord: Tensor, cell: Tensor, scales) -> Tensor:
-        coef, freq = self.coef(feat.z), self.freq(feat.z)
+    def prepare_maps(self, feat: Features, scales) -> Tensor:
+        """Coefficients and frequencies, (B, 2 dim, h, w), channels last in memory, as they are read."""
+        both = torch.cat((self.coef(feat.z), self.freq(feat.z)), dim=1)
+        return both.contiguous(memory_format=torch.channels_last)
+
+    def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
+        feat = prepared.feat
         phase = self.phase(relative_cell(cell, coord, feat.frame))  # (B, Q, dim / 2)
         out = torch.zeros_like(coord[..., :1])
         for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
-            amplitude = gather_grid(coef, point, feat.frame, 1).squeeze(2)  # (B, Q, dim)
-            waves = gather_grid(freq, point, feat.frame, 1).squeeze(2).unflatten(-1, (-1, 2))  # (B, Q, dim / 2, (y, x))
+            amplitude, waves = (
+                gather_grid(prepared.maps, point, feat.frame, 1).squeeze(2).chunk(2, dim=-1)
+            )  # (B, Q, dim)
+            waves = waves.unflatten(-1, (-1, 2))  # (B, Q, dim / 2, (y, x)); amplitude: (B, Q, dim)
             angle = math.pi * ((waves * dx.unsqueeze(2)).sum(dim=-1) + phase)
             out = out + weight * self.decoder(amplitude * torch.cat((angle.cos(), angle.sin()), dim=-1))
-        return skip_connection(feat, coord) + 0.5 * out
+        return out

@@ -6,9 +6,11 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
-from clit_basicsr.archs.implicit import MAX_QUERIES, Features, ImplicitNet, expand_cell
+from clit_basicsr.archs.features import Prepared
+from clit_basicsr.archs.implicit import MAX_QUERIES, ImplicitNet, expand_cell
 from clit_basicsr.archs.mlp import build_mlp
-from clit_basicsr.ops.geometry.coords import gather_grid, nearest_index
+from clit_basicsr.ops.geometry.coords import nearest_center
+from clit_basicsr.ops.geometry.sampling import unfold_at
 
 
 @ARCH_REGISTRY.register()
@@ -32,13 +34,14 @@ class MetaSR(ImplicitNet):
     def reach(self) -> int:
         return 2  # the pixel of the corner is at most one away from that of the centre; the filter is 3 x 3
 
-    def decode(self, feat: Features, coord: Tensor, cell: Tensor, scales) -> Tensor:
+    def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
+        feat = prepared.feat
         cell = expand_cell(cell, coord)
         corner = coord - cell / 2
         point = (corner + 1e-6).clamp(-1 + 1e-6, 1 - 1e-6)
         inputs = []
         for axis, n in enumerate(feat.frame.size):
-            center = nearest_index(point[..., axis], n).to(coord.dtype) * (2 / n) + (-1 + 1 / n)
+            center = nearest_center(point[..., axis], n)
             inputs.append((corner[..., axis] - (center - 1 / n)) * (n / 2))  # 0 ... 1 within the LR pixel
         inputs.append(cell[..., 0] * (feat.frame.size[0] / 2))  # the inverse of the scale
         step = max(1, MAX_QUERIES // coord.shape[0])  # a filter is large: 27 C0 numbers for every query
@@ -46,6 +49,6 @@ class MetaSR(ImplicitNet):
         for start in range(0, coord.shape[1], step):
             part = slice(start, start + step)
             filters = self.filter_net(torch.stack(inputs, dim=-1)[:, part]).unflatten(-1, (-1, 3))  # (B, Q, 9 C0, 3)
-            z = gather_grid(feat.z, point[:, part], feat.frame, 3).transpose(2, 3).flatten(2)  # (B, Q, 9 C0)
+            z = unfold_at(feat.z, point[:, part], feat.frame, 3)  # (B, Q, 9 C0)
             out.append(torch.einsum('bqc,bqcd->bqd', z, filters))
-        return 0.5 * torch.cat(out, dim=1) + 0.5
+        return torch.cat(out, dim=1)

@@ -44,8 +44,8 @@ def precision(name: str | None, device: torch.device) -> Iterator[None]:
         cublas.allow_tf32, cudnn.allow_tf32 = before
 
 
-def laid_out(lq: Tensor) -> Tensor:
-    """A picture (B, 3, h, w) as the first convolution should find it: in half precision channels last in memory, as
-    tensor cores and the local attention read. The layers behind hand on what they find, so nothing is moved again.
+def convolution_layout(lq: Tensor) -> Tensor:
+    """An image (B, 3, h, w) in the memory layout that suits the first convolution: channels last in half precision, as
+    tensor cores and the local attention read. Later layers keep the layout they find, so nothing is moved again.
     """
     return lq.contiguous(memory_format=torch.channels_last) if torch.is_autocast_enabled(lq.device.type) else lq

@@ -5,10 +5,11 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from clit_basicsr.archs.implicit import Features, ImplicitNet, relative_cell
+from clit_basicsr.archs.features import Prepared
+from clit_basicsr.archs.implicit import ImplicitNet, relative_cell
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.ops.geometry.coords import gather_grid
 from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
+from clit_basicsr.ops.geometry.sampling import unfold_at
 
 
 class ResidualMLP(nn.Module):
@@ -77,12 +78,13 @@ class UltraSR(ImplicitNet):
     def reach(self) -> int:
         return 2  # the neighbour of the ensemble, and the neighbour that unfolding adds
 
-    def decode(self, feat: Features, coord: Tensor, cell: Tensor, scales) -> Tensor:
+    def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
+        feat = prepared.feat
         size = relative_cell(cell, coord, feat.frame) if self.cell else coord[..., :0]
         out = torch.zeros_like(coord[..., :1])
         for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
-            z = gather_grid(feat.z, point, feat.frame, self.grid_size).transpose(2, 3).flatten(2)  # (B, Q, 9 C)
+            z = unfold_at(feat.z, point, feat.frame, self.grid_size)  # (B, Q, 9 C)
             angle = (dx.unsqueeze(-1) * self.freqs).flatten(-2)  # (B, Q, 2 F)
             position = torch.cat((dx, angle.sin(), angle.cos(), size), dim=-1)
             out = out + weight * self.decoder(z, position)
-        return 0.5 * out + 0.5
+        return out

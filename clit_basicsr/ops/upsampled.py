@@ -8,7 +8,15 @@ from torch import Tensor
 from clit_basicsr.ops import operators
 from clit_basicsr.ops.attention.local import channels_last
 from clit_basicsr.ops.geometry.axes import convolution_taps
-from clit_basicsr.ops.geometry.coords import Frame, upsample_bilinear
+from clit_basicsr.ops.geometry.coords import Frame
+from clit_basicsr.ops.geometry.sampling import upsample_bilinear
+
+
+class Conv(NamedTuple):
+    """A 3 x 3 convolution: weight (O, C, 3, 3) and bias (O,)."""
+
+    weight: Tensor
+    bias: Tensor
 
 
 class Upsampling(NamedTuple):
@@ -18,7 +26,7 @@ class Upsampling(NamedTuple):
         source: the features' frame.
         target: the window's frame: size of the fine grid, first pixel.
         size: (rows, columns) of the window.
-        padding: 'zeros' or 'border', see :func:`clit_basicsr.ops.geometry.coords.upsample_bilinear`.
+        padding: 'zeros' or 'border', see :func:`clit_basicsr.ops.geometry.sampling.upsample_bilinear`.
     """
 
     source: Frame

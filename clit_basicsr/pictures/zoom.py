@@ -118,14 +118,14 @@ def render(net: ImplicitNet, feat: Features, shot: Shot, frame_size: tuple[int, 
         (torch.arange(side, dtype=torch.float64) + 0.5) / shot.scale + start
         for side, start in zip(frame_size, shot.origin, strict=True)
     ]  # in LR pixels
-    cell = feat.lq.new_tensor([[2 / (n * shot.scale) for n in feat.image]])
+    cell = feat.lq.new_tensor([[2 / (n * shot.scale) for n in feat.image_size]])
     scales = net.plan_scales((shot.scale, shot.scale))
     out = feat.lq.new_empty(3, *frame_size)
     for y0, x0 in itertools.product(range(0, frame_size[0], PIECE), range(0, frame_size[1], PIECE)):
         y, x = axes[0][y0 : y0 + PIECE], axes[1][x0 : x0 + PIECE]
         # One pixel more than the reach: the nearest one is found from rounded coordinates.
         rows, cols = ((int(t[0]) - net.reach - 1, int(t[-1]) + net.reach + 2) for t in (y, x))
-        grid = torch.meshgrid(y * (2 / feat.image[0]) - 1, x * (2 / feat.image[1]) - 1, indexing='ij')
+        grid = torch.meshgrid(y * (2 / feat.image_size[0]) - 1, x * (2 / feat.image_size[1]) - 1, indexing='ij')
         coord = torch.stack(grid, dim=-1).flatten(0, 1).unsqueeze(0).to(feat.lq)  # (1, num_rows * num_cols, 2)
         rgb = net.query(feat.crop(rows, cols), coord, cell, scales)
         out[:, y0 : y0 + PIECE, x0 : x0 + PIECE] = rgb[0].t().unflatten(1, (len(y), len(x)))

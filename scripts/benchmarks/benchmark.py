@@ -20,7 +20,7 @@ from statistics import median
 
 import torch
 
-from clit_basicsr.archs import lit_arch
+from clit_basicsr.archs import lit_branch
 from clit_basicsr.info import versions
 from clit_basicsr.ops import use_backend
 
@@ -32,15 +32,15 @@ REFERENCES = {'reference 2048': 2048, 'reference 30000': 30000}
 
 def run(backend: str, function) -> float:
     """Seconds of one call."""
-    queries = lit_arch.MAX_QUERIES
-    lit_arch.MAX_QUERIES = REFERENCES.get(backend, queries)
+    queries = lit_branch.MAX_QUERIES
+    lit_branch.MAX_QUERIES = REFERENCES.get(backend, queries)
     try:
         with use_backend(backend.split()[0]):
             began = time.perf_counter()
             function()
             return time.perf_counter() - began
     finally:
-        lit_arch.MAX_QUERIES = queries
+        lit_branch.MAX_QUERIES = queries
 
 
 def measure(case, function, backends: list[str], repeats: int) -> dict:

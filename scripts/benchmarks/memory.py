@@ -8,9 +8,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import cases
 
-from clit_basicsr.archs.implicit import Features
+from clit_basicsr.archs.features import Features
 from clit_basicsr.ops import use_backend
-from clit_basicsr.ops.geometry.coords import Frame
+from clit_basicsr.ops.geometry.coords import Frame, Piece
 
 
 def status(key: str) -> float:
@@ -37,7 +37,7 @@ def dense(net, size: int, scale: float):
 
     def call() -> None:
         with torch.no_grad():
-            net._fill(out, feat, (hr, hr), (0, hr), (0, hr), net.plan_scales((scale, scale)))
+            net._fill(out, feat, Piece((hr, hr), (0, hr), (0, hr)), net.plan_scales((scale, scale)))
 
     return call
 

@@ -1,15 +1,16 @@
-"""Local attention for a whole grid of queries, in bands: the road of ``upscale``. Only the result is ever whole."""
+"""Local attention for a whole grid of queries, in bands, as ``upscale`` needs it. Only the result is ever whole."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from clit_basicsr.ops import backends, operators
-from clit_basicsr.ops.attention.reference import PositionalBias
+from clit_basicsr.ops.attention.reference import Head, Linear
+from clit_basicsr.ops.attention.rows import MapRows
 from clit_basicsr.ops.geometry.axes import Axis, make_axis
-from clit_basicsr.ops.geometry.coords import Frame
+from clit_basicsr.ops.geometry.coords import Piece
 
 # Bytes of one band of q, k and v, and queries per step: both bound the memory, neither changes the result. A GPU
 # wants more work at once than a processor's cache holds.
@@ -19,59 +20,45 @@ STEP_QUERIES, GPU_STEP_QUERIES = 4096, 1 << 17
 # The most queries of a step, where a few pixels have them all.
 MOST_QUERIES = 1 << 15
 
-Maps = tuple[Tensor, Tensor, Tensor]
-
 
 def dense_first_layer(
-    project: Callable[[int, int], Maps],
-    frame: Frame,
-    window: tuple[int, int],
-    size: tuple[int, int],
-    rows: tuple[int, int],
-    cols: tuple[int, int],
-    weight: Tensor,
-    offset: Tensor,
-    *,
-    num_heads: int,
-    grid_size: int,
-    bias: PositionalBias | None,
-    backend: str,
+    source: MapRows, piece: Piece, layer: Linear, head: Head, backend: str
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Equations (1)-(7) up to the first activation for the HR pixels rows x cols, block by block.
+    """Equations (1)-(7) up to the first activation for a piece of the picture, block by block.
 
     Args:
-        project: gives q, k and v, each (1, C, y1 - y0, w), of the rows y0 ... y1 - 1 of the window.
-        frame: the window's place in the feature grid.
-        window: (h, w) of the window.
-        size: (H, W) of the whole HR grid.
-        rows, cols: the HR pixels that are asked for.
-        weight, offset: (O, G * G * C), (O,): the first layer, the constant share of cell included.
+        source: gives q, k and v.
+        piece: the HR pixels that are asked for.
+        layer: the decoder's first layer, (O, G * G * C) and (O,), the constant share of the cell in its bias.
 
     Yields:
-        HR rows, HR columns (in the whole grid) and the layer's output there, (R, S, O).
+        HR rows, HR columns (in the whole picture) and the layer's output there, (R, S, O).
     """
+    frame, window, grid_size = source.target, source.window, head.grid_size
     y, x = (
-        make_axis(axis, frame, window[axis], size[axis], bounds, grid_size, num_heads, bias, weight)
-        for axis, bounds in ((0, rows), (1, cols))
+        make_axis(
+            axis, frame, window[axis], piece.size[axis], bounds, grid_size, head.num_heads, head.bias, layer.weight
+        )
+        for axis, bounds in ((0, piece.rows), (1, piece.cols))
     )
     halo = max(grid_size // 2, 1)
-    channels = weight.shape[1] // grid_size**2
+    channels = layer.weight.shape[1] // grid_size**2
     kernels = backends.module(backend)
-    on_cpu = weight.device.type == 'cpu'
+    on_cpu = layer.weight.device.type == 'cpu'
     band_bytes, step = (BAND_BYTES, STEP_QUERIES) if on_cpu else (GPU_BAND_BYTES, GPU_STEP_QUERIES)
     band = max(4, band_bytes // (3 * 4 * channels * window[1]) - 2 * halo)
     sharing = len(y.nearest) * len(x.nearest) >= kernels.SHARING_PAYS * _pixels(y) * _pixels(x)
-    packed = kernels.pack(weight, num_heads, grid_size) if sharing else weight
+    packed = kernels.pack(layer.weight, head.num_heads, grid_size) if sharing else layer.weight
     linear = operators.dense_linear if sharing else _direct
     for top, (start, stop) in _groups(y, band):
         low = max(top - halo, 0)
-        maps = [t.permute(0, 2, 3, 1) for t in project(low, min(top + band + halo, window[0]))]
+        maps = [t.permute(0, 2, 3, 1) for t in source.make(low, min(top + band + halo, window[0]))]
         for part, across in _blocks(y, x, start, stop, step):
             y_part, x_part = _moved(_part(y, part), low), _part(x, across)
             begin, end = max(int(y_part.nearest[0]) - halo, 0), int(y_part.nearest[-1]) + halo + 1
             q, k, v = (t[:, begin:end] for t in maps)
-            first = linear(q, k, v, packed, offset, list(_moved(y_part, begin)), list(x_part), backend)[0]
-            yield _shift(part, rows[0]), _shift(across, cols[0]), first
+            first = linear(q, k, v, packed, layer.bias, list(_moved(y_part, begin)), list(x_part), backend)[0]
+            yield _shift(part, piece.rows[0]), _shift(across, piece.cols[0]), first
         del maps, q, k, v, first  # before the next band is made
 
 
@@ -130,7 +117,7 @@ def _groups(axis: Axis, count: int) -> Iterator[tuple[int, tuple[int, int]]]:
 
 def _blocks(y: Axis, x: Axis, start: int, stop: int, step: int) -> Iterator[tuple[slice, slice]]:
     """Cuts the rows start ... stop - 1 into blocks of about ``step`` queries. A pixel's queries, which share its
-    products, are parted only where they are many more than that.
+    products, are split only where they are many more than that.
     """
     per_pixel = len(y.nearest) / _pixels(y) * len(x.nearest) / _pixels(x)
     width = min(_pixels(x), max(32, int(step / per_pixel)))

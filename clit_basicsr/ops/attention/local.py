@@ -1,4 +1,7 @@
-"""Local attention at any queries: the road of training. Picks the backend and feeds its kernels."""
+"""Local attention at any queries, as training needs it: selects the backend and feeds its kernels."""
+
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -6,9 +9,13 @@ from torch import Tensor
 
 from clit_basicsr.ops import backends, operators
 from clit_basicsr.ops.attention import reference
-from clit_basicsr.ops.attention.reference import PositionalBias
+from clit_basicsr.ops.attention.reference import Head, Linear, PositionalBias
 from clit_basicsr.ops.geometry.axes import axis_bias
-from clit_basicsr.ops.geometry.coords import Frame, bilinear_taps, nearest_index, relative_axis
+from clit_basicsr.ops.geometry.coords import Frame, nearest_index, relative_axis
+from clit_basicsr.ops.geometry.sampling import bilinear_taps
+
+# Up to this many queries packing the layer's weights for the CPU kernels would take longer than the layer itself.
+FEW_QUERIES = 8
 
 
 def local_attention(
@@ -57,22 +64,70 @@ def local_attention(
             cell=cell,
             aggregation=aggregation,
         )
-    tables, nearest = [], []
-    for axis in (0, 1):
-        if bias is None:
-            tables.append(v.new_zeros(*coord.shape[:2], grid_size, num_heads))
-        else:
-            tables.append(axis_bias(relative_axis(coord[..., axis], frame, grid_size, axis), bias, axis))
-        nearest.append(nearest_index(coord[..., axis], frame.size[axis]) - frame.origin[axis])
-    query = _sample(q, coord, frame)
-    attention = operators.attention(query, channels_last(k), *tables, *nearest, backend)
-    positions = grid_size * grid_size * v.shape[1]
-    out = operators.attend_linear(attention, channels_last(v), weight[:, :positions], *nearest, backend) + weight_bias
-    return out if cell is None else out + cell @ weight[:, positions:].t()
+    nearest = [nearest_index(coord[..., axis], frame.size[axis]) - frame.origin[axis] for axis in (0, 1)]
+    tables = bias_tables(coord, frame, Head(num_heads, grid_size, bias), v)
+    maps = channels_last(k), channels_last(v)
+    return attend(_sample(q, coord, frame), maps, tables, nearest, Linear(weight, weight_bias), cell, backend)
+
+
+def bias_tables(coord: Tensor, frame: Frame, head: Head, like: Tensor) -> list[Tensor]:
+    """The shares of y and x in the positional bias of every query, (B, Q, G, H) each; zeros without a bias."""
+    if head.bias is None:
+        return [like.new_zeros(*coord.shape[:2], head.grid_size, head.num_heads) for _ in range(2)]
+    distances = (relative_axis(coord[..., axis], frame, head.grid_size, axis) for axis in (0, 1))
+    return [axis_bias(distance, head.bias, axis) for axis, distance in enumerate(distances)]
+
+
+def attend(
+    query: Tensor,
+    maps: tuple[Tensor, Tensor],
+    tables: Sequence[Tensor],
+    nearest: Sequence[Tensor],
+    layer: Linear,
+    cell: Tensor | None,
+    backend: str,
+) -> Tensor:
+    """Equations (6) and (7) up to the first activation by the operators of a backend.
+
+    Args:
+        query: (B, Q, C), q at the queries.
+        maps: k and v, (B, h, w, C) each.
+        tables: from :func:`bias_tables`.
+        nearest: rows and columns, (B, Q) each, of the pixels of the maps nearest to the queries.
+        layer: the decoder's first layer, (O, G * G * C [+ 2]) and (O,).
+        cell: (B, Q, 2), see :func:`local_attention`.
+
+    Returns:
+        Tensor: (B, Q, O).
+    """
+    k, v = maps
+    attention = operators.attention(query, k, *tables, *nearest, backend)
+    positions = tables[0].shape[2] ** 2 * v.shape[-1]
+    weight = layer.weight[:, :positions]
+    few = nearest[0].numel() <= FEW_QUERIES and v.device.type == 'cpu' and not torch.is_grad_enabled()
+    if few:
+        out = _attend_few(attention, v, weight, *nearest) + layer.bias
+    else:
+        out = operators.attend_linear(attention, v, weight, *nearest, backend) + layer.bias
+    return out if cell is None else out + cell @ layer.weight[:, positions:].t()
+
+
+def _attend_few(attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """The operator ``attend_linear`` by the definition."""
+    heads, grid = attention.shape[2], math.isqrt(attention.shape[3])
+    batch, height, width, _ = v.shape
+    offset = torch.arange(grid, device=v.device) - grid // 2
+    rows, cols = (y.unsqueeze(-1) + offset).unsqueeze(-1), (x.unsqueeze(-1) + offset).unsqueeze(-2)
+    inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)  # (B, Q, G, G)
+    image = torch.arange(batch, device=v.device).view(-1, 1, 1, 1) * height
+    index = (image + rows.clamp(0, height - 1)) * width + cols.clamp(0, width - 1)
+    value = F.embedding(index, v.flatten(0, 2)) * inside.unsqueeze(-1)
+    value = value.flatten(2, 3).unflatten(-1, (heads, -1)) * attention.transpose(2, 3).unsqueeze(-1)
+    return F.linear(value.flatten(2), weight)
 
 
 def _sample(feat: Tensor, coord: Tensor, frame: Frame) -> Tensor:
-    """:func:`~clit_basicsr.ops.geometry.coords.sample_bilinear` in one pass, zeros outside: a query is a bag of four
+    """:func:`~clit_basicsr.ops.geometry.sampling.sample_bilinear` in one pass, zeros outside: a query is a bag of four
     pixels.
     """
     batch, _, height, width = feat.shape

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clit_basicsr.ops.geometry.coords import Frame, gather_grid, relative_coord, sample_bilinear
+from clit_basicsr.ops.geometry.coords import Frame, relative_coord
+from clit_basicsr.ops.geometry.sampling import gather_grid, sample_bilinear
 
 
 class PositionalBias(NamedTuple):
@@ -22,6 +23,27 @@ class PositionalBias(NamedTuple):
     """
 
     freqs: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+class Head(NamedTuple):
+    """The attention's shape and its positional bias.
+
+    Attributes:
+        num_heads: H; head i owns the channels i C / H ... (i + 1) C / H - 1.
+        grid_size: G, odd: side of the local grid in pixels.
+        bias: parameters of the positional bias; None for none.
+    """
+
+    num_heads: int
+    grid_size: int
+    bias: PositionalBias | None
+
+
+class Linear(NamedTuple):
+    """A linear layer: weight (O, I) and bias (O,)."""
+
     weight: Tensor
     bias: Tensor
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from clit_basicsr.ops.attention.reference import PositionalBias
-from clit_basicsr.ops.geometry.coords import Frame, bilinear_taps, nearest_index, pixel_centers, relative_axis
+from clit_basicsr.ops.geometry.coords import Frame, nearest_index, pixel_centers, relative_axis
+from clit_basicsr.ops.geometry.sampling import bilinear_taps
 
 
 class Axis(NamedTuple):
@@ -70,11 +71,11 @@ def make_axis(
     else:
         distance = relative_axis(coord, frame, grid_size, axis).to(like.device, non_blocking=True)
         table = axis_bias(distance, bias, axis).to(like.dtype)
-    return Axis(nearest, *_beside(torch.stack((low, high), dim=1), torch.stack((w0, w1), dim=1), like), table)
+    return Axis(nearest, *_moved_to(like, torch.stack((low, high), dim=1), torch.stack((w0, w1), dim=1)), table)
 
 
-def _beside(index: Tensor, weight: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Taps beside ``like``, the weights in its dtype."""
+def _moved_to(like: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Taps on the device of ``like``, the weights in its dtype."""
     return index.to(like.device, non_blocking=True), weight.to(like, non_blocking=True)
 
 
@@ -92,7 +93,19 @@ def convolution_taps(
         like: gives the tables' device and dtype.
     """
     fine = torch.arange(bounds[0], bounds[1]).unsqueeze(1) + torch.arange(-1, 2)
+    return _moved_to(like, *upsampling_taps(fine, axis, frame, length, n_fine, padding))
+
+
+def upsampling_taps(
+    fine: Tensor, axis: int, frame: Frame, length: int, n_fine: int, padding: str
+) -> tuple[Tensor, Tensor]:
+    """Where pixels of an upsampled axis read the map below: fine (...) -> (index, weight), each (..., 2).
+
+    Args:
+        fine: pixels of the fine grid of ``n_fine``; those outside it get weight 0.
+        axis, frame, length, padding: see :func:`convolution_taps`.
+    """
     coord = fine.to(torch.float32) * (2 / n_fine) + (-1 + 1 / n_fine)
     (low, w0), (high, w1) = bilinear_taps(coord, frame, axis, length, padding)
     weight = torch.stack((w0, w1), dim=-1) * ((fine >= 0) & (fine < n_fine)).unsqueeze(-1)
-    return _beside(torch.stack((low, high), dim=-1), weight, like)
+    return torch.stack((low, high), dim=-1), weight

@@ -1,4 +1,4 @@
-"""Where pixels are, and how to read a feature map there.
+"""Where pixels are.
 
 Every grid of n pixels spans [-1, 1]; coordinates are (y, x). The order of the floating-point operations below is part
 of the definition: the algebraically equal ``-1 + (2 i + 1) / n`` moves ties (x1.5, x2.5, x3.5 have many) to another
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -23,6 +22,28 @@ class Frame(NamedTuple):
 
     size: tuple[int, int]
     origin: tuple[int, int] = (0, 0)
+
+
+# The first pixel along an axis, and one past the last.
+Bounds = tuple[int, int]
+
+
+class Piece(NamedTuple):
+    """The part of an enlarged picture that is asked for.
+
+    Attributes:
+        size: (H, W) of the whole picture, in HR pixels.
+        rows, cols: the HR pixels of the part.
+    """
+
+    size: tuple[int, int]
+    rows: Bounds
+    cols: Bounds
+
+    def place(self, rows: slice, cols: slice) -> tuple[slice, slice]:
+        """Where some rows and columns of the picture stand in the part."""
+        y, x = self.rows[0], self.cols[0]
+        return slice(rows.start - y, rows.stop - y), slice(cols.start - x, cols.stop - x)
 
 
 def pixel_centers(n: int, start: int = 0, stop: int | None = None, *, device=None, dtype=torch.float32) -> Tensor:
@@ -50,116 +71,31 @@ def nearest_index(coord: Tensor, n: int) -> Tensor:
     return (((coord + 1) * n - 1) / 2).round().long().clamp(0, n - 1)
 
 
-def sampling_position(coord: Tensor, n: int) -> Tensor:
-    """Position of coord on the pixel axis of a grid of n: 0 is the first centre, n - 1 the last.
-
-    One fused multiply-add, as in torch's vectorised ``grid_sample``: unfused, the position is off by 1e-4 at n = 200.
-    """
-    return ((coord + 1).double() * (n / 2) - 0.5).to(coord.dtype)
+def nearest_center(coord: Tensor, n: int) -> Tensor:
+    """Centre of the pixel nearest to coord, on a grid of n pixels; the shape and dtype of coord."""
+    return nearest_index(coord, n).to(coord.dtype) * (2 / n) + (-1 + 1 / n)
 
 
-def read_pixels(feat: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Reads a map (B, C, h, w) at integer pixels y, x (B, ...), which broadcast -> (B, ..., C)."""
-    height, width = feat.shape[-2:]
-    batch = torch.arange(feat.shape[0], device=feat.device).view(-1, *[1] * (y.dim() - 1))
-    index = (batch * height + y) * width + x
-    # An embedding reads rows and adds into rows on the way back: deterministic and fast, which indexing is not.
-    return F.embedding(index, feat.flatten(2).transpose(1, 2).flatten(0, 1))
-
-
-def bilinear_taps(coord: Tensor, frame: Frame, axis: int, length: int, padding: str) -> list[tuple[Tensor, Tensor]]:
-    """The two pixels beside each coordinate along one axis, as (index into the window, weight) pairs."""
-    n, start = frame.size[axis], frame.origin[axis]
-    position = sampling_position(coord, n)
-    if padding == 'border':
-        position = position.clamp(0, n - 1)
-    low = position.floor()
-    pairs = []
-    for index, weight in ((low.long(), low + 1 - position), (low.long() + 1, position - low)):
-        weight = weight * ((index >= 0) & (index < n))
-        # Only taps of weight 0 lie outside the window; the clamp keeps their read legal.
-        pairs.append(((index - start).clamp(0, length - 1), weight))
-    return pairs
-
-
-def sample_bilinear(feat: Tensor, coord: Tensor, frame: Frame, padding: str = 'zeros') -> Tensor:
-    """Reads a map between its pixels.
-
-    Args:
-        feat: (B, C, h, w), the window of the grid that ``frame`` describes; it must hold every pixel that is read.
-        coord: (B, Q, 2), (y, x) in [-1, 1].
-        padding: 'zeros': taps outside the grid count as 0 (weights are not renormalised); 'border': they repeat the
-            edge.
-
-    Returns:
-        Tensor: (B, Q, C).
-    """
-    rows = bilinear_taps(coord[..., 0], frame, 0, feat.shape[2], padding)
-    cols = bilinear_taps(coord[..., 1], frame, 1, feat.shape[3], padding)
-    out = torch.zeros((), dtype=feat.dtype, device=feat.device)
-    for y, wy in rows:
-        for x, wx in cols:
-            out = out + (wy * wx).unsqueeze(-1).to(feat.dtype) * read_pixels(feat, y, x)
-    return out
-
-
-def upsample_bilinear(
-    feat: Tensor, frame: Frame, size: tuple[int, int], rows=(0, None), cols=(0, None), padding: str = 'zeros'
-) -> Tensor:
-    """Reads a map at the pixel centres rows x cols of a finer grid: :func:`sample_bilinear`, one axis at a time.
-
-    Args:
-        feat: (B, C, h, w), the window of the grid that ``frame`` describes.
-
-    Returns:
-        Tensor: (B, C, num_rows, num_cols).
-    """
-    for axis, bounds in ((0, rows), (1, cols)):
-        centers = pixel_centers(size[axis], *bounds, device=feat.device, dtype=torch.float32)
-        out = torch.zeros((), dtype=feat.dtype, device=feat.device)
-        for index, weight in bilinear_taps(centers, frame, axis, feat.shape[2 + axis], padding):
-            shape = (-1, 1) if axis == 0 else (-1,)
-            out = out + weight.to(feat.dtype).view(shape) * feat.index_select(2 + axis, index)
-        feat = out
-    return feat
-
-
-def gather_grid(feat: Tensor, coord: Tensor, frame: Frame, grid_size: int) -> Tensor:
-    """Reads the local grid around the pixel nearest to each query; pixels outside the image read as 0.
-
-    Args:
-        feat: (B, C, h, w), the window of the grid that ``frame`` describes; it must hold every pixel of the local
-            grids.
-        coord: (B, Q, 2), (y, x) in [-1, 1].
-        grid_size: G, odd: side of the local grid in pixels.
-
-    Returns:
-        Tensor: (B, Q, G * G, C), y slow and x fast.
-    """
-    r = grid_size // 2
-    padded = F.pad(feat, (r, r, r, r))
-    offset = torch.arange(grid_size, device=feat.device)
-    y = nearest_index(coord[..., 0], frame.size[0]).unsqueeze(-1) + offset - frame.origin[0]  # (B, Q, G)
-    x = nearest_index(coord[..., 1], frame.size[1]).unsqueeze(-1) + offset - frame.origin[1]
-    return read_pixels(padded, y.unsqueeze(-1), x.unsqueeze(-2)).flatten(2, 3)
-
-
-def relative_coord(coord: Tensor, frame: Frame, grid_size: int) -> Tensor:
+def relative_coord(coord: Tensor, frame: Frame, grid_size: int, point: Tensor | None = None) -> Tensor:
     """Distances from each query to the pixels of its local grid; one pixel of that grid is 2 units.
 
     Args:
         coord: (B, Q, 2), (y, x) in [-1, 1].
+        grid_size: G, odd: side of the local grid in pixels.
+        point: (B, Q, 2), the points whose nearest pixels are the centres of the local grids; None: the queries.
 
     Returns:
         Tensor: (B, Q, G, 2): [..., i, 0] is the distance in y to the grid's row i, [..., i, 1] in x to its column i.
     """
-    return torch.stack([relative_axis(coord[..., axis], frame, grid_size, axis) for axis in (0, 1)], dim=-1)
+    point = coord if point is None else point
+    distances = [relative_axis(coord[..., axis], frame, grid_size, axis, point[..., axis]) for axis in (0, 1)]
+    return torch.stack(distances, dim=-1)
 
 
-def relative_axis(coord: Tensor, frame: Frame, grid_size: int, axis: int) -> Tensor:
-    """:func:`relative_coord` along one axis (0 is y): coord (...) -> (..., G)."""
+def relative_axis(coord: Tensor, frame: Frame, grid_size: int, axis: int, point: Tensor | None = None) -> Tensor:
+    """:func:`relative_coord` along one axis (0 is y): coord and point (...) -> (..., G)."""
     r, n = grid_size // 2, frame.size[axis]
-    center = nearest_index(coord, n).to(coord.dtype) * (2 / n) + (-1 + 1 / n)
+    center = nearest_center(coord if point is None else point, n)
     offset = torch.arange(-r, r + 1, device=coord.device, dtype=coord.dtype) * (2 / n)
     position = center.unsqueeze(-1) + offset
     return (coord.unsqueeze(-1) - position) * n

@@ -2,10 +2,9 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from clit_basicsr.ops.geometry.coords import Frame, nearest_index, numbers
+from clit_basicsr.ops.geometry.coords import Frame, numbers, relative_coord
 
 
 class Neighbor(NamedTuple):
@@ -34,25 +33,16 @@ def ensemble_neighbors(coord: Tensor, frame: Frame, ensemble: bool = True) -> li
         frame: the LR grid.
     """
     if not ensemble:
-        return [Neighbor(coord, _distance(coord, coord, frame), coord.new_ones(()))]
+        return [Neighbor(coord, relative_coord(coord, frame, 1).squeeze(2), coord.new_ones(()))]
     points, dxs, areas = [], [], []
     for vy in (-1, 1):
         for vx in (-1, 1):
             # The 1e-6 decides to which side a query halfway between two pixels goes: a third of all at x3.
             shift = numbers((vy / frame.size[0] + 1e-6, vx / frame.size[1] + 1e-6), coord)
             point = (coord + shift).clamp(-1 + 1e-6, 1 - 1e-6)
-            dx = _distance(coord, point, frame)
+            dx = relative_coord(coord, frame, 1, point).squeeze(2)
             points.append(point)
             dxs.append(dx)
             areas.append((dx[..., 0] * dx[..., 1]).abs() + 1e-9)
     total = areas[0] + areas[1] + areas[2] + areas[3]
     return [Neighbor(p, dx, (a / total).unsqueeze(-1)) for p, dx, a in zip(points, dxs, reversed(areas), strict=True)]
-
-
-def _distance(coord: Tensor, point: Tensor, frame: Frame) -> Tensor:
-    """From the centre of the pixel nearest to ``point`` to ``coord``, in units of half a pixel."""
-    parts = []
-    for axis, n in enumerate(frame.size):
-        center = nearest_index(point[..., axis], n).to(coord.dtype) * (2 / n) + (-1 + 1 / n)
-        parts.append((coord[..., axis] - center) * n)
-    return torch.stack(parts, dim=-1)

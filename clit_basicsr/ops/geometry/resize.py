@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from clit_basicsr.ops.geometry.mirror import mirror_index
+
 KERNEL_WIDTH = 4
 
 
@@ -37,8 +39,7 @@ def contributions(in_size: int, out_size: int, scale: float) -> tuple[Tensor, Te
     index = (position - width / 2).floor().unsqueeze(1) + torch.arange(taps, dtype=torch.float64)
     weights = cubic(shrink * (position.unsqueeze(1) - index))
     weights = weights / weights.sum(1, keepdim=True)
-    index = index.long() % (2 * in_size)
-    index = torch.where(index < in_size, index, 2 * in_size - 1 - index)
+    index = mirror_index(index.long(), in_size)
     used = (weights != 0).any(0)
     return index[:, used], weights[:, used]
 

@@ -101,8 +101,8 @@ class CLIT(LITBase):
         self.upsampling_padding = upsampling_padding
         if num_branches > 1:
             # Saved with the weights: a checkpoint from an early stage of cumulative training must not answer with
-            # branches that have not been trained yet. With one branch there is nothing to tell, and the keys are those
-            # of a LIT.
+            # branches that have not been trained yet. A network of one branch has no such buffer: its keys are those of
+            # a LIT.
             self.register_buffer('trained_branches', torch.tensor(num_branches))
         self.register_load_state_dict_pre_hook(_accept_fewer_branches)
 

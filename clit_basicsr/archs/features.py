@@ -54,7 +54,7 @@ class Prepared(NamedTuple):
     Attributes:
         feat: the features.
         maps: the decoder's own, see its ``prepare_maps``; None where it has nothing to derive.
-        scales: the branches' factors that ``maps`` were made for; None where they serve any.
+        scales: the branches' factors that ``maps`` were made for; None where they work at any scale.
     """
 
     feat: Features

@@ -61,7 +61,7 @@ class ImplicitNet(nn.Module):
 
         Args:
             feat: from :meth:`encode`.
-            scales: the branches' factors, for networks that have branches; None: the result serves every scale.
+            scales: the branches' factors, for networks that have branches; None: the result works at every scale.
 
         Returns:
             Prepared: accepted by :meth:`query` and :meth:`attention` in place of ``feat``; the same results, bit for
@@ -93,7 +93,7 @@ class ImplicitNet(nn.Module):
         Raises:
             UserError: this network has no local attention.
         """
-        raise UserError(f'{type(self).__name__} has no local attention to show; take LIT or CLIT.')
+        raise UserError(f'{type(self).__name__} has no local attention to show; use LIT or CLIT.')
 
     def _in_frame(
         self, feat: Features | Prepared, coord: Tensor, cell: Tensor, scales

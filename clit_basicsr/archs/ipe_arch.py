@@ -42,10 +42,10 @@ class IPE(ImplicitNet):
     Paper: Enhancing Multi-Scale Implicit Learning in Image Super-Resolution with Integrated Positional Encoding,
     arXiv 2112.05756.
 
-    There is no published code. The paper's: LIIF as the base, and in place of coordinate and cell the sines and cosines
-    of the relative coordinate integrated over the pixel, which damps each by sinc(frequency * half the cell). Ours,
-    where the paper leaves it open or we could not check it: 10 frequencies, powers of two from 1 on, in units of half
-    an LR pixel; everything else as in LIIF.
+    There is no published code. From the paper: LIIF as the base, with coordinate and cell replaced by the sines
+    and cosines of the relative coordinate integrated over the pixel, which damps each by sinc(frequency * half the
+    cell). Ours, where the paper leaves it open or we could not check it: 10 frequencies, powers of two from 1 on, in
+    units of half an LR pixel; everything else as in LIIF.
 
     Args:
         encoder (dict): ``type`` and options of an encoder, e.g. ``{type: EDSR, num_feat: 64, num_block: 16}``.

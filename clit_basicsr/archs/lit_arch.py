@@ -150,7 +150,7 @@ class LIT(LITBase):
         cell (bool): Whether the decoder sees the size of the HR pixel (Table 3, -c). Default: True.
         aggregation (str): 'flatten' keeps the weighted values of all G x G positions, as the paper does; 'sum' adds
             them up. Default: 'flatten'.
-        frequency_dims (int): P, numbers per position that the frequency block adds (Table 3, -f is 0); 0: no such
+        frequency_dims (int): P, numbers per position that the frequency block adds (Table 3, -f is 0); 0: no frequency
             block. Default: 0.
         frequency_scale (float): The block's frequencies are 2^linspace(0, frequency_scale, P / 4) - 1. Default: 6.
         local_ensemble (bool): Average the answers of the four LR pixels around a query (Table 3). Default: False.

@@ -1,4 +1,4 @@
-"""The head of LIT, of which CLIT stacks several: what it is made of, and one branch of it."""
+"""One branch of LIT, and what it is made of; CLIT stacks several."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,7 +163,7 @@ class LITBranch(nn.Module):
         return tuple(None if t is None else t.contiguous(memory_format=torch.channels_last) for t in maps)
 
     def prepare_upsampled(self, z: Tensor) -> TapProducts | None:
-        """The same on finer grids: what serves every scale and stays at the resolution of z.
+        """The same for finer grids: products that work at every scale and stay at the resolution of z.
 
         None with gradients and for the reference backend, which make the upsampled maps whole at each call.
         """
@@ -249,7 +249,7 @@ class LITBranch(nn.Module):
         """
         q, k, _ = self.project(source, 'reference')
         if q is None or k is None:
-            raise UserError('the network was built with local_attention: false; there are no weights to show.')
+            raise UserError('the network was built with local_attention: false, so it has no weights to show.')
         weights = attention_weights(q, k, coord, source.target, self.spec.num_heads, self.grid_size, bias)
         return weights.transpose(2, 3).unflatten(3, (self.grid_size, self.grid_size))
 

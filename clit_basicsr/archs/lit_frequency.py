@@ -127,15 +127,15 @@ class FrequencyBranch(nn.Module):
             UserError: the branch has no local attention, or has four local grids for each query.
         """
         if self.conv_q is None or self.conv_k is None:
-            raise UserError('the network was built with local_attention: false; there are no weights to show.')
+            raise UserError('the network was built with local_attention: false, so it has no weights to show.')
         if self.spec.local_ensemble:
-            raise UserError('with local_ensemble four local grids answer each query; there is no single map to show.')
+            raise UserError('with local_ensemble four local grids answer each query, so no single map can be shown.')
         dx = relative_coord(coord, source.frame, self.grid_size)
         weights = self._attention(self.conv_q(source.z), self.conv_k(source.z), coord, dx, bias, source.frame)
         return weights.transpose(2, 3).unflatten(3, (self.grid_size, self.grid_size))
 
     def _answer(self, *arguments: Any) -> Tensor:
-        """:meth:`forward` for some of the queries; tensors one by one, as ``checkpoint`` wants them."""
+        """:meth:`forward` for some of the queries; tensors as separate arguments, which ``checkpoint`` needs."""
         *tensors, coord, cell, bias, frame = arguments
         q, k, v, f = FrequencyMaps(*tensors)
         out = torch.zeros_like(coord[..., :1])

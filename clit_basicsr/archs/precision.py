@@ -13,7 +13,7 @@ PRECISIONS = ('fp32', 'tf32', *HALF)
 
 
 def check_precision(name: str | None, where: str) -> None:
-    """Raises UserError, which names the option ``where``, if there is no such precision."""
+    """Raises UserError, naming the option ``where``, for an unknown precision."""
     if name is not None and name not in PRECISIONS:
         raise UserError(f'{where} must be one of {", ".join(PRECISIONS)}, got {name!r}.')
 
@@ -28,7 +28,7 @@ def precision(name: str | None, device: torch.device) -> Iterator[None]:
         device: where the network is.
 
     Raises:
-        UserError: there is no such precision.
+        UserError: the precision is not known.
     """
     check_precision(name, 'precision')
     if name is None:

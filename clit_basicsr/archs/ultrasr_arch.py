@@ -30,16 +30,16 @@ class ResidualMLP(nn.Module):
 
 @ARCH_REGISTRY.register()
 class UltraSR(ImplicitNet):
-    """LIIF with a residual MLP into every layer of which the periodically encoded coordinates enter.
+    """LIIF with a residual MLP; the periodically encoded coordinates enter every one of its layers.
 
     Paper: UltraSR: Spatial Encoding is a Missing Key for Implicit Image Function-based Arbitrary-Scale
     Super-Resolution, arXiv 2103.12716.
 
-    There is no published code. The paper's: LIIF as the base (unfolded features, cell, local ensemble), a residual
+    There is no published code. From the paper: LIIF as the base (unfolded features, cell, local ensemble), a residual
     MLP, a periodic encoding of the relative coordinates that enters every hidden layer. Ours, where the paper leaves
     it open: sines and cosines of the frequencies 2^0 ... 2^(num_freqs - 1) * pi / 2 in units of half an LR pixel, so
     that the lowest has two LR pixels for its period; the encoding appended to each layer's input, the last one's too;
-    the coordinates themselves and the cell beside it.
+    the coordinates themselves and the cell appended as well.
 
     Args:
         encoder (dict): ``type`` and options of an encoder, e.g. ``{type: EDSR, num_feat: 64, num_block: 16}``.

@@ -1,4 +1,4 @@
-"""Local attention for a whole grid of queries, in bands, as ``upscale`` needs it. Only the result is ever whole."""
+"""Local attention for a whole grid of queries, in bands, for ``upscale``. Only the result is ever held whole."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -13,7 +13,7 @@ from clit_basicsr.ops.geometry.axes import Axis, make_axis
 from clit_basicsr.ops.geometry.coords import Piece
 
 # Bytes of one band of q, k and v, and queries per step: both bound the memory, neither changes the result. A GPU
-# wants more work at once than a processor's cache holds.
+# needs more work at a time than a processor's cache holds.
 BAND_BYTES, GPU_BAND_BYTES = 32 << 20, 256 << 20
 STEP_QUERIES, GPU_STEP_QUERIES = 4096, 1 << 17
 

@@ -1,4 +1,4 @@
-"""q, k and v of some rows of a window, made on demand, so that no map of C channels is ever whole."""
+"""q, k and v of some rows of a window, made on demand: no map of C channels is ever held whole."""
 
 from typing import NamedTuple
 

@@ -104,7 +104,7 @@ class _AxisWindows(NamedTuple):
 def _span(upsampling: Upsampling, axis: int, grid_size: int, length: int) -> int:
     """The most LR pixels that a window reads along an axis."""
     distance = (2 * max(grid_size // 2, 1) + 2) * upsampling.source.size[axis] / upsampling.target.size[axis]
-    return min(length, math.ceil(distance + 1e-3) + 2)  # rounding must not lose the last tap
+    return min(length, math.ceil(distance + 1e-3) + 2)  # so that rounding cannot lose the last tap
 
 
 def _axis_windows(

@@ -16,7 +16,7 @@ class Axis(NamedTuple):
     Attributes:
         nearest: (n,), pixel of the window whose centre is nearest; ascending. Always on the CPU, as it says how to cut
             up the work.
-        taps: (n, 2), the two pixels of the window beside each query.
+        taps: (n, 2), the two pixels of the window on either side of each query.
         weights: (n, 2), their bilinear weights; 0 outside the image.
         bias: (n, G, H), the axis' share of the positional bias.
     """

@@ -28,7 +28,7 @@ def read_pixels(feat: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 
 def bilinear_taps(coord: Tensor, frame: Frame, axis: int, length: int, padding: str) -> list[tuple[Tensor, Tensor]]:
-    """The two pixels beside each coordinate along one axis, as (index into the window, weight) pairs."""
+    """The two pixels on either side of each coordinate along one axis, as (index into the window, weight) pairs."""
     n, start = frame.size[axis], frame.origin[axis]
     position = sampling_position(coord, n)
     if padding == 'border':

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from clit_basicsr.archs import build_network
 from clit_basicsr.archs.checkpoint import load_weights, read_checkpoint
-from clit_basicsr.archs.encoders import build_encoder, layouts
+from clit_basicsr.archs.encoders import ENCODERS, build_encoder, layouts
 from clit_basicsr.archs.encoders.layouts import Layout
+from clit_basicsr.archs.encoders.trunk import BUFFERS, Trunk
 from clit_basicsr.base.errors import UserError
 
 # Their key, our key: see archs/encoders/layouts.py.
@@ -43,16 +44,11 @@ LAYOUTS: dict[str, Layout] = {
     ),
     'metasr': (('imnet.layers.{j}.{p}', 'filter_net.{j}.{p}'),),
 }
-ENCODER_LAYOUTS: dict[str, Layout] = {
-    'EDSR': layouts.EDSR_PYTORCH,
-    'RCAN': layouts.RCAN_PYTORCH,
-    'RDN': layouts.SAME,
-    'SwinIR': layouts.SAME,
-}
 # Layers that the published networks build and never use.
 UNUSED = re.compile(r'encoder\.(sub|add)_mean\..+|pe_encoder\.proj\..+')
-# The only encoding of positions in the published checkpoints, and the normalisation of their input.
+# The encoding of positions that option ``position_encoding: published`` names.
 POSENC_SCALE, POSENC_DIMS = 10, 64
+# The normalisation of the published networks' input.
 NORMALIZATION = {'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
 
 
@@ -110,7 +106,7 @@ def read_file(path: str) -> dict:
     content = read_checkpoint(path)
     spec = content.get('model')
     if not isinstance(spec, dict) or not {'name', 'args', 'sd'} <= spec.keys():
-        raise UserError(f"{path} is no published checkpoint: it holds no {{'model': {{'name', 'args', 'sd'}}}}.")
+        raise UserError(f"{path} is not a published checkpoint: it has no {{'model': {{'name', 'args', 'sd'}}}}.")
     return {key: spec[key] for key in ('name', 'args', 'sd')}
 
 
@@ -127,7 +123,7 @@ def from_file(path: str) -> dict:
 
 
 def meta_of(args: dict) -> dict:
-    """What :func:`load` wants to know beside the weights, from a published checkpoint's ``args``."""
+    """What :func:`load` needs to know in addition to the weights, from a published checkpoint's ``args``."""
     encoder = args.get('encoder_spec') or {}
     bias = (args.get('pb_spec') or {}).get('args') or {}
     if bias.get('posenc_type', 'sinusoid') != 'sinusoid':
@@ -152,9 +148,7 @@ def convert(kind: str, state_dict: dict[str, Tensor], **meta) -> Converted:
     head, unknown = layouts.rename({k: v for k, v in used.items() if not k.startswith('encoder.')}, LAYOUTS[kind])
     if unknown:
         raise UserError(f'the weights hold {next(iter(unknown))!r}, which has no place in a network of kind {kind!r}.')
-    meta['channels'] = encoder_opt.get('num_feat') or (
-        64 if encoder_opt['conv_before_upsample'] else encoder_opt['embed_dim']
-    )
+    meta['channels'] = ENCODERS[encoder_opt['type']].channels_of(encoder_opt)
     describe = {'clit': _describe_clit, 'lit': _describe_lit, 'liif': _describe_liif, 'lte': _describe_lte}
     options = describe.get(kind, _describe_metasr)(head, meta)
     if options.get('num_branches', 1) > 1:
@@ -164,12 +158,15 @@ def convert(kind: str, state_dict: dict[str, Tensor], **meta) -> Converted:
 
 
 def _convert_encoder(weights: dict[str, Tensor], meta: dict) -> tuple[dict[str, Tensor], dict]:
-    names = [name for name in ('EDSR', 'RCAN') if not layouts.rename(weights, ENCODER_LAYOUTS[name])[1]]
-    renamed = layouts.rename(weights, ENCODER_LAYOUTS[names[0]])[0] if names else weights
-    options = {**layouts.describe(renamed), **NORMALIZATION}
-    if options['type'] == 'EDSR' and meta.get('res_scale', 1) != 1:
-        options['res_scale'] = meta['res_scale']
-    return renamed, options
+    for encoder in ENCODERS.values():
+        if encoder.published_layout is None:
+            continue
+        renamed, unknown = layouts.rename(weights, encoder.published_layout)
+        options = None if unknown else encoder.describe(renamed, meta)
+        if options is not None:
+            return renamed, {**options, **NORMALIZATION}
+    known = [name for name, encoder in ENCODERS.items() if encoder.published_layout is not None]
+    raise UserError(f'the weights do not hold a known encoder ({", ".join(known)}).')
 
 
 def _hidden_dims(weights: dict[str, Tensor], decoder: str) -> list[int]:
@@ -183,8 +180,6 @@ def _hidden_dims(weights: dict[str, Tensor], decoder: str) -> list[int]:
 
 def _describe_branches(weights: dict[str, Tensor], meta: dict, channels: int) -> dict:
     """Options of LIT's branches, when a position of the grid has that many channels at the decoder."""
-    if (meta.get('posenc_scale', POSENC_SCALE), meta.get('posenc_dims', POSENC_DIMS)) != (POSENC_SCALE, POSENC_DIMS):
-        raise UserError(f'only posenc_scale {POSENC_SCALE} and {POSENC_DIMS} encoding dimensions can be loaded.')
     in_dim = weights['branches.0.decoder.0.weight'].shape[1]
     has_bias = 'position_encoder.proj.weight' in weights
     has_attention = 'branches.0.conv_q.weight' in weights
@@ -192,13 +187,21 @@ def _describe_branches(weights: dict[str, Tensor], meta: dict, channels: int) ->
         'dim': weights['branches.0.conv_v.weight'].shape[0],
         'num_heads': weights['position_encoder.proj.weight'].shape[0] if has_bias else meta.get('head', 8),
         'hidden_dims': _hidden_dims(weights, 'branches.0.decoder'),
-        'position_encoding': 'published' if has_bias else None,
+        'position_encoding': _position_encoding(weights, meta) if has_bias else None,
         'local_attention': has_attention,
         'cell': in_dim % channels == 2,
     }
     if has_attention:
         options['grid_size'] = math.isqrt(in_dim // channels)
     return options
+
+
+def _position_encoding(weights: dict[str, Tensor], meta: dict) -> str | dict:
+    """The option of that name; the number of dimensions is that of the weights."""
+    scale, dims = meta.get('posenc_scale', POSENC_SCALE), weights['position_encoder.proj.weight'].shape[1]
+    if meta.get('posenc_dims', dims) != dims:
+        raise UserError(f'the positional bias has {dims} inputs, but enc_dims says {meta["posenc_dims"]}.')
+    return 'published' if (scale, dims) == (POSENC_SCALE, POSENC_DIMS) else {'scale': scale, 'dims': dims}
 
 
 def _describe_clit(weights: dict[str, Tensor], meta: dict) -> dict:
@@ -260,18 +263,21 @@ def to_published(
     name = _published_name(options)
     encoder_opt = network_g['encoder']
     _check_normalization(encoder_opt, params)
-    normalization = {f'encoder.{key}' for key in ('input_mean', 'input_range', 'feat_scale')}
+    normalization = {f'encoder.{key}' for key in BUFFERS}
     used = {key: value for key, value in params.items() if key not in normalization | {'trained_branches'}}
     encoder = {key.removeprefix('encoder.'): value for key, value in used.items() if key.startswith('encoder.')}
     head = {key: value for key, value in used.items() if not key.startswith('encoder.')}
-    places = layouts.describe(encoder)
+    own = ENCODERS[encoder_opt['type']]
+    places = own.describe(encoder, {'res_scale': encoder_opt.get('res_scale', 1)})
+    if own.published_layout is None or places is None:
+        raise UserError(f'there is no published code with the encoder {encoder_opt["type"]}.')
     encoder = layouts.rename_back(
-        encoder, ENCODER_LAYOUTS[encoder_opt['type']], n=places.get('num_block', 0), m=places.get('num_group', 0)
+        encoder, own.published_layout, n=places.get('num_block', 0), m=places.get('num_group', 0)
     )
     sd = {f'encoder.{key}': value for key, value in encoder.items()} | layouts.rename_back(head, LAYOUTS[name])
-    sd |= _unused_layers(name, encoder_opt['type'], options) | (unused or {})
+    sd |= _unused_layers(name, own, options) | (unused or {})
     if args is None:
-        args = _published_args(name, options, {**places, 'res_scale': encoder_opt.get('res_scale', 1)})
+        args = _published_args(name, options, own.published_spec({'res_scale': 1, **places}))
     return {'name': name, 'args': args, 'sd': sd}
 
 
@@ -291,13 +297,11 @@ def _published_name(options: dict) -> str:
         raise UserError(f'there is no published code for {kind}.')
     wrong = [
         f'{key}: {options[key]}'
-        for key, value in (
-            ('aggregation', 'flatten'),
-            ('position_encoding', 'published'),
-            ('upsampling_padding', 'zeros'),
-        )
+        for key, value in (('aggregation', 'flatten'), ('upsampling_padding', 'zeros'))
         if options.get(key, value) not in (value, None)
     ]
+    if options['position_encoding'] == 'paper':
+        wrong.append('position_encoding: paper')
     with_frequencies = bool(options.get('frequency_dims'))
     if with_frequencies and (options['grid_size'] != 7 or options['first_conv']):
         wrong.append('a frequency block with first_conv or a grid_size other than 7')
@@ -319,23 +323,19 @@ def _check_normalization(encoder_opt: dict, params: dict[str, Tensor]) -> None:
         )
 
 
-def _unused_layers(name: str, encoder: str, options: dict) -> dict[str, Tensor]:
-    layers = {}
-    if encoder in ('EDSR', 'RCAN'):
-        mean = torch.tensor([0.4488, 0.4371, 0.4040])
-        for prefix, sign in (('sub', -1), ('add', 1)):
-            layers[f'encoder.{prefix}_mean.weight'] = torch.eye(3).view(3, 3, 1, 1)
-            layers[f'encoder.{prefix}_mean.bias'] = sign * mean
+def _unused_layers(name: str, encoder: type[Trunk], options: dict) -> dict[str, Tensor]:
+    layers = {f'encoder.{key}': value for key, value in encoder.published_unused().items()}
     if name == 'lit':
         layers['pe_encoder.proj.weight'] = torch.zeros(1, options['frequency_dims'])
         layers['pe_encoder.proj.bias'] = torch.zeros(1)
     return layers
 
 
-def _published_args(name: str, options: dict, encoder: dict) -> dict:
+def _published_args(name: str, options: dict, encoder_spec: dict) -> dict:
     hidden = options.get('hidden_dims')
     mlp: dict = {'name': 'mlp', 'args': {'out_dim': 3, 'hidden_list': list(hidden or ())}}
-    args: dict = {'encoder_spec': _encoder_spec(encoder)}
+    encoder_spec['args']['no_upsampling'] = True
+    args: dict = {'encoder_spec': encoder_spec}
     if name == 'metasr':
         if list(hidden or ()) != [256]:
             raise UserError('the published Meta-SR has one hidden layer of 256.')
@@ -350,7 +350,9 @@ def _published_args(name: str, options: dict, encoder: dict) -> dict:
     args |= {'base_dim': options['dim'], 'head': options['num_heads'], 'is_cell': options['cell']}
     args |= {'local_attn': options['local_attention'], 'pb_spec': None}
     if options['position_encoding'] and options['local_attention']:
-        args['pb_spec'] = _posenc_spec(POSENC_SCALE, POSENC_DIMS)
+        block = options['position_encoding']
+        block = {'scale': POSENC_SCALE, 'dims': POSENC_DIMS} if block == 'published' else block
+        args['pb_spec'] = _posenc_spec(block['scale'], block['dims'])
     if name == 'lit':
         pe_spec = _posenc_spec(options['frequency_scale'], options['frequency_dims'])
         pe_spec['args']['complex_transform'] = True
@@ -361,34 +363,3 @@ def _published_args(name: str, options: dict, encoder: dict) -> dict:
 
 def _posenc_spec(scale: float, dims: int) -> dict:
     return {'name': 'posenc', 'args': {'posenc_type': 'sinusoid', 'posenc_scale': scale, 'enc_dims': dims}}
-
-
-def _encoder_spec(encoder: dict) -> dict:
-    kind = encoder['type']
-    spec: dict
-    if kind == 'EDSR':
-        sizes = {'n_resblocks': 'num_block', 'n_feats': 'num_feat', 'res_scale': 'res_scale'}
-        spec = {'name': 'edsr-baseline', 'args': {theirs: encoder[ours] for theirs, ours in sizes.items()}}
-    elif kind == 'RCAN':
-        sizes = {
-            'n_resgroups': 'num_group',
-            'n_resblocks': 'num_block',
-            'n_feats': 'num_feat',
-            'reduction': 'squeeze_factor',
-        }
-        spec = {'name': 'rcan', 'args': {theirs: encoder[ours] for theirs, ours in sizes.items()}}
-    elif kind == 'RDN':
-        configs = {(20, 6, 32): 'A', (16, 8, 64): 'B'}
-        config = configs.get((encoder['num_block'], encoder['num_layer'], encoder['num_grow_ch']))
-        if config is None:
-            raise UserError('the published RDN has 20 blocks of 6 layers and growth 32 (A) or 16 of 8 and 64 (B).')
-        spec = {'name': 'rdn', 'args': {'G0': encoder['num_feat'], 'RDNconfig': config}}
-    else:
-        spec = {'name': 'swinir', 'args': {}}
-        fixed = {'embed_dim': 180, 'depths': [6] * 6, 'num_heads': [6] * 6, 'window_size': 8, 'mlp_ratio': 2.0}
-        fixed |= {'conv_before_upsample': True, 'img_size': 48}
-        for key, value in fixed.items():
-            if encoder.get(key) != value:
-                raise UserError(f'the published SwinIR has {key}: {value}; this one has {encoder.get(key)}.')
-    spec['args']['no_upsampling'] = True
-    return spec

@@ -81,7 +81,7 @@ step 'time of the kernels' 50 "${BENCHMARK[@]}" kernels resources
 
 SANITIZER=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer)
 if [ -n "$SANITIZER" ]; then
-  SMALL='import sys; sys.path.insert(0, "tests"); from helpers import cuda_checks; cuda_checks.check_small("cuda")'
+  SMALL='import sys; sys.path.insert(0, "scripts/benchmarks"); import kernel_checks; kernel_checks.check_small("cuda")'
   for tool in memcheck racecheck; do
     # Without torch's own cache every tensor is an allocation, and a read beyond it is seen. Calls of the driver that fail
     # are torch's own probing; ours are checked where they are made.

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import clit_basicsr  # noqa: F401  makes `import basicsr` work
 from clit_basicsr.ops import backends
 from clit_basicsr.ops.backends import cuda_backend, native
 
+# The checks of the kernels, which the benchmark on a GPU runs as well.
+sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts' / 'benchmarks'))
 EMULATION = Path(__file__).parent / 'cuda_emulation'
 TORCH = Path(torch.__file__).parent
 

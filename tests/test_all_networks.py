@@ -1,19 +1,70 @@
 """What holds for every registered network, whatever it does inside."""
 
 import inspect
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from helpers.networks import EDSR, NETWORKS, SWINIR, build, queries
 
+from clit_basicsr import archs
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.archs.ipe_arch import integrated_encoding
 
+NEW_NETWORK = """
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+from clit_basicsr.archs.implicit import ImplicitNet
+from clit_basicsr.ops.geometry.sampling import sample_bilinear
+
+@ARCH_REGISTRY.register()
+class Plain(ImplicitNet):
+    reach = 1
+    def __init__(self, upscale: float = 4) -> None:
+        super().__init__(None, upscale)
+        self.decoder = nn.Linear(3, 3)
+    def decode(self, prepared, coord, cell):
+        return self.decoder(sample_bilinear(prepared.feat.z, coord, prepared.feat.frame))
+"""
+
 
 def test_every_registered_network_is_here():
-    ours = {name for name, value in ARCH_REGISTRY if inspect.isclass(value) and issubclass(value, ImplicitNet)}
-    assert ours == {kind for kind, _ in NETWORKS.values()}
+    """Compared with the files in the folder, not with what happens to be imported."""
+    folder = Path(archs.__file__).parent
+    ours = {name: value for name, value in ARCH_REGISTRY if inspect.isclass(value) and issubclass(value, ImplicitNet)}
+    files = {path.stem for path in folder.glob('*_arch.py')} - {'rdn_arch'}  # an encoder's network, not implicit
+    assert {value.__module__.rpartition('.')[2] for value in ours.values()} == files
+    assert set(ours) == {kind for kind, _ in NETWORKS.values()}
+    for name, value in ours.items():
+        assert getattr(archs, name) is value
+
+
+def test_a_new_file_is_a_new_network_everywhere(tmp_path):
+    """One file in archs/, found by its suffix: known to build_network, load_checkpoint and the command."""
+    shutil.copytree(Path(archs.__file__).parents[1], tmp_path / 'clit_basicsr')
+    (tmp_path / 'clit_basicsr' / 'archs' / 'plain_arch.py').write_text(NEW_NETWORK)
+    program = (
+        'from clit_basicsr.archs import Plain, build_network, load_checkpoint, save_checkpoint\n'
+        'from clit_basicsr.cli import main\n'
+        "opt = {'type': 'Plain'}\n"
+        "save_checkpoint('a.pth', {'params': build_network(opt).state_dict(), 'network_g': opt})\n"
+        "assert type(load_checkpoint('a.pth')) is Plain\n"
+        "assert main(['info', 'a.pth']) == 0\n"
+        "import numpy as np\nfrom PIL import Image\nImage.fromarray(np.zeros((4, 5, 3), np.uint8)).save('a.png')\n"
+        "assert main(['upscale', 'a.png', '-s', '2', '-o', 'b.png', '--model', 'a.pth']) == 0\n"
+        "assert Image.open('b.png').size == (10, 8)\n"
+    )
+    environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, '-c', program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'network: Plain' in done.stdout
 
 
 @pytest.mark.parametrize('name', NETWORKS)

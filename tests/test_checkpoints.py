@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_golden import FILES, PEERS, read, relative_difference
+from helpers.golden import FILES, PEERS, read, relative_difference
 
 from clit_basicsr import published
 from clit_basicsr.archs import build_network, load_checkpoint, save_checkpoint

@@ -1,8 +1,8 @@
 """The CUDA kernels on a GPU, against float64. ``scripts/gpu_check.sh`` runs these tests on a bare machine."""
 
+import kernel_checks
 import pytest
 import torch
-from helpers import cuda_checks
 
 from clit_basicsr.ops import backends
 from clit_basicsr.ops.backends import cuda_backend
@@ -21,82 +21,84 @@ def errors_are_told_where_they_are_made():
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('shape', [*cuda_checks.SHAPES, (256, 8, 7, 256)], ids=str)
-@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
+@pytest.mark.parametrize('shape', [*kernel_checks.SHAPES, (256, 8, 7, 256)], ids=str)
+@pytest.mark.parametrize('name', kernel_checks.OPERATORS)
 def test_values_and_gradients(name, shape, dtype):
-    cuda_checks.check(name, dtype, 'cuda', shape=shape)
+    kernel_checks.check(name, dtype, 'cuda', shape=shape)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 6), (9, 2), (33, 47)])
-@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
+@pytest.mark.parametrize('name', kernel_checks.OPERATORS)
 def test_small_and_odd_maps(name, size):
-    cuda_checks.check(name, torch.float32, 'cuda', size=size, shape=(32, 1, 7, 6), batch=3, queries=700)
+    kernel_checks.check(name, torch.float32, 'cuda', size=size, shape=(32, 1, 7, 6), batch=3, queries=700)
 
 
 @pytest.mark.parametrize('ratio', [1, 1.5, 3.4, 9.7, (1, 6), (5.5, 1)])
 @pytest.mark.parametrize('padding', ['zeros', 'border'])
 def test_any_ratio(ratio, padding):
-    cuda_checks.check('upsampled_conv', torch.float32, 'cuda', ratio=ratio, padding=padding, size=(6, 19))
-    cuda_checks.check('dense_linear', torch.float32, 'cuda', ratio=ratio, size=(6, 19), shape=(64, 2, 5, 6))
+    kernel_checks.check('upsampled_conv', torch.float32, 'cuda', ratio=ratio, padding=padding, size=(6, 19))
+    kernel_checks.check('dense_linear', torch.float32, 'cuda', ratio=ratio, size=(6, 19), shape=(64, 2, 5, 6))
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(('ratio', 'shape'), [*cuda_checks.IN_REGISTERS, (4, (256, 8, 7, 256)), (2, (256, 8, 7, 256))])
+@pytest.mark.parametrize(
+    ('ratio', 'shape'), [*kernel_checks.IN_REGISTERS, (4, (256, 8, 7, 256)), (2, (256, 8, 7, 256))]
+)
 def test_dense_in_registers(ratio, shape, dtype):
-    cuda_checks.check('dense_linear', dtype, 'cuda', ratio=ratio, size=(21, 46), shape=shape)
+    kernel_checks.check('dense_linear', dtype, 'cuda', ratio=ratio, size=(21, 46), shape=shape)
 
 
-@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
+@pytest.mark.parametrize('name', kernel_checks.OPERATORS)
 def test_in_pieces_and_not_contiguous(name, monkeypatch):
     monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 100_000)
     monkeypatch.setattr(cuda_backend, 'GROUP_BYTES', 1)
-    cuda_checks.check(name, torch.float32, 'cuda', noncontiguous=True, batch=3, queries=3000, shape=(32, 1, 3, 10))
-    cuda_checks.check(name, torch.bfloat16, 'cuda', batch=5, queries=40, shape=(32, 1, 3, 10))
+    kernel_checks.check(name, torch.float32, 'cuda', noncontiguous=True, batch=3, queries=3000, shape=(32, 1, 3, 10))
+    kernel_checks.check(name, torch.bfloat16, 'cuda', batch=5, queries=40, shape=(32, 1, 3, 10))
 
 
 def test_local_attention():
-    cuda_checks.check_local_attention('cuda')
-    cuda_checks.check_local_attention('cuda', size=(1, 6), shape=(12, 3, 7, 4))
-    cuda_checks.check_local_attention('cuda', size=(48, 48), queries=2304, shape=(256, 8, 7, 64))
+    kernel_checks.check_local_attention('cuda')
+    kernel_checks.check_local_attention('cuda', size=(1, 6), shape=(12, 3, 7, 4))
+    kernel_checks.check_local_attention('cuda', size=(48, 48), queries=2304, shape=(256, 8, 7, 64))
 
 
-@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
+@pytest.mark.parametrize('name', kernel_checks.OPERATORS)
 def test_on_another_stream(name):
     """The default stream is kept busy meanwhile: a kernel that ran there would be late, and the result wrong."""
-    function, arguments = cuda_checks.operator(name, torch.float32, 'cuda', queries=500)
-    expected = cuda_checks.answers(function, arguments, 'cuda')
+    function, arguments = kernel_checks.operator(name, torch.float32, 'cuda', queries=500)
+    expected = kernel_checks.answers(function, arguments, 'cuda')
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     torch.cuda._sleep(200_000_000)
-    with torch.cuda.stream(stream), cuda_checks.poisoned():
-        results = [t.clone() for t in cuda_checks.answers(function, arguments, 'cuda')]
+    with torch.cuda.stream(stream), kernel_checks.poisoned():
+        results = [t.clone() for t in kernel_checks.answers(function, arguments, 'cuda')]
         stream.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='there is no second GPU')
 def test_on_another_device():
-    for name in cuda_checks.OPERATORS:
-        cuda_checks.check(name, torch.float32, 'cuda:1')
+    for name in kernel_checks.OPERATORS:
+        kernel_checks.check(name, torch.float32, 'cuda:1')
 
 
 def test_repeats_bit_by_bit():
-    cuda_checks.check_repeats('cuda')
+    kernel_checks.check_repeats('cuda')
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_autocast(dtype):
     """Maps and products in autocast's type, the softmax in single precision; gradients in the parameters' type."""
-    for name in cuda_checks.OPERATORS:
-        function, arguments = cuda_checks.operator(name, torch.float32, 'cuda')
-        expected = cuda_checks.answers(function, cuda_checks.double(arguments), 'torch', dtype)
+    for name in kernel_checks.OPERATORS:
+        function, arguments = kernel_checks.operator(name, torch.float32, 'cuda')
+        expected = kernel_checks.answers(function, kernel_checks.double(arguments), 'torch', dtype)
         with torch.autocast('cuda', dtype):
-            results = cuda_checks.answers(function, arguments, 'cuda', dtype)
+            results = kernel_checks.answers(function, arguments, 'cuda', dtype)
         assert results[0].dtype == dtype
         assert all(t.dtype == torch.float32 for t in results[1:])
-        errors = [cuda_checks.difference(a, b) for a, b in zip(results, expected, strict=True)]
+        errors = [kernel_checks.difference(a, b) for a, b in zip(results, expected, strict=True)]
         # The inputs are rounded too, and the softmax amplifies what that changes in its logits.
-        assert all(error < 3 * cuda_checks.TOLERANCE[dtype] for error in errors), f'{name}: {errors}'
+        assert all(error < 3 * kernel_checks.TOLERANCE[dtype] for error in errors), f'{name}: {errors}'
 
 
 def test_indices_beyond_32_bits():
@@ -114,7 +116,7 @@ def test_indices_beyond_32_bits():
     moved = y[:, 1:] - size[0] + 4, x[:, 1:] - size[1] + 4
     part = [t[:, 1:].double() for t in (query, table, table)]
     expected = backends.module('torch').attention(part[0], corner, *part[1:], *moved)
-    assert cuda_checks.difference(out[:, 1:], expected) < 5e-3
+    assert kernel_checks.difference(out[:, 1:], expected) < 5e-3
 
 
 def test_selection():

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kernel_checks
 import pytest
 import torch
-from helpers import cuda_checks
 from torch._subclasses import FakeTensorMode
 
 from clit_basicsr.base.errors import UserError
@@ -41,12 +41,12 @@ def test_every_architecture_is_compiled(built):
 
 
 def test_the_library_loads_without_a_gpu_and_has_what_the_backend_calls(built):
-    command = [sys.executable, '-c', LOAD, str(built), *cuda_checks.CALLED]
+    command = [sys.executable, '-c', LOAD, str(built), *kernel_checks.CALLED]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     schemas = done.stdout.splitlines()
-    assert len(cuda_checks.CALLED) == 9
-    for name, schema, kernels in zip(cuda_checks.CALLED, schemas[::2], schemas[1::2], strict=True):
+    assert len(kernel_checks.CALLED) == 9
+    for name, schema, kernels in zip(kernel_checks.CALLED, schemas[::2], schemas[1::2], strict=True):
         assert schema.startswith(f'clit_cuda::{name}(Tensor '), schema
         assert schema.endswith(', int stream) -> ()'), schema
         assert re.search(r'Tensor\(\w!\) \w+, int stream', schema), schema  # what it writes, it says

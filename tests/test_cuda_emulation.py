@@ -4,9 +4,9 @@
 not what only a GPU can show, speed above all.
 """
 
+import kernel_checks
 import pytest
 import torch
-from helpers import cuda_checks
 
 from clit_basicsr.archs.clit_arch import CLIT
 from clit_basicsr.archs.lit_arch import LIT
@@ -19,43 +19,45 @@ ENCODER = {'type': 'EDSR', 'num_feat': 16, 'num_block': 1, 'img_range': 2, 'rgb_
 KERNELS = torch.ops.clit_emulated
 
 
-@pytest.mark.parametrize('shape', cuda_checks.SHAPES, ids=str)
-@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
+@pytest.mark.parametrize('shape', kernel_checks.SHAPES, ids=str)
+@pytest.mark.parametrize('name', kernel_checks.OPERATORS)
 def test_values_and_gradients(name, shape):
-    cuda_checks.check(name, torch.float32, shape=shape)
+    kernel_checks.check(name, torch.float32, shape=shape)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
+@pytest.mark.parametrize('name', kernel_checks.OPERATORS)
 def test_half_precision(name, dtype):
     for shape in ((64, 2, 5, 20), (10, 2, 3, 5)):
-        cuda_checks.check(name, dtype, shape=shape)
+        kernel_checks.check(name, dtype, shape=shape)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 6), (9, 2)])
-@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
+@pytest.mark.parametrize('name', kernel_checks.OPERATORS)
 def test_small_and_odd_maps(name, size):
-    cuda_checks.check(name, torch.float32, size=size, shape=(32, 1, 7, 6), batch=3)
+    kernel_checks.check(name, torch.float32, size=size, shape=(32, 1, 7, 6), batch=3)
 
 
 @pytest.mark.parametrize('ratio', [1, 1.5, 3.4, 9.7, (1, 6), (5.5, 1)])
 @pytest.mark.parametrize('padding', ['zeros', 'border'])
 def test_upsampling_at_any_ratio(ratio, padding):
-    cuda_checks.check('upsampled_conv', torch.float32, ratio=ratio, padding=padding, size=(6, 19), shape=(8, 1, 1, 67))
+    kernel_checks.check(
+        'upsampled_conv', torch.float32, ratio=ratio, padding=padding, size=(6, 19), shape=(8, 1, 1, 67)
+    )
 
 
 @pytest.mark.parametrize('ratio', [1, 1.5, 3.4, (1, 6), (5.5, 1)])
 def test_dense_at_any_ratio(ratio):
-    cuda_checks.check('dense_linear', torch.float32, ratio=ratio, size=(6, 9), shape=(64, 2, 3, 6))
+    kernel_checks.check('dense_linear', torch.float32, ratio=ratio, size=(6, 9), shape=(64, 2, 3, 6))
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(('ratio', 'shape'), cuda_checks.IN_REGISTERS)
+@pytest.mark.parametrize(('ratio', 'shape'), kernel_checks.IN_REGISTERS)
 def test_dense_in_registers(ratio, shape, dtype, monkeypatch):
     run, names = cuda_backend.run, []
     monkeypatch.setattr(cuda_backend, 'run', lambda name, *arguments: names.append(name) or run(name, *arguments))
     monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 5_000)
-    cuda_checks.check('dense_linear', dtype, ratio=ratio, size=(4, 11), shape=shape)
+    kernel_checks.check('dense_linear', dtype, ratio=ratio, size=(4, 11), shape=shape)
     assert 'dense_linear' in names
 
 
@@ -67,17 +69,17 @@ def test_the_small_case_runs_every_kernel(monkeypatch):
         run(name, *arguments)
 
     monkeypatch.setattr(cuda_backend, 'run', record)
-    cuda_checks.check_small()
-    assert {name for name, _ in used} == set(cuda_checks.CALLED)
+    kernel_checks.check_small()
+    assert {name for name, _ in used} == set(kernel_checks.CALLED)
     assert {dtype for name, dtype in used if name == 'dense_attention'} == {torch.float32, torch.bfloat16}
 
 
-@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
+@pytest.mark.parametrize('name', kernel_checks.OPERATORS)
 def test_in_pieces_and_not_contiguous(name, monkeypatch):
     monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 100_000)
     monkeypatch.setattr(cuda_backend, 'GROUP_BYTES', 1)
-    cuda_checks.check(name, torch.float32, noncontiguous=True, batch=3, queries=300, shape=(32, 1, 3, 10))
-    cuda_checks.check(name, torch.bfloat16, batch=5, queries=40, shape=(32, 1, 3, 10))
+    kernel_checks.check(name, torch.float32, noncontiguous=True, batch=3, queries=300, shape=(32, 1, 3, 10))
+    kernel_checks.check(name, torch.bfloat16, batch=5, queries=40, shape=(32, 1, 3, 10))
 
 
 @pytest.mark.parametrize(('batch', 'queries'), [(2, 0), (0, 5), (0, 0)])
@@ -94,7 +96,7 @@ def test_without_queries(batch, queries):
     }.items():
         found, expected = (getattr(module, name)(*arguments) for module in (cuda_backend, torch_backend))
         torch.testing.assert_close(found, expected, msg=name)
-    cuda_checks.check('attention', torch.float32, size=(2, 2), shape=(8, 1, 1, 2), queries=4)
+    kernel_checks.check('attention', torch.float32, size=(2, 2), shape=(8, 1, 1, 2), queries=4)
 
 
 @pytest.mark.parametrize('ratio', [(30, 41), (1, 300), (300, 1)])
@@ -108,15 +110,15 @@ def test_very_many_queries_of_one_pixel_are_made_in_pieces(ratio, monkeypatch):
         launch(name, *arguments)
 
     monkeypatch.setattr(cuda_backend, 'run', run)
-    cuda_checks.check('dense_linear', torch.float32, ratio=ratio, size=(3, 3), shape=(32, 2, 3, 10))
+    kernel_checks.check('dense_linear', torch.float32, ratio=ratio, size=(3, 3), shape=(32, 2, 3, 10))
     assert len(made) > 1
     assert max(made) <= 100_000
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
+@pytest.mark.parametrize('name', kernel_checks.OPERATORS)
 def test_operator_is_registered_well(name, dtype):
-    function, arguments = cuda_checks.operator(name, dtype, size=(3, 2), queries=5, shape=(10, 2, 3, 4))
+    function, arguments = kernel_checks.operator(name, dtype, size=(3, 2), queries=5, shape=(10, 2, 3, 4))
     if dtype == torch.float32 and name != 'dense_linear':
         arguments[0].requires_grad_()
     tests = ['test_schema', 'test_autograd_registration', 'test_faketensor']
@@ -124,12 +126,12 @@ def test_operator_is_registered_well(name, dtype):
 
 
 def test_local_attention():
-    cuda_checks.check_local_attention()
-    cuda_checks.check_local_attention(size=(1, 6), shape=(12, 3, 7, 4))
+    kernel_checks.check_local_attention()
+    kernel_checks.check_local_attention(size=(1, 6), shape=(12, 3, 7, 4))
 
 
 def test_the_order_of_threads_and_blocks_does_not_matter():
-    cuda_checks.check_repeats(again=lambda: KERNELS.order(7))
+    kernel_checks.check_repeats(again=lambda: KERNELS.order(7))
 
 
 def network(arch, **opt):

@@ -6,14 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from basicsr.archs.edsr_arch import EDSR
-from basicsr.archs.rcan_arch import RCAN
-from basicsr.archs.rrdbnet_arch import RRDBNet
-from basicsr.archs.srresnet_arch import MSRResNet
-from basicsr.archs.swinir_arch import SwinIR
+from helpers.encoders import HOSTS, SWINIR, host_network
 
 from clit_basicsr.archs import LIIF, LIT, RDN
 from clit_basicsr.archs.encoders import ENCODERS, build_encoder
+from clit_basicsr.archs.encoders.trunk import RAW, Trunk, register_encoder
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops.geometry.coords import make_coord
 
@@ -33,38 +30,6 @@ GOLDEN_OPTIONS = {
         'conv_before_upsample': True,
     },
 }
-SWINIR = {'img_size': 16, 'embed_dim': 12, 'depths': [2, 2], 'num_heads': [2, 2], 'window_size': 4, 'mlp_ratio': 2}
-# (host class, its options, the module whose input holds the trunk's features)
-HOSTS = {
-    'EDSR': (EDSR, {'num_feat': 8, 'num_block': 2, 'res_scale': 0.5}, 'upsample'),
-    'RCAN': (RCAN, {'num_feat': 16, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 4}, 'upsample'),
-    'RRDBNet': (RRDBNet, {'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}, None),
-    'MSRResNet': (MSRResNet, {'num_feat': 8, 'num_block': 2}, 'upconv1'),
-    'SwinIR': (SwinIR, {**SWINIR, 'upsampler': 'pixelshuffle', 'upscale': 2}, 'conv_before_upsample'),
-    'RDN': (RDN, {'num_feat': 8, 'num_block': 2, 'num_layer': 3, 'num_grow_ch': 4}, 'upsample'),
-}
-
-
-def host_network(kind):
-    """A network of the host with random weights, and a function that returns an image's features inside it."""
-    host, opt, layer = HOSTS[kind]
-    torch.manual_seed(7)
-    channels = {} if kind == 'SwinIR' else {'num_in_ch': 3, 'num_out_ch': 3}
-    net = host(**channels, **opt).eval()
-    seen = []
-
-    def features(x):
-        seen.clear()
-        if layer is None:  # RRDBNet: conv_up1 sees the features doubled by nearest interpolation
-            hook = net.conv_up1.register_forward_pre_hook(lambda _, args: seen.append(args[0][..., ::2, ::2]))
-        else:
-            hook = getattr(net, layer).register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
-        with torch.no_grad():
-            net(x)
-        hook.remove()
-        return seen[0]
-
-    return net, features
 
 
 @pytest.mark.parametrize('name', sorted(GOLDEN_OPTIONS))
@@ -230,3 +195,42 @@ class TestMargin:
     @pytest.mark.parametrize('size', [(1, 1), (1, 9), (3, 4)])
     def test_tiny_images(self, size):
         assert self.net().upscale(torch.rand(1, 3, *size), scale=2).isfinite().all()
+
+
+class TestRegistration:
+    class Complete(Trunk):
+        host = torch.nn.Identity
+        layouts = ()
+        normalization = RAW
+        published_layout = None
+        paper = None
+
+        @classmethod
+        def describe(cls, weights, hints):
+            return None
+
+    def test_a_complete_class_is_known_by_its_hosts_name(self, monkeypatch):
+        monkeypatch.setattr('clit_basicsr.archs.encoders.trunk.ENCODERS', known := {})
+        assert register_encoder(self.Complete) is self.Complete
+        assert known == {'Identity': self.Complete}
+
+    @pytest.mark.parametrize('part', ['host', 'layouts', 'normalization', 'published_layout', 'paper', 'describe'])
+    def test_a_part_that_is_missing_is_an_error_at_registration(self, part):
+        parts = {key: value for key, value in vars(self.Complete).items() if key != part}
+        with pytest.raises(UserError, match=f'Incomplete does not define {part} '):
+            register_encoder(type('Incomplete', (Trunk,), parts))
+
+    def test_a_published_encoder_needs_its_specification(self):
+        parts = {**vars(self.Complete), 'published_layout': ()}
+        with pytest.raises(UserError, match='does not define published_spec '):
+            register_encoder(type('Incomplete', (Trunk,), parts))
+
+    @pytest.mark.parametrize('kind', sorted(HOSTS))
+    def test_weights_describe_their_encoder_and_no_other(self, kind):
+        """Each encoder knows its own weights, and the options that their shapes show build the same trunk."""
+        options = {'type': kind, **HOSTS[kind][1]}
+        weights = build_encoder(options).state_dict()
+        found = {name: cls.describe(weights, {}) for name, cls in ENCODERS.items()}
+        assert [name for name, description in found.items() if description is not None] == [kind]
+        again = build_encoder(found[kind]).state_dict()
+        assert {key: value.shape for key, value in again.items()} == {k: v.shape for k, v in weights.items()}

@@ -1,37 +1,12 @@
 """Parity with the published code: its weights, inputs, outputs and gradients (tests/golden/*.npz)."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from helpers.golden import FILES, PEERS, load, read, relative_difference
 
 from clit_basicsr import published
-from clit_basicsr.archs.encoders import layouts
-
-GOLDEN = Path(__file__).parent / 'golden'
-FILES = sorted(path.stem for path in GOLDEN.glob('clit_*.npz'))
-PEERS = sorted(path.stem for kind in ('lit', 'liif', 'lte', 'metasr') for path in GOLDEN.glob(f'{kind}*.npz'))
-
-
-def relative_difference(a, b):
-    a, b = torch.as_tensor(a), torch.as_tensor(b)
-    return ((a - b).abs().max() / b.abs().max()).item()
-
-
-def read(name):
-    """Meta data, published weights and the other arrays of a file. Published images are (x - 0.5) / 0.5."""
-    data = {key: value for key, value in np.load(GOLDEN / f'{name}.npz').items() if value.dtype.kind != 'U'}
-    meta = json.loads(bytes(data.pop('meta')))
-    tensors = {key: torch.from_numpy(np.array(value)) for key, value in data.items()}
-    return meta, {key[3:]: value for key, value in tensors.items() if key.startswith('sd/')}, tensors
-
-
-def load(name):
-    """The network of ours with the file's weights, and the file."""
-    meta, weights, data = read(name)
-    return published.load(meta.pop('kind'), weights, **meta), data
+from clit_basicsr.archs.encoders import ENCODERS, layouts
 
 
 def test_all_files_are_here():
@@ -74,7 +49,7 @@ def test_gradients(name):
     out = net(lq, data['sample_coord'], data['cell'], data['scales'])
     ((out - 0.5) / 0.5 * data['loss_weight']).sum().backward()
     assert relative_difference(lq.grad * 0.5, data['grad_inp']) < 1e-5
-    layout = (*layouts.prefixed(layouts.EDSR_PYTORCH, 'encoder.'), *published.LAYOUTS['clit'])
+    layout = (*layouts.prefixed(ENCODERS['EDSR'].layouts[1], 'encoder.'), *published.LAYOUTS['clit'])
     expected, unknown = layouts.rename({k[5:]: v for k, v in data.items() if k.startswith('grad/')}, layout)
     assert expected
     assert all(published.UNUSED.fullmatch(key) for key in unknown)

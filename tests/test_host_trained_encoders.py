@@ -3,8 +3,7 @@
 import pytest
 import torch
 from basicsr.models.sr_model import SRModel
-from test_encoders import HOSTS, host_network
-from test_pretrained import NORMALIZATION, check
+from helpers.encoders import HOSTS, NORMALIZATION, check, host_network
 
 ITERATIONS = 3
 SIZE = (16, 12)

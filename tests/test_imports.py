@@ -91,6 +91,43 @@ def test_the_rule_catches(room, source, breach):
     assert breaches(room, source, f'clit_basicsr.{room}') == breach
 
 
+def test_no_test_imports_another_and_no_benchmark_a_test():
+    root = PACKAGE.parent
+    tests = {file.stem for file in (root / 'tests').glob('test_*.py')}
+    for file in [*(root / 'tests').rglob('*.py'), *(root / 'scripts').rglob('*.py')]:
+        tops = {name.partition('.')[0] for name in imported(file.read_text(encoding='utf-8'), '')}
+        assert not tops & tests, file
+        assert 'helpers' not in tops or 'tests' in file.parts, file
+
+
+def test_no_import_circle():
+    """Not within functions or under TYPE_CHECKING either: every file can be read after those that it imports."""
+    graph = {}
+    for file in FILES:
+        parts = file.relative_to(PACKAGE.parent).with_suffix('').parts
+        name = '.'.join(parts).removesuffix('.__init__')
+        package = '.'.join(parts[:-1])
+        graph[name] = list(imported(file.read_text(encoding='utf-8'), package))
+    edges = {
+        name: {one if one in graph else one.rpartition('.')[0] for one in names} & graph.keys() - {name}
+        for name, names in graph.items()
+    }
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, ' -> '.join([*path[path.index(name) :], name])
+        if name in done:
+            return
+        path.append(name)
+        for other in sorted(edges[name]):
+            visit(other)
+        path.pop()
+        done.add(name)
+
+    for name in sorted(graph):
+        visit(name)
+
+
 def test_files_are_one_thing_each():
     roots = [PACKAGE, PACKAGE.parent / 'tests', PACKAGE.parent / 'scripts']
     lengths = {

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.awkward_pictures import color
-from test_encoders import HOSTS
-from test_training import changed, prepare, train, weights
+from helpers.encoders import HOSTS
+from helpers.training import changed, prepare, train, weights
 
 import clit_basicsr
 from clit_basicsr.archs.lit_arch import LIT

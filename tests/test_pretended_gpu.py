@@ -1,13 +1,13 @@
 """All networks and operators on a pretended GPU: nothing is on the wrong device, and the host seldom waits."""
 
+import kernel_checks
 import numpy as np
 import pytest
 import torch
-from helpers import cuda_checks
 from helpers.awkward_pictures import color
+from helpers.encoders import HOSTS
 from helpers.networks import NETWORKS, build, queries
 from helpers.pretended_gpu import OnGpu, backward, pretended_gpu, to_gpu
-from test_encoders import HOSTS
 
 from clit_basicsr.archs.clit_arch import CLIT
 from clit_basicsr.archs.lit_arch import LIT
@@ -67,10 +67,10 @@ def picture(net, device):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('name', cuda_checks.OPERATORS)
+@pytest.mark.parametrize('name', kernel_checks.OPERATORS)
 def test_operators(name, dtype):
     with pretended_gpu():
-        cuda_checks.check(name, dtype, 'cuda', size=(4, 3), queries=9, shape=(64, 2, 3, 8))
+        kernel_checks.check(name, dtype, 'cuda', size=(4, 3), queries=9, shape=(64, 2, 3, 8))
 
 
 CASES = [*((name, 'auto') for name in NETWORKS), ('LIT', 'reference'), ('LIT', 'torch'), ('CLIT', 'torch')]

@@ -2,31 +2,11 @@
 
 import pytest
 import torch
-from test_encoders import HOSTS, host_network
+from helpers.encoders import HOSTS, MEAN, NORMALIZATION, check, host_network, options
 
 from clit_basicsr.archs import LIIF, LIT
-from clit_basicsr.archs.encoders import build_encoder, layouts, load_pretrained
+from clit_basicsr.archs.encoders import ENCODERS, build_encoder, layouts, load_pretrained
 from clit_basicsr.base.errors import UserError
-
-NORMALIZATION = {'EDSR': 255, 'RCAN': 255, 'SwinIR': 1, 'RDN': 1, 'RRDBNet': 1, 'MSRResNet': 1}
-MEAN = [0.4488, 0.4371, 0.4040]
-
-
-def options(kind, **more):
-    return {'type': kind, **HOSTS[kind][1], **more}
-
-
-def check(kind, path, x, expected, **more):
-    opt = options(kind, img_range=2, rgb_mean=[0.5, 0.5, 0.5], **more)
-    encoder = build_encoder(opt).eval()
-    result = load_pretrained(encoder, opt, str(path))
-    with torch.no_grad():
-        assert torch.equal(encoder(x), expected)
-    again = build_encoder(result.options)
-    assert torch.equal(again.input_mean, encoder.input_mean)
-    assert torch.equal(again.input_range, encoder.input_range)
-    assert again.feat_scale.item() == pytest.approx(encoder.feat_scale.item())
-    return encoder, result
 
 
 @pytest.mark.parametrize('key', ['params', 'params_ema'])
@@ -55,11 +35,11 @@ def test_weights_alone_without_upsampler(tmp_path):
 @pytest.mark.parametrize(
     ('kind', 'layout', 'more', 'img_range'),
     [
-        ('EDSR', layouts.EDSR_PYTORCH, {'sub_mean.bias': -255 * torch.tensor(MEAN)}, 255),
-        ('RCAN', layouts.RCAN_PYTORCH, {'sub_mean.bias': -255 * torch.tensor(MEAN)}, 255),
-        ('RDN', layouts.RDN_MMAGIC, {}, 1),
-        ('RRDBNet', layouts.RRDB_ESRGAN, {}, 1),
-        ('MSRResNet', layouts.MSRRESNET_MMAGIC, {}, 1),
+        ('EDSR', ENCODERS['EDSR'].layouts[1], {'sub_mean.bias': -255 * torch.tensor(MEAN)}, 255),
+        ('RCAN', ENCODERS['RCAN'].layouts[1], {'sub_mean.bias': -255 * torch.tensor(MEAN)}, 255),
+        ('RDN', ENCODERS['RDN'].layouts[1], {}, 1),
+        ('RRDBNet', ENCODERS['RRDBNet'].layouts[1], {}, 1),
+        ('MSRResNet', ENCODERS['MSRResNet'].layouts[1], {}, 1),
     ],
 )
 def test_layouts_of_other_repositories(kind, layout, more, img_range, tmp_path):
@@ -97,7 +77,7 @@ def test_encoders_of_our_own_and_of_published_networks(tmp_path):
     torch.save({'params': source.state_dict()}, tmp_path / 'ours.pth')
     encoder = {k.removeprefix('encoder.'): v for k, v in source.state_dict().items() if k.startswith('encoder.')}
     encoder = {k: v for k, v in encoder.items() if k not in ('input_mean', 'input_range', 'feat_scale')}
-    sd = {f'encoder.{k}': v for k, v in layouts.rename_back(encoder, layouts.EDSR_PYTORCH, n=2).items()}
+    sd = {f'encoder.{k}': v for k, v in layouts.rename_back(encoder, ENCODERS['EDSR'].layouts[1], n=2).items()}
     torch.save({'model': {'name': 'liif', 'args': {}, 'sd': sd}}, tmp_path / 'published.pth')
     x = torch.rand(1, 3, 6, 5)
     for name in ('ours', 'published'):

@@ -50,14 +50,6 @@ OUR_BLOCKS: dict[str, dict[str, Any]] = {
     'logger': {'print_freq': float, 'save_checkpoint_freq': float, 'use_tb_logger': bool, 'wandb': dict | None},
 }
 
-ENCODER_TYPES = {
-    'img_range': float,
-    'rgb_mean': list,
-    'feat_scale': float | None,
-    'keep_normalization': bool,
-    'frozen': bool,
-}
-
 
 def is_ours(cls: Any) -> bool:
     return cls.__module__.split('.')[0] == 'clit_basicsr'
@@ -163,12 +155,12 @@ def check_network(block: dict, where: str, cls: type) -> None:
 
 def check_encoder(block: dict, where: str) -> None:
     """Keys as `build_encoder` takes them, types as the host's network has them."""
-    from clit_basicsr.archs.encoders import ENCODERS, encoder_options
+    from clit_basicsr.archs.encoders import COMMON_OPTIONS, ENCODERS, encoder_options
 
     kind = block.get('type')
     if kind not in ENCODERS:
         raise UserError(f'{where}:type: there is no encoder {kind!r}; the nearest is {nearest(kind, ENCODERS)!r}')
-    hints = options_of(ENCODERS[kind].host)[0] | options_of(ENCODERS[kind])[0] | ENCODER_TYPES
+    hints = options_of(ENCODERS[kind].host)[0] | options_of(ENCODERS[kind])[0] | COMMON_OPTIONS
     check_block(block, where, {'type': str} | {key: hints.get(key, Any) for key in encoder_options(kind)})
 
 

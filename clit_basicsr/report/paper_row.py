@@ -5,20 +5,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-# The encoders of the tables; options that are not named are at the host's defaults.
-ENCODERS: dict[str, dict[str, Any]] = {
-    'EDSR-baseline': {'type': 'EDSR', 'num_feat': 64, 'num_block': 16},
-    'RDN': {'type': 'RDN', 'num_feat': 64, 'num_block': 16, 'num_layer': 8, 'num_grow_ch': 64},
-    'SwinIR': {
-        'type': 'SwinIR',
-        'embed_dim': 180,
-        'depths': [6, 6, 6, 6, 6, 6],
-        'num_heads': [6, 6, 6, 6, 6, 6],
-        'window_size': 8,
-        'mlp_ratio': 2,
-        'conv_before_upsample': True,
-    },
-}
 # Options that change nothing about which system it is: how weights were made or start, what masks are prepared for.
 ANY_ENCODER = (
     *('type', 'img_range', 'rgb_mean', 'feat_scale', 'keep_normalization', 'frozen', 'num_in_ch', 'num_out_ch'),
@@ -61,19 +47,18 @@ def paper_row(network_g: dict) -> tuple[str, str]:
 
 def encoder_name(block: dict) -> tuple[str, str]:
     """'EDSR-baseline', 'RDN' or 'SwinIR' and '', or '' and the reason why it is none of them."""
-    from clit_basicsr.archs.encoders import ENCODERS as BUILT
+    from clit_basicsr.archs.encoders import ENCODERS
 
-    kind = block['type']
-    name = next((name for name, options in ENCODERS.items() if options['type'] == kind), None)
-    if name is None:
-        return '', f'the tables have no encoder {kind}'
-    defaults = defaults_of(BUILT[kind].host) | defaults_of(BUILT[kind])
-    for key in [*ENCODERS[name], *(key for key in block if key not in ANY_ENCODER)]:
-        wanted = ENCODERS[name].get(key, defaults.get(key))
+    own = ENCODERS[block['type']]
+    if own.paper is None:
+        return '', f'the tables have no encoder {block["type"]}'
+    defaults = defaults_of(own.host) | defaults_of(own)
+    for key in [*own.paper.options, *(key for key in block if key not in ANY_ENCODER)]:
+        wanted = own.paper.options.get(key, defaults.get(key))
         value = block.get(key, defaults.get(key))
-        if key != 'type' and as_list(value) != as_list(wanted):
-            return '', f"the paper's {name} has {key}: {wanted}, not {value}"
-    return name, ''
+        if as_list(value) != as_list(wanted):
+            return '', f"the paper's {own.paper.name} has {key}: {wanted}, not {value}"
+    return own.paper.name, ''
 
 
 def changed_options(network_g: dict) -> list[tuple[str, Any]]:

@@ -15,14 +15,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
+import kernel_checks
 import torch
 
 from clit_basicsr.ops import backends, use_backend
@@ -31,9 +30,6 @@ from clit_basicsr.ops.attention.reference import PositionalBias
 from clit_basicsr.ops.backends import cuda_backend, native, torch_backend, torch_conv
 from clit_basicsr.ops.geometry.axes import convolution_taps, make_axis
 from clit_basicsr.ops.geometry.coords import Frame
-
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tests'))
-from helpers import cuda_checks
 
 DEVICE = 'cuda'
 # A training batch of LIT: patches, their side in pixels, queries per patch; C, H, G, outputs of the first layer.
@@ -79,10 +75,10 @@ def seconds(function: Callable[[], Any], repeats: int = 10) -> float:
 
 def accuracy() -> Iterator[str]:
     """The worst norm of a difference over the norm, of values and gradients, against float64 from the same inputs."""
-    for name in cuda_checks.OPERATORS:
-        for dtype, bound in cuda_checks.TOLERANCE.items():
+    for name in kernel_checks.OPERATORS:
+        for dtype, bound in kernel_checks.TOLERANCE.items():
             shape = (CHANNELS, HEADS, GRID, OUTPUTS)
-            worst = max(cuda_checks.errors(name, dtype, DEVICE, shape=shape, size=(12, 9), queries=300))
+            worst = max(kernel_checks.errors(name, dtype, DEVICE, shape=shape, size=(12, 9), queries=300))
             verdict = f'error {worst:.1e}, {"below" if worst < bound else "NOT BELOW"} {bound:.0e}'
             yield row(what=f'{name} and gradients', kind=str(dtype).removeprefix('torch.'), remark=verdict)
 

@@ -1,30 +1,22 @@
-"""Encoders: the trunks of super-resolution networks of the host, without their upsamplers."""
+"""Encoders: the trunks of super-resolution networks of the host, without their upsamplers.
+
+To add an encoder: one file here with a class decorated with ``register_encoder``, which states what
+:class:`~clit_basicsr.archs.encoders.trunk.Trunk` lists, its import below, and its host network in the tests.
+"""
 
 from copy import deepcopy
 from inspect import signature
 
-from clit_basicsr.archs.encoders.cnn import EDSREncoder, MSRResNetEncoder, RCANEncoder, RDNEncoder, RRDBNetEncoder
+from clit_basicsr.archs.encoders import edsr, msrresnet, rcan, rdn, rrdbnet, swinir  # noqa: F401  they register
 from clit_basicsr.archs.encoders.pretrained import Pretrained, load_pretrained
-from clit_basicsr.archs.encoders.swinir import SwinIREncoder
-from clit_basicsr.archs.encoders.trunk import RawPixels, Trunk
+from clit_basicsr.archs.encoders.trunk import COMMON_OPTIONS, ENCODERS, RawPixels, Trunk
 from clit_basicsr.base.errors import UserError
-
-ENCODERS: dict[str, type[Trunk]] = {
-    'EDSR': EDSREncoder,
-    'RCAN': RCANEncoder,
-    'RDN': RDNEncoder,
-    'RRDBNet': RRDBNetEncoder,
-    'MSRResNet': MSRResNetEncoder,
-    'SwinIR': SwinIREncoder,
-}
-# The options that are ours, for every type; see Trunk.
-COMMON_OPTIONS = ('img_range', 'rgb_mean', 'feat_scale', 'keep_normalization', 'frozen')
 
 
 def build_encoder(opt: dict) -> Trunk:
     """Builds an encoder from the ``encoder`` block of an option file: ``type`` and the options of the host's network.
 
-    Beside them, for every type: ``img_range`` and ``rgb_mean`` (the input is (x - mean) * range), ``feat_scale`` (a
+    In addition, for every type: ``img_range`` and ``rgb_mean`` (the input is (x - mean) * range), ``feat_scale`` (a
     factor for the features; ~: 2 / img_range where that is less than 1), ``frozen`` (the weights stay as they are;
     default: false) and ``keep_normalization`` (see :func:`load_pretrained`).
 
@@ -59,4 +51,13 @@ def encoder_options(kind: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name not in ('opt', 'kwargs')))
 
 
-__all__ = ['ENCODERS', 'Pretrained', 'RawPixels', 'Trunk', 'build_encoder', 'encoder_options', 'load_pretrained']
+__all__ = [
+    'COMMON_OPTIONS',
+    'ENCODERS',
+    'Pretrained',
+    'RawPixels',
+    'Trunk',
+    'build_encoder',
+    'encoder_options',
+    'load_pretrained',
+]

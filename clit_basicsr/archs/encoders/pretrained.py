@@ -2,34 +2,14 @@
 trained.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from clit_basicsr.archs.checkpoint import read_checkpoint
 from clit_basicsr.archs.encoders import layouts
-from clit_basicsr.archs.encoders.cnn import DIV2K_MEAN
-from clit_basicsr.archs.encoders.layouts import Layout
-from clit_basicsr.archs.encoders.trunk import Trunk
+from clit_basicsr.archs.encoders.trunk import BUFFERS, ENCODERS, Normalization, Trunk
 from clit_basicsr.base.errors import UserError
-
-LAYOUTS: dict[str, tuple[Layout, ...]] = {
-    'EDSR': (layouts.SAME, layouts.EDSR_PYTORCH),
-    'RCAN': (layouts.SAME, layouts.RCAN_PYTORCH),
-    'RDN': (layouts.SAME, layouts.RDN_MMAGIC),
-    'RRDBNet': (layouts.SAME, layouts.RRDB_ESRGAN),
-    'MSRResNet': (layouts.SAME, layouts.MSRRESNET_MMAGIC),
-    'SwinIR': (layouts.SAME,),
-}
-# How the networks of the host, of MMagic and of the original repositories normalise: (x - mean) * range.
-NORMALIZATION: dict[str, tuple[float, tuple[float, ...]]] = {
-    'EDSR': (255, DIV2K_MEAN),
-    'RCAN': (255, DIV2K_MEAN),
-    'SwinIR': (1, DIV2K_MEAN),
-}
-RAW = (1.0, (0.0, 0.0, 0.0))
-BUFFERS = ('input_mean', 'input_range', 'feat_scale')
 
 
 class Pretrained(NamedTuple):
@@ -65,13 +45,14 @@ def load_pretrained(encoder: Trunk, options: dict, path: str, param_key: str | N
         UserError: the file cannot be read, or a weight of the trunk is missing in it or has another shape.
     """
     kind = options['type']
-    weights, normalization = _trunk_weights(read_checkpoint(path), path, param_key, kind)
+    own = ENCODERS[kind]
+    weights, normalization = _trunk_weights(read_checkpoint(path), path, param_key, own)
     wanted = {
         key: value.shape
         for key, value in encoder.state_dict().items()
         if not key.endswith(('attn_mask', 'relative_position_index')) and key not in BUFFERS
     }
-    candidates = [layouts.rename(weights, layout) for layout in LAYOUTS[kind]]
+    candidates = [layouts.rename(weights, layout) for layout in own.layouts]
     found, unknown = max(candidates, key=lambda pair: len(wanted.keys() & pair[0].keys()))
     missing = [key for key in wanted if key not in found]
     other = [key for key, shape in wanted.items() if key in found and found[key].shape != shape]
@@ -79,7 +60,7 @@ def load_pretrained(encoder: Trunk, options: dict, path: str, param_key: str | N
         raise UserError(f'{path} does not hold this {kind}: {_complaint(missing, other, found, wanted)}.')
     encoder.load_state_dict({key: found[key] for key in wanted})
     if not options.get('keep_normalization'):
-        img_range, mean = normalization or _normalization(kind, weights)
+        img_range, mean = normalization or own.checkpoint_normalization(weights)
         encoder.set_normalization(img_range, mean, options.get('feat_scale'))
     dropped = sorted([*unknown, *(key for key in found if key not in encoder.state_dict())])
     img_range, scale = encoder.input_range.item(), encoder.feat_scale.item()
@@ -93,35 +74,27 @@ def load_pretrained(encoder: Trunk, options: dict, path: str, param_key: str | N
 
 
 def _trunk_weights(
-    content: dict, path: str, param_key: str | None, kind: str
-) -> tuple[dict[str, Tensor], tuple[float, Sequence[float]] | None]:
-    """The weights in a file, prefixes removed, and the normalisation if the file itself tells it."""
-    normalization: tuple[float, Sequence[float]] | None = None
+    content: dict, path: str, param_key: str | None, own: type[Trunk]
+) -> tuple[dict[str, Tensor], Normalization | None]:
+    """The weights in a file, prefixes removed, and the normalisation if the file itself shows it."""
+    normalization: Normalization | None = None
     if param_key is not None and param_key not in content:
         raise UserError(f'{path} has no {param_key!r}; it has: {_shorten(list(content))}.')
     key = param_key or next((key for key in ('params_ema', 'params', 'state_dict', 'model') if key in content), None)
     weights = content if key is None else content[key]
     if key == 'model' and isinstance(weights, dict) and 'sd' in weights:  # LIIF, LTE, CLIT
-        weights, normalization = weights['sd'], (2, (0.5, 0.5, 0.5))
+        weights, normalization = weights['sd'], Normalization(2, (0.5, 0.5, 0.5))
     if not isinstance(weights, dict):
         raise UserError(f'{path} holds no weights under {key!r}.')
     weights = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
     for prefix in ('module.', 'generator_ema.', 'generator.', 'encoder.'):
         inner = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        if inner and prefix.startswith('generator') and kind == 'EDSR':
-            normalization = (1, DIV2K_MEAN)  # MMagic's EDSR, unlike everyone else's, works on [0, 1]
+        if inner and prefix.startswith('generator'):  # MMagic's
+            normalization = own.mmagic_normalization
         weights = inner or weights
     if 'input_range' in weights:
-        normalization = (weights['input_range'].item(), weights['input_mean'].flatten().tolist())
+        normalization = Normalization(weights['input_range'].item(), weights['input_mean'].flatten().tolist())
     return weights, normalization
-
-
-def _normalization(kind: str, weights: dict[str, Tensor]) -> tuple[float, Sequence[float]]:
-    if 'sub_mean.bias' in weights:  # EDSR-PyTorch: -rgb_range * mean
-        return round(-weights['sub_mean.bias'][0].item() / DIV2K_MEAN[0], 3), DIV2K_MEAN
-    if kind == 'RDN' and any(key.startswith('UPNet.') for key in weights):  # EDSR-PyTorch: 0 ... 255, no mean
-        return 255, RAW[1]
-    return NORMALIZATION.get(kind, RAW)
 
 
 def _complaint(missing: list[str], other: list[str], found: dict[str, Tensor], wanted: dict) -> str:

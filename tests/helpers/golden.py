@@ -1,0 +1,32 @@
+"""The golden files: weights, inputs, outputs and gradients of the published code."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clit_basicsr import published
+
+GOLDEN = Path(__file__).parents[1] / 'golden'
+FILES = sorted(path.stem for path in GOLDEN.glob('clit_*.npz'))
+PEERS = sorted(path.stem for kind in ('lit', 'liif', 'lte', 'metasr') for path in GOLDEN.glob(f'{kind}*.npz'))
+
+
+def relative_difference(a, b):
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def read(name):
+    """Meta data, published weights and the other arrays of a file. Published images are (x - 0.5) / 0.5."""
+    data = {key: value for key, value in np.load(GOLDEN / f'{name}.npz').items() if value.dtype.kind != 'U'}
+    meta = json.loads(bytes(data.pop('meta')))
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in data.items()}
+    return meta, {key[3:]: value for key, value in tensors.items() if key.startswith('sd/')}, tensors
+
+
+def load(name):
+    """The network of ours with the file's weights, and the file."""
+    meta, weights, data = read(name)
+    return published.load(meta.pop('kind'), weights, **meta), data

@@ -1,4 +1,4 @@
-"""What the quickstart reached: PSNR beside bicubic, a picture to look at, one line at the end."""
+"""What the quickstart reached: PSNR compared with bicubic, a picture to look at, one line at the end."""
 
 import argparse
 import csv
@@ -19,7 +19,7 @@ PANEL = (288, 288)
 def last_values(table: Path) -> dict[str, float]:
     """PSNR of each validation set at the table's last validation."""
     with open(table, newline='') as file:
-        return {name: float(value) for _, name, metric, value in csv.reader(file) if metric == 'psnr'}
+        return {row['dataset']: float(row['value']) for row in csv.DictReader(file) if row['metric'] == 'psnr'}
 
 
 def newest(folder: Path) -> Path:

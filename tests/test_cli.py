@@ -17,6 +17,7 @@ from PIL import Image
 from clit_basicsr import cli
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import option_file, options
+from clit_basicsr.hosts.basicsr import plugin
 
 # As BasicSR's own options/train/EDSR/train_EDSR_Lx4_f256b32_DIV2K_300k_B16G1_204pretrain_wandb.yml, made small.
 EDSR = """
@@ -314,7 +315,7 @@ def test_unknown_commands_and_help(folder, capsys):
 def test_stages_and_seed_reach_the_dataset_and_the_total_the_host(folder):
     args = cli.make_parser('train').parse_args(['train', '-opt', 'clit.yml', '--local-rank', '0'])
     opt = option_file.read_option_file('clit.yml')
-    options.register()
+    plugin.register()
     opt = options.complete(opt, args, str(folder), is_train=True)
     assert opt['train']['total_iter'] == 5
     train = opt['datasets']['train']

@@ -17,7 +17,8 @@ ROOMS = {
     'archs': ({'archs', 'ops', 'base'}, {'torch', 'basicsr', 'numpy'}),
     'published': ({'archs', 'ops', 'base'}, {'torch', 'basicsr', 'numpy'}),
     'data.schedule': ({'base'}, set()),
-    'data': ({'data', 'ops', 'base'}, {'torch', 'basicsr', 'numpy', 'cv2', 'PIL', 'lmdb'}),
+    'metrics.protocols': ({'base'}, set()),
+    'data': ({'data', 'ops', 'base', 'metrics.protocols'}, {'torch', 'basicsr', 'numpy', 'cv2', 'PIL', 'lmdb'}),
     'metrics': ({'metrics', 'base'}, {'torch', 'basicsr', 'numpy'}),
     'models': ({'models', 'archs', 'data.schedule', 'metrics', 'base'}, {'torch', 'basicsr', 'numpy', 'cv2', 'tqdm'}),
     'report': ({'report', 'metrics', 'archs', 'base'}, {'basicsr', 'matplotlib'}),
@@ -153,6 +154,22 @@ def test_the_host_imports_with_all_fixes_after_the_package(order):
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ['clit_basicsr.hosts.basicsr.resume', 'clit_basicsr.hosts.basicsr.sampler']
+
+
+ROOTS = ('archs', 'archs.encoders', 'archs.lit_arch', 'data.images', 'data.random_scale_dataset', 'hosts.basicsr.fixes')
+ROOTS += ('metrics', 'metrics.psnr_ssim_float', 'models', 'models.implicit_sr_model', 'published', 'report.paper_row')
+
+
+@pytest.mark.parametrize('module', ROOTS)
+def test_any_room_may_be_imported_first(module):
+    """The host imports our rooms as soon as it is imported itself: it must not meet one half imported."""
+    code = (
+        f'import clit_basicsr.{module}\nimport basicsr\nfrom basicsr.utils import registry as r\n'
+        'print("LIT" in r.ARCH_REGISTRY, "ScaledPairDataset" in r.DATASET_REGISTRY, '
+        '"CumulativeSRModel" in r.MODEL_REGISTRY, "calculate_ssim_float" in r.METRIC_REGISTRY)'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ['True'] * 4
 
 
 def test_the_host_alone_does_not_import_here():

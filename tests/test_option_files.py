@@ -34,7 +34,6 @@ def completed(name, folder, monkeypatch, is_train=True):
     if not is_train and opt['path']['pretrain_network_g']:
         Path(opt['path']['pretrain_network_g']).parent.mkdir(parents=True)
         Path(opt['path']['pretrain_network_g']).touch()
-    options.register()
     args = argparse.Namespace(auto_resume=False, debug=False, launcher='none')
     return options.complete(opt, args, str(folder), is_train)
 

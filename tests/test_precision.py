@@ -1,5 +1,7 @@
 """The precision of a network's numbers, as training, validation and `basicsr upscale` have it for an option."""
 
+import csv
+
 import numpy as np
 import pytest
 import torch
@@ -75,7 +77,7 @@ def test_training_and_validation_in_half_precision(tmp_path):
         folder = prepare(tmp_path / str(name), options)
         train(folder)
         with open(folder / 'experiments' / 'tiny' / 'validation.csv') as file:
-            psnr = float(file.readline().split(',')[-1])
+            psnr = float(next(csv.DictReader(file))['value'])
         runs.append((weights(folder)['params'], psnr))
     (exact, exact_psnr), (rounded, rounded_psnr) = runs
     assert all(rounded[key].dtype == value.dtype for key, value in exact.items())

@@ -16,9 +16,10 @@ from PIL import Image
 
 from clit_basicsr import cli
 from clit_basicsr.archs import build_network
-from clit_basicsr.cli import missing_sets, options
+from clit_basicsr.cli import missing_sets
 from clit_basicsr.cli.option_file import read_option_file
 from clit_basicsr.cli.test import Measurement, row_of
+from clit_basicsr.hosts.basicsr import plugin
 from clit_basicsr.metrics import calculate_psnr_float
 from clit_basicsr.models import ImplicitSRModel
 from clit_basicsr.report import paper_tables, summary
@@ -36,7 +37,7 @@ SWINIR |= {'mlp_ratio': 2, 'conv_before_upsample': True, 'padding': 'published',
 
 @pytest.fixture(scope='module', autouse=True)
 def registered():
-    options.register()
+    plugin.register()
 
 
 def test_the_tables_are_read_whole():
@@ -232,7 +233,7 @@ def test_a_run_leaves_its_table(folder):
     assert again.returncode == 0, again.stderr[-3000:]
     content = json.loads((results / 'summary.json').read_text())
     assert [row['name'] for row in content['rows']] == ['Set5_x6', 'Set14_x3']
-    assert len((results / 'validation.csv').read_text().splitlines()) == 6
+    assert len((results / 'validation.csv').read_text().splitlines()) == 1 + 6  # two sets, three metrics
 
 
 def refused(capsys, *forced):

@@ -1,4 +1,4 @@
-"""What can be told to be wrong with an option file before anything is created on disk.
+"""What can be rejected in an option file before anything is created on disk.
 
 The host's parts are checked as far as it would otherwise stop with a traceback, or make a folder out of a misspelt key;
 the parts that are ours (a model, network or dataset of this package) are checked key by key.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 from os import path as osp
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli.missing_sets import what_is_wrong
 from clit_basicsr.cli.option_types import check_block, check_keys, check_type, joined, nearest, options_of
-from clit_basicsr.data.schedule import parse_stages
+from clit_basicsr.data.schedule import TrainingPlan
+from clit_basicsr.hosts.basicsr.plugin import is_ours
 
 STRUCTURE = {'name': str, 'model_type': str, 'datasets': dict, 'path': dict}
 PATH_KEYS = ('resume_state', 'ignore_resume_networks')
@@ -51,8 +52,20 @@ OUR_BLOCKS: dict[str, dict[str, Any]] = {
 }
 
 
-def is_ours(cls: Any) -> bool:
-    return cls.__module__.split('.')[0] == 'clit_basicsr'
+class Checked(NamedTuple):
+    """What a check has built, so that it is not built again.
+
+    Attributes:
+        datasets: options and data set; the options as they were.
+        networks: by the name of their block, on the meta device, of a shape but without values.
+    """
+
+    datasets: list[tuple[dict, Any]]
+    networks: dict[str, Any]
+
+    def dataset(self, opt: dict) -> Any:
+        """The data set that was built from the same options; None if there is none."""
+        return next((dataset for options, dataset in self.datasets if options == opt), None)
 
 
 def dataset_class(dataset: dict) -> type:
@@ -114,20 +127,25 @@ def check_structure_of_training(opt: dict) -> None:
         check_type(opt['train'].get('total_iter'), 'train:total_iter', float)
 
 
-def check_options(opt: dict) -> None:
+def check_options(opt: dict, checked: Checked | None = None) -> None:
     """All that follows once output folders and phases are filled in.
+
+    Args:
+        checked: Takes what is built.
 
     Raises:
         UserError: It names the key, as `--force_yml` would write it, and the nearest valid one.
     """
     from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 
+    checked = Checked([], {}) if checked is None else checked
     model = find(MODEL_REGISTRY, opt['model_type'], 'model_type')
     for key, block in opt.items():
         if key.startswith('network_'):
-            check_network(block, key, find(ARCH_REGISTRY, str(block.get('type')), f'{key}:type'))
+            network = find(ARCH_REGISTRY, str(block.get('type')), f'{key}:type')
+            checked.networks[key] = check_network(block, key, network)
     for phase, dataset in opt['datasets'].items():
-        check_dataset(dataset, f'datasets:{phase}')
+        check_dataset(dataset, f'datasets:{phase}', checked)
     check_losses_and_metrics(opt)
     check_paper_row(opt.get('paper_row'))
     check_stages(opt)
@@ -137,20 +155,34 @@ def check_options(opt: dict) -> None:
             check_block(opt.get(name) or {}, name, options)
         if hasattr(model, 'check_options'):
             model.check_options(opt)
+        if checked.networks.get('network_g') is not None:
+            model.check_network(opt, checked.networks['network_g'])
 
 
-def check_network(block: dict, where: str, cls: type) -> None:
+def check_network(block: dict, where: str, cls: type) -> Any:
+    """Returns the network, built on the meta device; None for the host's."""
     if not is_ours(cls):
-        return
+        return None
     options, required = options_of(cls)
     values = {key: value for key, value in block.items() if key != 'type'}
     check_block(values, where, options, required)
     if values.get('encoder') is not None:
         check_encoder(values['encoder'], joined(where, 'encoder'))
-    try:
-        cls(**copy.deepcopy(values))  # what depends on several options, the network alone knows
+    try:  # what depends on several options only the network can check
+        return build_without_values(cls, values)
     except (UserError, TypeError) as error:
         raise UserError(f'{where}: {error}') from error
+
+
+def build_without_values(cls: type, options: dict) -> Any:
+    """A network on the meta device; on the CPU if it reads values while it is built, as SwinIR does."""
+    import torch
+
+    try:
+        with torch.device('meta'):
+            return cls(**copy.deepcopy(options))
+    except (RuntimeError, NotImplementedError):
+        return cls(**copy.deepcopy(options))
 
 
 def check_encoder(block: dict, where: str) -> None:
@@ -164,7 +196,7 @@ def check_encoder(block: dict, where: str) -> None:
     check_block(block, where, {'type': str} | {key: hints.get(key, Any) for key in encoder_options(kind)})
 
 
-def check_dataset(dataset: dict, where: str) -> None:
+def check_dataset(dataset: dict, where: str, checked: Checked) -> None:
     cls = dataset_class(dataset)
     if is_ours(cls):
         check_block(dataset, where, cls.OPTIONS)  # type: ignore[attr-defined]
@@ -188,7 +220,7 @@ def check_dataset(dataset: dict, where: str) -> None:
         raise UserError(f'{where}:meta_info_file: {listed} does not exist')
     if is_ours(cls):
         try:
-            cls(dataset)  # finds the images, reads none
+            checked.datasets.append((dict(dataset), cls(dataset)))  # finds the images, reads none
         except UserError as error:
             raise UserError(f'{where}: {error}') from error
 
@@ -234,10 +266,9 @@ def check_stages(opt: dict) -> None:
     if not train.get('stages'):
         return
     try:
-        stages = parse_stages(train['stages'], train.get('start_stage', 1))
+        total = TrainingPlan.parse(train).total_iter
     except UserError as error:
         raise UserError(f'train:stages: {error}') from error
-    total = sum(stage.iters for stage in stages)
     if train.get('total_iter') not in (None, total):
         raise UserError(
             f'train:total_iter: {train["total_iter"]}, but the stages have {total} iterations; leave it out'

@@ -8,6 +8,7 @@ from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import outputs, sizes
 from clit_basicsr.data.resize import KINDS
+from clit_basicsr.metrics.protocols import PROTOCOLS
 from clit_basicsr.pictures import compare, files, networks
 from clit_basicsr.pictures.enlarge import choose_device
 from clit_basicsr.pictures.memory import told_when_full
@@ -34,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='upper left corner, height and width in pixels; default: where the networks differ most from bicubic',
     )
     parser.add_argument('--downsampling', choices=KINDS, default='pil', help='how LR images are made; default: pil')
-    parser.add_argument(
-        '--protocol', choices=list(compare.PROTOCOLS), default='benchmark', help='of PSNR; default: benchmark'
-    )
+    parser.add_argument('--protocol', choices=list(PROTOCOLS), default='benchmark', help='of PSNR; default: benchmark')
     parser.add_argument(
         '-o', '--output', metavar='PNG', help='the figure; default: the name of the picture_compare.png'
     )
@@ -66,7 +65,7 @@ def _compare(
     check_crop(crop, compare.common_size(comparisons))
     place = ','.join(map(str, crop))
     note = (
-        f'PSNR of the whole picture: {compare.PROTOCOLS[args.protocol]}, not rounded\n'
+        f'PSNR of the whole picture: {PROTOCOLS[args.protocol]}, not rounded\n'
         f'LR images by {args.downsampling}; crop y,x,h,w = {place}, {how}'
     )
     compare.draw_comparison(comparisons, crop, osp.basename(args.image), note, output)

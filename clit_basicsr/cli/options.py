@@ -1,11 +1,10 @@
-"""From the command line to the dictionary that the host's pipelines work on; in place of the host's parse_options."""
+"""From the command line to the dictionary that the host's pipelines work on, instead of the host's parse_options."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import os
-import pkgutil
 import random
 import sys
 from collections.abc import Callable
@@ -15,8 +14,8 @@ from typing import Any
 import clit_basicsr  # noqa: F401  before the host is imported
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import missing_sets, option_file
-from clit_basicsr.cli.check_options import check_options, check_structure, dataset_class, is_ours
-from clit_basicsr.data.schedule import parse_stages
+from clit_basicsr.cli.check_options import Checked, check_options, check_structure, dataset_class
+from clit_basicsr.hosts.basicsr.plugin import complete_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('-opt', '--opt', required=True, metavar='FILE', help='option file, YAML')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
     parser.add_argument(
-        '--auto_resume', action='store_true', help='go on from the newest checkpoint of this experiment'
+        '--auto_resume', action='store_true', help='resume from the newest checkpoint of this experiment'
     )
     parser.add_argument('--debug', action='store_true', help='validate, save and log within a few iterations')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='given by the launcher')
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_pipeline(name: str, args: argparse.Namespace, watch: Callable[[Any], None] | None = None) -> dict:
     """Runs the host's `train_pipeline` or `test_pipeline` in the working directory.
 
-    Everything that can be told to be wrong is told before the host is given control, and so before a file is made.
+    Everything that can be rejected is rejected before the host takes control, and so before any file is made.
 
     Args:
         watch: Called with the model that the host has built, before it is used.
@@ -50,10 +49,10 @@ def run_pipeline(name: str, args: argparse.Namespace, watch: Callable[[Any], Non
     opt = option_file.read_option_file(args.opt)
     option_file.force(opt, args.force_yml)
     host: Any = importlib.import_module(f'basicsr.{name}')
-    register()
+    checked = Checked([], {})
 
     def parse_options(root_path: str, is_train: bool) -> tuple[dict, argparse.Namespace]:
-        return complete(opt, args, root_path, is_train), args
+        return complete(opt, args, root_path, is_train, checked), args
 
     def build_model(opt: dict) -> Any:
         model = hosts_build(opt)
@@ -61,30 +60,27 @@ def run_pipeline(name: str, args: argparse.Namespace, watch: Callable[[Any], Non
             watch(model)
         return model
 
-    hosts_parse, hosts_build = host.parse_options, host.build_model
-    host.parse_options, host.build_model = parse_options, build_model
+    def build_dataset(opt: dict) -> Any:
+        return checked.dataset(opt) or hosts_dataset(opt)
+
+    hosts_parse, hosts_build, hosts_dataset = host.parse_options, host.build_model, host.build_dataset
+    host.parse_options, host.build_model, host.build_dataset = parse_options, build_model, build_dataset
     try:
         getattr(host, f'{name}_pipeline')(os.getcwd())
     finally:
-        host.parse_options, host.build_model = hosts_parse, hosts_build
+        host.parse_options, host.build_model, host.build_dataset = hosts_parse, hosts_build, hosts_dataset
     return opt
 
 
-def register() -> None:
-    """Imports the files whose classes stand in the host's registries, found by suffix as the host finds its own."""
-    for room, suffix in (('archs', '_arch'), ('data', '_dataset'), ('models', '_model'), ('metrics', '')):
-        package = importlib.import_module(f'clit_basicsr.{room}')
-        for module in pkgutil.iter_modules(package.__path__):
-            if module.name.endswith(suffix):
-                importlib.import_module(f'{package.__name__}.{module.name}')
-
-
-def complete(opt: dict, args: argparse.Namespace, root_path: str, is_train: bool) -> dict:
+def complete(
+    opt: dict, args: argparse.Namespace, root_path: str, is_train: bool, checked: Checked | None = None
+) -> dict:
     """Checks the options and fills in what the host's parse_options fills in, and what is ours.
 
     Args:
         opt: The option file with `--force_yml` applied; changed in place.
         root_path: Where experiments/ or results/ are made.
+        checked: Takes what the check has built.
 
     Raises:
         UserError: see `check_options`.
@@ -99,9 +95,10 @@ def complete(opt: dict, args: argparse.Namespace, root_path: str, is_train: bool
     if not is_train:
         skip_missing_sets(opt)
     set_output_folders(opt, root_path)
-    check_options(opt)
+    check_options(opt, checked)
     start_processes(opt, args.launcher)
-    inject(opt)
+    if is_train:
+        complete_options(opt)
     return opt
 
 
@@ -179,16 +176,3 @@ def start_processes(opt: dict, launcher: str) -> None:
             torch.distributed.broadcast_object_list(seed)
         opt['manual_seed'] = seed[0]
     set_random_seed(opt['manual_seed'] + opt['rank'])
-
-
-def inject(opt: dict) -> None:
-    """What the host does not know: a dataset sees its own block only, and the stages say how long a training is."""
-    if not opt['is_train']:
-        return
-    train = opt['train']
-    stages, start_stage = train.get('stages'), train.get('start_stage', 1)
-    if stages:
-        train['total_iter'] = sum(stage.iters for stage in parse_stages(stages, start_stage))
-    dataset = opt['datasets']['train']
-    if is_ours(dataset_class(dataset)):
-        dataset.update(manual_seed=opt['manual_seed'], stages=stages, start_stage=start_stage)

@@ -99,7 +99,7 @@ def find_row(opt: dict) -> tuple[str, str]:
 
 def row_of(measurement: Measurement, psnr: str, paper: str):
     """A :class:`clit_basicsr.report.summary.Row`, with the paper's figure where what was measured is the same."""
-    from clit_basicsr.models.implicit_sr_model import dataset_protocol
+    from clit_basicsr.metrics.protocols import dataset_protocol
     from clit_basicsr.report.paper_tables import paper_psnr, paper_set, why_not_comparable
     from clit_basicsr.report.summary import Row
 

@@ -8,7 +8,6 @@ from typing import Any
 import cv2
 import lmdb
 import numpy as np
-from basicsr.utils import FileClient, imfrombytes
 from PIL import Image
 
 from clit_basicsr.base.errors import UserError
@@ -16,7 +15,14 @@ from clit_basicsr.base.errors import UserError
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 
 # An LMDB may be open only once in a process, so the data sets of a process share their clients.
-_clients: dict[str, FileClient] = {}
+_clients: dict[str, Any] = {}
+
+
+def host_utils() -> Any:
+    """``basicsr.utils``. Not imported above: the host, once imported, imports our data sets, which need this module."""
+    import basicsr.utils
+
+    return basicsr.utils
 
 
 class ImageSource:
@@ -77,7 +83,7 @@ class ImageSource:
                 raise UserError(f'{self.label(name)} is not in the LMDB; mend meta_info.txt or make the LMDB again.')
             return content
         try:
-            return FileClient('disk').get(name)
+            return host_utils().FileClient('disk').get(name)
         except OSError as error:
             raise UserError(f'{name}: cannot be read ({error.strerror}).') from error
 
@@ -96,7 +102,7 @@ def decode(content: bytes, label: str) -> np.ndarray:
         UserError: it is not an image, or a damaged one.
     """
     try:
-        img = imfrombytes(content)
+        img = host_utils().imfrombytes(content)
     except cv2.error:
         img = None
     if img is None:
@@ -148,11 +154,11 @@ def _check_lmdb(root: str, option: str) -> None:
         _close(osp.realpath(root))
 
 
-def _lmdb_client(root: str) -> FileClient:
+def _lmdb_client(root: str) -> Any:
     path = osp.realpath(root)
     if path not in _clients:
         try:
-            client = FileClient('lmdb', db_paths=path)
+            client = host_utils().FileClient('lmdb', db_paths=path)
             environment = _environment(client)
             needed = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
         except lmdb.Error as error:
@@ -166,7 +172,7 @@ def _lmdb_client(root: str) -> FileClient:
     return _clients[path]
 
 
-def _environment(client: FileClient) -> lmdb.Environment:
+def _environment(client: Any) -> lmdb.Environment:
     return client.client._client['default']
 
 

@@ -11,7 +11,7 @@ from torch.utils import data
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.images import ImageSource, decode, smallest_side
 from clit_basicsr.data.resize import check_kind, downsample
-from clit_basicsr.data.schedule import ScaleSchedule, clip_scales, parse_scales, parse_stages
+from clit_basicsr.data.schedule import ScaleSchedule, TrainingPlan, clip_scales, parse_scales
 from clit_basicsr.ops.geometry.coords import pixel_centers
 
 # First words of the seeds, so that the streams of random numbers are apart.
@@ -38,8 +38,8 @@ class RandomScaleDataset(data.Dataset):
             downsampling (str): How the 8-bit LR image is made, 'pil' or 'matlab'. Default: 'pil'.
             use_hflip (bool): Horizontal flips. Default: True.
             use_rot (bool): Vertical flips and transposition. Default: True.
-            scales (list): Alternatives that the batches take in turn, where there are no stages, each a list of ranges
-                [lo, hi], one per branch. Default: [[[1, 4]]].
+            scales (list): Alternatives between which the batches alternate, where there are no stages, each a list of
+                ranges [lo, hi], one per branch. Default: [[[1, 4]]].
             stages (list), start_stage (int), manual_seed (int): ``train.stages``, the number of the first stage to
                 train and the run's seed, passed on by the option parser.
 
@@ -92,8 +92,7 @@ class RandomScaleDataset(data.Dataset):
         self.use_hflip = opt.get('use_hflip', True)
         self.use_rot = opt.get('use_rot', True)
         if opt.get('stages') is not None:
-            stages = parse_stages(opt['stages'], opt.get('start_stage') or 1)
-            self.schedule = ScaleSchedule(stages)
+            self.schedule = TrainingPlan.parse(opt).schedule
         else:
             self.schedule = ScaleSchedule.constant(parse_scales(opt.get('scales', [[[1, 4]]])))
         self.seed = opt.get('manual_seed') or 0
@@ -106,7 +105,7 @@ class RandomScaleDataset(data.Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list) -> list[dict[str, Any]]:
-        """The samples of one batch: ``(batch_number, position)`` for every position in turn, or plain integers."""
+        """The samples of one batch: ``(batch_number, position)`` for each position, or plain integers."""
         if isinstance(indices[0], tuple):
             batch = indices[0][0]
             if indices != [(batch, position) for position in range(len(indices))]:

@@ -12,8 +12,7 @@ from torch.utils import data
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.images import ImageSource, decode
 from clit_basicsr.data.resize import check_kind, downsample
-
-PROTOCOLS = ('div2k', 'benchmark')
+from clit_basicsr.metrics.protocols import DEFAULT, find_protocol
 
 
 @DATASET_REGISTRY.register()
@@ -69,9 +68,8 @@ class ScaledPairDataset(data.Dataset):
         self.scale = parse_scale(opt['scale'])
         self.downsampling = opt.get('downsampling', 'pil')
         check_kind(self.downsampling)
-        self.protocol = opt.get('protocol', 'div2k')
-        if self.protocol not in PROTOCOLS:
-            raise UserError(f"protocol: '{self.protocol}' is not known; use one of {', '.join(PROTOCOLS)}.")
+        self.protocol = opt.get('protocol', DEFAULT)
+        find_protocol(self.protocol)
         io_backend = opt.get('io_backend')
         self.hr = ImageSource(opt['dataroot_gt'], io_backend, opt.get('meta_info_file'))
         self.lr: ImageSource | None = None

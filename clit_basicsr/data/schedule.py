@@ -36,7 +36,7 @@ class Stage:
     milestones: tuple[int, ...]
     """Iterations of the stage after which the rate is multiplied by gamma."""
     scales: tuple[Alternative, ...]
-    """Alternatives that the batches take in turn; each is a range (lo, hi) of scale factors per active branch."""
+    """Alternatives between which the batches alternate; each is a range (lo, hi) of scale factors per active branch."""
     gamma: float = 0.5
     warmup_iter: int = -1
     """Iterations of linear warm-up; -1: none."""
@@ -112,11 +112,55 @@ def clip_scales(scales: Sequence[float], lq_size: int, smallest_side: int) -> tu
     return tuple(clipped)
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingPlan:
+    """The stages of a training run, parsed: what the data set, the model and the checks of options read alike."""
+
+    stages: tuple[Stage, ...]
+    """All stages of the option file."""
+    start_stage: int
+    """Number of the first stage to train, from 1."""
+
+    @classmethod
+    def parse(cls, block: dict) -> 'TrainingPlan':
+        """The plan of a block with the options ``stages`` and ``start_stage``: ``train``, or the train data set's.
+
+        Raises:
+            UserError: names the stage (from 1) and the key.
+        """
+        start_stage = block.get('start_stage') or 1
+        parse_stages(block['stages'], start_stage)
+        return cls(parse_stages(block['stages']), start_stage)
+
+    @property
+    def trained(self) -> tuple[Stage, ...]:
+        """The stages that are trained, in order."""
+        return self.stages[self.start_stage - 1 :]
+
+    @property
+    def schedule(self) -> 'ScaleSchedule':
+        return ScaleSchedule(self.trained)
+
+    @property
+    def total_iter(self) -> int:
+        return sum(stage.iters for stage in self.trained)
+
+    @property
+    def branches(self) -> int:
+        """Branches that the last stage has."""
+        return self.stages[-1].branches
+
+    def branches_before(self, index: int) -> int:
+        """Branches that are trained when the trained stage of that index (from 0) begins."""
+        number = self.start_stage - 1 + index
+        return self.stages[number - 1].branches if number else 0
+
+
 class ScaleSchedule:
     """The stages laid out on the axis of global batch numbers.
 
     Args:
-        stages: in the order of training; the last one goes on for ever, so that batches loaded ahead have a stage too.
+        stages: in the order of training; the last one has no end, so that batches loaded ahead have a stage too.
     """
 
     def __init__(self, stages: Sequence[Stage]):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import scale_text
+from clit_basicsr.metrics.protocols import border_width, find_protocol
 
 # ITU-R BT.601 luma of RGB in [0, 1], up to its offset of 16, which cancels in differences.
 LUMA = (65.738 / 256, 129.057 / 256, 25.064 / 256)
@@ -50,7 +51,7 @@ def calculate_psnr_float(
         )
     difference = img.double().clamp(0, 1) - img2.double()
     difference = difference[..., border : height - border, border : width - border]
-    if protocol == 'benchmark':
+    if find_protocol(protocol).luma:
         difference = torch.tensordot(difference, difference.new_tensor(LUMA), dims=([1], [0]))
     mse = difference.square().mean().item()
     return -10 * math.log10(mse) if mse > 0 else math.inf
@@ -78,18 +79,6 @@ def calculate_ssim_float(img: Tensor, img2: Tensor, **kwargs: object) -> float:
 # The model feeds metrics that carry this mark with float tensors instead of 8-bit images.
 calculate_psnr_float.takes_float_tensors = True
 calculate_ssim_float.takes_float_tensors = True
-
-
-def border_width(protocol: str, scale: float | Sequence[float]) -> int:
-    """Pixels that a protocol cuts off at each edge before it measures PSNR.
-
-    Raises:
-        UserError: unknown protocol.
-    """
-    if protocol not in ('div2k', 'benchmark'):
-        raise UserError(f"protocol: '{protocol}' is not known; use div2k or benchmark.")
-    largest = max(scale) if isinstance(scale, Sequence) else scale
-    return math.ceil(largest - 1e-9) + (6 if protocol == 'div2k' else 0)
 
 
 def _check_shapes(img: Tensor, img2: Tensor) -> None:

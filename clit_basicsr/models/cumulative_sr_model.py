@@ -5,9 +5,10 @@ import copy
 import torch
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
+from torch import nn
 
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.data.schedule import ScaleSchedule, Stage, parse_stages
+from clit_basicsr.data.schedule import Stage, TrainingPlan
 from clit_basicsr.models.implicit_sr_model import ImplicitSRModel
 
 
@@ -15,12 +16,11 @@ from clit_basicsr.models.implicit_sr_model import ImplicitSRModel
 class CumulativeSRModel(ImplicitSRModel):
     """Training in stages (section "Cumulative training strategy" of the CLIT paper), for one decoder or a cascade.
 
-    Stage N trains branches 1 ... N. At its first iteration branch N is initialised, the optimizer starts anew, and so
-    does the
-    learning rate: ``lr``, multiplied by ``gamma`` after each of ``milestones``, both counted from the stage's
-        beginning.
+    Stage N trains branches 1 ... N. At its first iteration branch N is initialised and the optimizer is reset, as is
+    the learning rate: ``lr``, multiplied by ``gamma`` after each of ``milestones``, both counted from the stage's first
+    iteration.
 
-    Options beside those of :class:`ImplicitSRModel`:
+    Options in addition to those of :class:`ImplicitSRModel`:
         train:
             stages (list[dict]): See :class:`clit_basicsr.data.schedule.Stage`.
             start_stage (int): First stage to train, from 1, with ``path:pretrain_network_g`` a checkpoint of the stage
@@ -35,20 +35,27 @@ class CumulativeSRModel(ImplicitSRModel):
             return
         train = opt['train']
         if 'stages' not in train:
-            raise UserError(f'train:stages is missing; {cls.__name__} trains in stages (ImplicitSRModel does without).')
-        branches = opt['network_g'].get('num_branches', 3) if opt['network_g']['type'] == 'CLIT' else 1
-        stages = parse_stages(train['stages'], train.get('start_stage', 1))
-        if stages[-1].branches > branches:
-            raise UserError(f'train:stages ask for {stages[-1].branches} branches, but network_g has {branches}.')
-        if train.get('start_stage', 1) > 1 and not opt['path'].get('pretrain_network_g') and not opt.get('auto_resume'):
+            raise UserError(
+                f'train:stages is missing; {cls.__name__} trains in stages (ImplicitSRModel trains without them).'
+            )
+        plan = TrainingPlan.parse(train)
+        if plan.start_stage > 1 and not opt['path'].get('pretrain_network_g') and not opt.get('auto_resume'):
             raise UserError(
                 'train:start_stage above 1 needs path:pretrain_network_g, the checkpoint of the stage before.'
             )
 
+    @classmethod
+    def check_network(cls, opt: dict, net: nn.Module) -> None:
+        super().check_network(opt, net)
+        branches = getattr(net, 'num_branches', 1)
+        if opt.get('is_train') and (asked := TrainingPlan.parse(opt['train']).branches) > branches:
+            raise UserError(f'train:stages ask for {asked} branches, but network_g has {branches}.')
+
     def __init__(self, opt: dict) -> None:
+        self.check_options(opt)
         if opt['is_train']:
-            self.first_stage = opt['train'].get('start_stage', 1)
-            self.schedule = ScaleSchedule(parse_stages(opt['train']['stages'], self.first_stage))
+            self.plan = TrainingPlan.parse(opt['train'])
+            self.schedule = self.plan.schedule
             self.stage_index = -1  # before the first
             # In an early stage, and in a batch of few branches, the other branches get no gradient.
             opt['find_unused_parameters'] = True
@@ -89,25 +96,16 @@ class CumulativeSRModel(ImplicitSRModel):
         get_root_logger().info(f'Resumed in {self._describe_stage()}.')
 
     def _enter_stage(self, index: int, first: int) -> None:
-        before = self._branches_before(index)
         self.stage_index = index
-        if index > 0 or self.first_stage > 1:
-            self._initialise_branches(before, self.stage.branches)
+        if index > 0 or self.plan.start_stage > 1:
+            self._initialise_branches(self.plan.branches_before(index), self.stage.branches)
         self._set_trained_branches(self.stage.branches)
         self.setup_optimizers()
         logger = get_root_logger()
-        logger.info(f'Iteration {first + 1:,}: {self._describe_stage()}; optimizer and rate start anew.')
-
-    def _branches_before(self, index: int) -> int:
-        if index > 0:
-            return self.schedule.stages[index - 1].branches
-        if self.first_stage > 1:
-            return parse_stages(self.opt['train']['stages'])[self.first_stage - 2].branches
-        return 0
+        logger.info(f'Iteration {first + 1:,}: {self._describe_stage()}; optimizer and learning rate are reset.')
 
     def _describe_stage(self) -> str:
-        stage, number = self.stage, self.stage_index + self.first_stage
-        total = len(self.schedule.stages) + self.first_stage - 1
+        stage, number, total = self.stage, self.stage_index + self.plan.start_stage, len(self.plan.stages)
         branches = 'branch 1' if stage.branches == 1 else f'branches 1 to {stage.branches}'
         return f'stage {number} of {total} ({branches}, {stage.iters:,} iterations, learning rate {stage.lr:g})'
 

@@ -1,7 +1,5 @@
 """Training and validation of networks that answer at any point, on the host's SRModel."""
 
-import csv
-import os
 from collections import OrderedDict
 from os import path as osp
 
@@ -11,13 +9,17 @@ from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, tensor2img
 from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from clit_basicsr.archs.encoders import load_pretrained
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.archs.precision import check_precision, precision
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.files import replacing
+from clit_basicsr.base.messages import scale_text
+from clit_basicsr.metrics.protocols import border_width, dataset_protocol
+from clit_basicsr.models.validation_table import Row, ValidationTable
 
 
 @MODEL_REGISTRY.register()
@@ -63,14 +65,24 @@ class ImplicitSRModel(SRModel):
                 '-m clit_basicsr train -opt FILE --launcher pytorch`, or set num_gpu: 1.'
             )
 
+    @classmethod
+    def check_network(cls, opt: dict, net: nn.Module) -> None:
+        """Refuses a network, on whatever device, that this model cannot train or test.
+
+        Raises:
+            UserError: the network answers whole pictures only.
+        """
+        if not isinstance(net, ImplicitNet):
+            raise UserError(
+                f'network_g:type {opt["network_g"]["type"]} cannot answer at single points, which {cls.__name__} '
+                'needs; use LIT or CLIT, for example.'
+            )
+
     def __init__(self, opt: dict) -> None:
         self.check_options(opt)
+        self.validated: set[tuple[int, int]] = set()  # data set and iteration
         super().__init__(opt)
-        if not isinstance(self.get_bare_model(self.net_g), ImplicitNet):
-            raise UserError(
-                f'network_g:type {opt["network_g"]["type"]} cannot answer at single points, which {opt["model_type"]} '
-                'needs; take LIT or CLIT, for example.'
-            )
+        self.check_network(opt, self.get_bare_model(self.net_g))
 
     def init_training_settings(self) -> None:
         self._load_encoder()
@@ -132,10 +144,13 @@ class ImplicitSRModel(SRModel):
         """The host's validation, with float metrics by each set's own protocol and pictures saved per set."""
         dataset = dataloader.dataset
         name, val = dataset.opt['name'], self.opt.get('val') or {}
+        if self.is_train and (id(dataset), current_iter) in self.validated:
+            return  # the host validates once more at the end of a training, even if it has just done so
+        self.validated.add((id(dataset), current_iter))
         metrics = val.get('metrics') or {}
         self.val_scale = dataset_scale(dataset)
         if metrics:
-            self._initialize_best_metric_results(name)
+            self._continue_best_results(name)
         self.metric_results = dict.fromkeys(metrics, 0.0)
         progress = tqdm(dataloader, unit='image', desc=name, disable=not val.get('pbar', False))
         for data in progress:
@@ -155,15 +170,14 @@ class ImplicitSRModel(SRModel):
                 self.metric_results[metric] = total / len(dataloader)
                 self._update_best_metric_result(name, metric, self.metric_results[metric], current_iter)
             self._log_validation_metric_values(current_iter, name, tb_logger)
-            self._append_to_table(name, current_iter)
+            self._add_to_table(dataset, current_iter)
 
     def _measure(self, metrics: dict, dataset) -> dict[str, float]:
         """Every metric for the current picture: ours on float tensors, the host's on rounded 8-bit images."""
         values = {}
         eight_bit = None
         for name, metric_opt in metrics.items():
-            function = METRIC_REGISTRY.get(metric_opt['type'])
-            if getattr(function, 'takes_float_tensors', False):
+            if is_float_metric(metric_opt):
                 pair = {'img': self.output, 'img2': self.gt, 'scale': self.val_scale}
                 pair['protocol'] = dataset_protocol(dataset)
                 values[name] = calculate_metric(pair, metric_opt)
@@ -175,18 +189,59 @@ class ImplicitSRModel(SRModel):
     def _save_picture(self, dataset_name: str, image_name: str, current_iter) -> None:
         suffix = current_iter if self.is_train else (self.opt['val'].get('suffix') or self.opt['name'])
         folder = osp.join(self.opt['path']['visualization'], dataset_name)
-        os.makedirs(folder, exist_ok=True)
         target = osp.join(folder, f'{image_name}_{suffix}.png')
-        unfinished = osp.join(folder, f'.{image_name}_{suffix}.png')
-        if not cv2.imwrite(unfinished, tensor2img([self.output])):
-            raise UserError(f'cannot write {target}.')
-        os.replace(unfinished, target)
+        with replacing(target) as unfinished:
+            if not cv2.imwrite(unfinished, tensor2img([self.output])):
+                raise UserError(f'{target} cannot be written.')
 
-    def _append_to_table(self, dataset_name: str, current_iter) -> None:
-        """Adds a line per metric to validation.csv in the run's folder: iteration, set, metric, value."""
-        with open(osp.join(self.opt['path']['log'], 'validation.csv'), 'a', newline='') as file:
-            for metric, value in self.metric_results.items():
-                csv.writer(file).writerow([current_iter, dataset_name, metric, f'{value:.6f}'])
+    @property
+    def table(self) -> ValidationTable:
+        """validation.csv in the run's folder."""
+        return ValidationTable(osp.join(self.opt['path']['log'], 'validation.csv'))
+
+    def resume_training(self, resume_state: dict) -> None:
+        super().resume_training(resume_state)
+        if self.opt['rank'] == 0:
+            self.table.drop_after(resume_state['iter'])
+
+    def _continue_best_results(self, dataset_name: str) -> None:
+        """The host's records of the best figures; those of a resumed run begin with what its table holds."""
+        known = dataset_name in getattr(self, 'best_metric_results', {})
+        self._initialize_best_metric_results(dataset_name)
+        if self.is_train and not known:
+            records = self.best_metric_results[dataset_name]
+            self.table.replay(
+                dataset_name,
+                lambda metric, value, iteration: (
+                    metric in records and self._update_best_metric_result(dataset_name, metric, value, iteration)
+                ),
+            )
+
+    def _add_to_table(self, dataset, current_iter) -> None:
+        val = self.opt.get('val') or {}
+        about = {
+            'iteration': str(current_iter),
+            'dataset': dataset.opt['name'],
+            'scale': scale_text(self.val_scale),
+            'lq': 'given' if dataset.opt.get('dataroot_lq') else getattr(dataset, 'downsampling', ''),
+            'tile': '{tile_size}+{tile_pad}'.format(**{'tile_pad': 32, **val['tile']}) if val.get('tile') else 'whole',
+        }
+        rows = []
+        for metric, value in self.metric_results.items():
+            options = val['metrics'][metric]
+            ours = is_float_metric(options)
+            protocol = dataset_protocol(dataset) if ours else ''
+            border = options.get('crop_border', '')
+            if ours:
+                border = border_width(protocol, self.val_scale) if options['type'] == 'calculate_psnr_float' else 0
+            own = {'metric': metric, 'value': f'{value:.6f}', 'protocol': protocol, 'border': str(border)}
+            rows.append(Row(**about, **own))
+        self.table.add(rows)
+
+
+def is_float_metric(options: dict) -> bool:
+    """Whether a block of ``val:metrics`` names a metric of ours, which measures float images by a protocol."""
+    return getattr(METRIC_REGISTRY.get(options['type']), 'takes_float_tensors', False)
 
 
 def dataset_scale(dataset) -> tuple[float, float]:
@@ -195,11 +250,6 @@ def dataset_scale(dataset) -> tuple[float, float]:
     if scale is None:
         raise UserError(f'datasets: {dataset.opt["name"]}: scale is missing.')
     return tuple(scale) if isinstance(scale, (list, tuple)) else (scale, scale)
-
-
-def dataset_protocol(dataset) -> str:
-    """How a validation set, ours or the host's, is measured: by its option ``protocol``, or else 'div2k'."""
-    return getattr(dataset, 'protocol', None) or dataset.opt.get('protocol') or 'div2k'
 
 
 def self_ensemble(net: ImplicitNet, lq: Tensor, scale: tuple[float, float], tile: dict | None = None) -> Tensor:

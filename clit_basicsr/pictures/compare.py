@@ -14,15 +14,10 @@ from clit_basicsr.base.files import replacing
 from clit_basicsr.base.messages import scale_text
 from clit_basicsr.data.resize import downsample
 from clit_basicsr.metrics import calculate_psnr_float
-from clit_basicsr.metrics.psnr_ssim_float import border_width
+from clit_basicsr.metrics.protocols import border_width
 from clit_basicsr.pictures.enlarge import enlarge
 from clit_basicsr.pictures.files import Picture
 
-# What the captions call each protocol of `calculate_psnr_float`.
-PROTOCOLS = {
-    'benchmark': 'luma, a border of the scale cut off',
-    'div2k': 'RGB, a border of the scale + 6 pixels cut off',
-}
 OUTLINE = '#ff2d2d'
 PANEL = 2.1  # width of a crop, inches
 WHOLE = 3.4  # width of the whole picture, inches
@@ -69,7 +64,7 @@ def compare(
         hr: (H, W, 3), uint8.
         scale: (y, x).
         kind: how the LR image is made, see :func:`clit_basicsr.data.resize.downsample`.
-        protocol: how PSNR is measured, a key of PROTOCOLS.
+        protocol: how PSNR is measured, a key of :data:`clit_basicsr.metrics.protocols.PROTOCOLS`.
 
     Raises:
         UserError: the picture is too small for the scale.

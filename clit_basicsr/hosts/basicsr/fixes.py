@@ -1,7 +1,8 @@
 """The fixes of BasicSR 1.4.2, put in place once it is imported (see `import_hooks`); its files stay as they are.
 
 Each replaces one name in one of its modules. What is wrong there, and when it shows, stands with the replacement:
-`basicsr_sampler` (order of training, workers, prefetchers), `basicsr_resume` (checkpoints), `basicsr_models` (rest).
+``sampler`` (order of training, workers, prefetchers), ``resume`` (checkpoints), ``models`` (rest); ``plugin`` is how
+this package enters BasicSR.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from clit_basicsr.hosts.basicsr import models, resume, sampler
+from clit_basicsr.hosts.basicsr import models, plugin, resume, sampler
 
 
 def apply() -> None:
@@ -23,7 +24,10 @@ def apply() -> None:
     fix_models(sys.modules['basicsr.models.base_model'].BaseModel, sys.modules['basicsr.models.sr_model'].SRModel)
     dist_util: Any = sys.modules['basicsr.utils.dist_util']
     dist_util._init_dist_pytorch = models.init_dist_pytorch(dist_util._init_dist_pytorch)
+    for pipeline in (train, sys.modules['basicsr.test']):
+        pipeline.parse_options = plugin.completing(pipeline.parse_options)  # type: ignore[attr-defined]
     train.fixed_by_clit_basicsr = True  # type: ignore[attr-defined]
+    plugin.register()  # last of all: our files import the host, with its fixes
 
 
 def fix_order_of_training(train: Any) -> None:

@@ -10,7 +10,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.hosts import import_hooks
+
+__all__ = ['UserError', 'upscale']
 
 __version__ = '0.1.0'
 

@@ -15,10 +15,11 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from clit_basicsr.archs import build_network
-from clit_basicsr.archs.checkpoint import load_weights, read_checkpoint
+from clit_basicsr.archs.checkpoint import load_weights
 from clit_basicsr.archs.encoders import ENCODERS, build_encoder, layouts
 from clit_basicsr.archs.encoders.layouts import Layout
 from clit_basicsr.archs.encoders.trunk import BUFFERS, Trunk
+from clit_basicsr.base.checkpoints import read_checkpoint
 from clit_basicsr.base.errors import UserError
 
 # Their key, our key: see archs/encoders/layouts.py.

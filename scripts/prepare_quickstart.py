@@ -5,11 +5,12 @@ file.
 """
 
 import math
-import os
 from pathlib import Path
 
 import skimage
 from PIL import Image
+
+from clit_basicsr.base.files import replacing
 
 TRAIN = ['astronaut.png', 'coffee.png', 'rocket.jpg', 'motorcycle_left.png', 'hubble_deep_field.jpg', 'ihc.png']
 TRAIN += ['brick.png', 'camera.png', 'coins.png', 'grass.png', 'gravel.png']
@@ -18,10 +19,8 @@ SIDE = 256
 
 
 def save(image: Image.Image, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f'.{target.name}')
-    image.save(unfinished)
-    os.replace(unfinished, target)
+    with replacing(str(target)) as unfinished:
+        image.save(unfinished)
 
 
 def sub_images(image: Image.Image) -> list[Image.Image]:

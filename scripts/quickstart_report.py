@@ -2,10 +2,11 @@
 
 import argparse
 import csv
-import os
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from clit_basicsr.base.files import replacing
 
 TRAINED, BICUBIC = Path('experiments/quickstart_clit_edsr'), Path('results/quickstart_bicubic')
 PICTURE = 'chelsea'
@@ -50,9 +51,8 @@ def comparison(ours: dict[str, float], bicubic: dict[str, float], target: Path) 
             x = left + column * (width + 10)
             sheet.paste(detail(path), (x, y))
             draw.text((x, y + height + 3), caption, 'black', font)
-    unfinished = target.with_name(f'.{target.name}')
-    sheet.save(unfinished)
-    os.replace(unfinished, target)
+    with replacing(str(target)) as unfinished:
+        sheet.save(unfinished)
 
 
 def main() -> None:

@@ -129,14 +129,14 @@ def save_at(root, *iterations):
     ],
     ids=['state cut', 'network cut', 'state empty', 'network missing', 'state of something else'],
 )
-def test_auto_resume_passes_over_a_spoilt_checkpoint(spoil, tmp_path, capsys):
+def test_auto_resume_skips_a_spoilt_checkpoint(spoil, tmp_path, capsys):
     save_at(tmp_path, 9, 10)  # 9 is newer than 10 as a word
     spoil(tmp_path)
     opt = make_opt(tmp_path)
     assert basicsr.train.load_resume_state(opt)['iter'] == 9
     assert opt['path']['resume_state'].endswith('9.state')
     assert opt['path']['pretrain_network_g'].endswith('net_g_9.pth')
-    assert '10.state is passed over' in capsys.readouterr().out
+    assert '10.state is skipped' in capsys.readouterr().out
 
 
 def test_auto_resume_takes_the_newest_and_nothing_where_there_is_nothing(tmp_path):

@@ -118,7 +118,7 @@ def test_damaged_files(suffix, net, tmp_path):
         ({'model': {}}, 'basicsr convert'),
         ({'network_g': OPTIONS}, 'holds no weights'),
         ({'params': {}, 'network_g': OPTIONS}, 'do not fit CLIT'),
-        ({'params': {}, 'network_g': {'type': 'XLIT'}}, "'XLIT' is no network"),
+        ({'params': {}, 'network_g': {'type': 'XLIT'}}, "'XLIT' is not a known network"),
         ({'params': {}, 'network_g': {**OPTIONS, 'heads': 2}}, "no option 'heads'"),
     ],
 )

@@ -228,14 +228,14 @@ def test_options_of_the_host_are_what_its_own_parser_makes_of_them(is_train, deb
             'network_g:encoder:num_blok is not an option; the nearest one is .*:num_block',
         ),
         (['network_g:encoder:num_feat=many'], 'network_g:encoder:num_feat must be a number'),
-        (['network_g:encoder:type=EDRS'], "network_g:encoder:type: there is no encoder 'EDRS'; the nearest is 'EDSR'"),
+        (['network_g:encoder:type=EDRS'], "network_g:encoder:type: 'EDRS' is not a known encoder; the nearest is 'EDSR'"),
         (['network_g:encoder=~'], 'network_g:encoder must be a block of options'),
-        (['network_g:type=CLLIT'], "network_g:type: there is no 'CLLIT'; the nearest is 'CLIT'"),
+        (['network_g:type=CLLIT'], "network_g:type: 'CLLIT' is not known; the nearest is 'CLIT'"),
         (
             ['model_type=CumulativeModel'],
-            "model_type: there is no 'CumulativeModel'; the nearest is 'CumulativeSRModel'",
+            "model_type: 'CumulativeModel' is not known; the nearest is 'CumulativeSRModel'",
         ),
-        (['datasets:train:type=RandomScale'], "there is no 'RandomScale'; the nearest is 'RandomScaleDataset'"),
+        (['datasets:train:type=RandomScale'], "'RandomScale' is not known; the nearest is 'RandomScaleDataset'"),
         (['datasets:train:num_querys=3'], 'datasets:train:num_querys .* datasets:train:num_queries'),
         (['datasets:train:lq_size=48.5'], 'datasets:train:lq_size must be a whole number, got 48.5'),
         (['datasets:train:use_hflip=1'], 'datasets:train:use_hflip must be true or false'),
@@ -259,7 +259,7 @@ def test_options_of_the_host_are_what_its_own_parser_makes_of_them(is_train, deb
         (['train:start_stages=1'], 'train:start_stages is not an option; the nearest one is train:start_stage'),
         (['train:total_iter=9'], 'train:total_iter: 9, but the stages have 5 iterations'),
         (['train:optim_g=Adam'], 'train:optim_g must be a block'),
-        (['train:pixel_opt:type=L1'], "train:pixel_opt:type: there is no 'L1'; the nearest is 'L1Loss'"),
+        (['train:pixel_opt:type=L1'], "train:pixel_opt:type: 'L1' is not known; the nearest is 'L1Loss'"),
         (['train:perceptual_opt:type=PerceptualLoss'], 'perceptual_opt needs whole pictures'),
         (['val:val_freq=5', 'val:metrics:psnr:type=psnr_float'], "val:metrics:psnr:type: .* 'calculate_psnr_float'"),
         (['val:val_freq=0'], 'val:val_freq must be at least 1'),
@@ -336,7 +336,9 @@ def test_an_error_in_a_worker_is_one_line(folder):
 
 
 def test_the_text_of_a_wrapped_error_is_its_last_line():
-    wrapped = 'Caught UserError in DataLoader worker process 0.\nOriginal:\n  f()\nclit_basicsr.errors.UserError: it is'
+    wrapped = (
+        'Caught UserError in DataLoader worker process 0.\nOriginal:\n  f()\nclit_basicsr.base.errors.UserError: it is'
+    )
     assert cli.one_line(UserError(wrapped)) == 'it is'
     assert cli.one_line(UserError('plain')) == 'plain'
 
@@ -359,16 +361,16 @@ def test_other_errors_keep_their_traceback(monkeypatch, folder):
         cli.main(['train', '-opt', 'clit.yml'])
 
 
-def test_another_command_of_the_same_name_is_told_of(tmp_path, monkeypatch, capsys):
+def test_another_command_of_the_same_name_is_reported(tmp_path, monkeypatch, capsys):
     info = tmp_path / 'basicsr-2.0.dist-info'
     info.mkdir()
     (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: basicsr\nVersion: 2.0\n')
     (info / 'entry_points.txt').write_text('[console_scripts]\nbasicsr = basicsr.command:main\n')
-    cli.tell_of_other_command()
+    cli.warn_of_other_command()
     assert capsys.readouterr().err == ''  # our own is not another
     monkeypatch.setattr(sys, 'path', [str(tmp_path), *sys.path])
     assert metadata.version('basicsr') == '2.0'
-    cli.tell_of_other_command()
+    cli.warn_of_other_command()
     told = capsys.readouterr().err
     assert told.count('\n') == 1
     assert 'basicsr has a command named basicsr too (basicsr.command:main)' in told

@@ -95,7 +95,7 @@ def test_sizes_as_people_say_them(folder, net, options, size):
         (('-s', '1e300'), 'ends at 2147483647'),
         (('-s', '1e308'), 'a.png: scale 1e+308 is too large'),
         (('-s', '2', '--tile', '0'), 'at least 1 pixel'),
-        (('-s', '2', '--device', 'abacus'), 'no device'),
+        (('-s', '2', '--device', 'abacus'), 'cannot be used here'),
         (('-s', '2', '--model', 'nowhere'), 'trained here: tiny'),
     ],
 )
@@ -303,7 +303,7 @@ def test_which_network(folder, net, capsys):
     edsr = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1}
     save_checkpoint('edsr.pth', {'params': build_network(edsr).state_dict(), 'network_g': edsr})
     assert 'one scale only' in message('--model', 'edsr.pth')
-    assert 'a.png is no checkpoint' in message('--model', 'a.png')
+    assert 'a.png is not a checkpoint' in message('--model', 'a.png')
 
 
 @pytest.mark.parametrize('step', ['read', 'enlarge'])

@@ -3,74 +3,34 @@
 import inspect
 import json
 import os
-import pickle
-import re
 from copy import deepcopy
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from clit_basicsr.base.checkpoints import SAFETENSORS, read_checkpoint
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.base.safetensors_file import read_safetensors, write_safetensors
-
-SAFETENSORS = '.safetensors'
+from clit_basicsr.base.files import temporary_name
+from clit_basicsr.base.safetensors_file import write_safetensors
 
 
 def build_network(network_g: dict) -> nn.Module:
     """Builds a network from the ``network_g`` block of an option file.
 
     Raises:
-        UserError: the type is unknown, or it has no such option.
+        UserError: the type is not known, or does not have an option.
     """
     options = deepcopy(dict(network_g))
     kind = options.pop('type', None)
     if kind not in ARCH_REGISTRY:
-        raise UserError(f'network_g:type {kind!r} is no network that is known here.')
+        raise UserError(f'network_g:type {kind!r} is not a known network.')
     network = ARCH_REGISTRY.get(kind)
     accepted = inspect.signature(network).parameters
     for key in options:
         if key not in accepted and 'kwargs' not in accepted:
             raise UserError(f'network_g has no option {key!r} for {kind}; it takes: {", ".join(accepted)}.')
     return network(**options)
-
-
-def read_checkpoint(path: str) -> dict:
-    """The content of a checkpoint: tensors and plain values, never code.
-
-    Raises:
-        UserError: there is no such file, it is damaged, or it holds more than tensors and plain values.
-    """
-    if path.endswith(SAFETENSORS):
-        return _read_safetensors(path)
-    if not os.path.isfile(path):
-        raise UserError(f'there is no checkpoint {path}.')
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Of torch's paragraphs the one about this file; the others advise to run what is in it.
-        text = re.split('WeightsUnpickler error:|trusted source\\.', str(error))[-1].split('Check the documentation')[0]
-        reason = ' '.join(text.split())[:200]
-        raise UserError(
-            f'{path} is no checkpoint of tensors and plain values, so it is not loaded: {reason}'
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(f'{path} cannot be read as a checkpoint; it is damaged or cut off.') from error
-    if not isinstance(content, dict):
-        raise UserError(f'{path} holds a {type(content).__name__}, not a checkpoint.')
-    return content
-
-
-def _read_safetensors(path: str) -> dict:
-    tensors, metadata = read_safetensors(path)
-    content: dict = {'params': tensors}
-    for key, text in metadata.items():
-        if key != 'format':
-            try:
-                content[key] = json.loads(text)
-            except ValueError:
-                content[key] = text  # another program's
-    return content
 
 
 def load_weights(net: nn.Module, weights: dict[str, Tensor], source: str = 'the weights') -> None:
@@ -92,13 +52,13 @@ def save_checkpoint(path: str, content: dict) -> None:
 
     Args:
         path: ending in .safetensors: the weights that a network answers with (``params_ema``, or else ``params``), and
-            all plain values as JSON in the metadata; otherwise the host's format.
-        content: ``params`` and, if there are any, ``params_ema``, key -> tensor; ``network_g``, type and options; plain
-            values beside them as wanted.
+            all plain values as JSON in the metadata; any other name: the host's format.
+        content: ``params`` and, if there are any, ``params_ema``, key -> tensor; ``network_g``, type and options; any
+            other plain values.
     """
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
-        raise UserError(f'there is no folder {folder} to write {os.path.basename(path)} into.')
+        raise UserError(f'folder {folder} does not exist, so {os.path.basename(path)} cannot be written into it.')
     if path.endswith(SAFETENSORS):
         left_out = ('params', 'params_ema', 'published_unused')
         metadata = {key: json.dumps(plain(value)) for key, value in content.items() if key not in left_out}
@@ -106,12 +66,11 @@ def save_checkpoint(path: str, content: dict) -> None:
         return
     if 'network_g' in content:
         content = {**content, 'network_g': plain(content['network_g'])}
-    temporary = f'{path}.tmp'
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    with temporary_name(path) as temporary:
+        torch.save(content, temporary)
 
 
-def load_checkpoint(path: str, param_key: str = 'params_ema') -> nn.Module:
+def load_checkpoint(path: str | os.PathLike, param_key: str = 'params_ema') -> nn.Module:
     """The network of a checkpoint that holds its options, in evaluation mode, on the CPU.
 
     Args:

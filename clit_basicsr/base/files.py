@@ -1,6 +1,7 @@
-"""Writing files so that a partial one of the final name never exists."""
+"""Writing files: a partial one of the final name never exists."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,24 +9,33 @@ from clit_basicsr.base.errors import UserError
 
 
 @contextmanager
-def replacing(path: str) -> Iterator[str]:
-    """A temporary name beside ``path`` to write to; afterwards the file takes its place, or, after an error, goes.
+def temporary_name(path: str) -> Iterator[str]:
+    """A name of this process's own next to ``path`` to write to; afterwards the file takes the place of ``path``.
 
-    The folder is made if it is not there.
+    After an error the temporary file is removed and ``path`` stays as it was.
+    """
+    folder, name = os.path.split(path)
+    # Some libraries read the format from the suffix; names have a maximum length.
+    stem, suffix = os.path.splitext(name)
+    temporary = os.path.join(folder, f'.{stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}')
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """:func:`temporary_name` for files that a user asked for: the folder is created if it does not exist.
 
     Raises:
         UserError: the file cannot be written there.
     """
-    folder, name = os.path.split(path)
-    # Some libraries read the format from the suffix; a name has an end.
-    stem, suffix = os.path.splitext(name)
-    temporary = os.path.join(folder, f'.{stem[:40]}.{os.getpid()}.tmp{suffix}')
     try:
-        os.makedirs(folder or '.', exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        with temporary_name(path) as temporary:
+            yield temporary
     except OSError as error:
         raise UserError(f'{path} cannot be written ({error.strerror or error}).') from error
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)

@@ -1,4 +1,4 @@
-"""The safetensors format: eight bytes of length, a JSON header, and the tensors' bytes; nothing that could be run.
+"""The safetensors format: eight bytes of length, a JSON header, and the tensors' bytes; nothing that could be executed.
 
 Format: https://huggingface.co/docs/safetensors (the text section "Format").
 """
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.files import temporary_name
 
 DTYPES = {
     'F64': torch.float64,
@@ -45,22 +46,20 @@ def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: di
         offset += size
     text = json.dumps(header).encode()
     text += b' ' * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
-    temporary = f'{path}.tmp'
-    with open(temporary, 'wb') as file:
+    with temporary_name(str(path)) as temporary, open(temporary, 'wb') as file:
         file.write(struct.pack('<Q', len(text)) + text)
         for blob in blobs:
             file.write(blob)
-    os.replace(temporary, path)
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and texts of a file.
 
     Raises:
-        UserError: the file is missing, damaged or cut off.
+        UserError: the file does not exist, is damaged or truncated.
     """
     if not os.path.isfile(path):
-        raise UserError(f'there is no checkpoint {path}.')
+        raise UserError(f'checkpoint {path} does not exist.')
     content = Path(path).read_bytes()
     try:
         (length,) = struct.unpack('<Q', content[:8])
@@ -71,7 +70,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
         data = memoryview(content)[8 + length :]
         return {name: _tensor(entry, data) for name, entry in header.items()}, metadata
     except (ValueError, KeyError, TypeError, AttributeError, struct.error, RuntimeError) as error:
-        raise UserError(f'{path} is no safetensors file, or it is damaged or cut off ({error}).') from error
+        raise UserError(f'{path} is not a safetensors file, or it is damaged or truncated ({error}).') from error
 
 
 def _tensor(entry: dict, data: memoryview) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import io
 import re
@@ -13,6 +12,7 @@ from importlib import metadata
 
 import clit_basicsr
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.messages import nearest
 
 COMMANDS = ('train', 'test', 'upscale', 'attention', 'compare', 'zoom', 'convert', 'info')
 DISTRIBUTION = 'clit-basicsr'
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be text
     try:
-        tell_of_other_command()
+        warn_of_other_command()
         check_command(arguments)
         args = make_parser(arguments[0] if arguments else None).parse_args(arguments)
         importlib.import_module(f'clit_basicsr.cli.{args.command}').run(args)
@@ -42,7 +42,7 @@ def make_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='basicsr',
         description='BasicSR with LIT and CLIT, arbitrary-scale super-resolution.',
-        epilog='basicsr COMMAND --help tells the options of a command.',
+        epilog='basicsr COMMAND --help lists the options of a command.',
     )
     parser.add_argument('--version', action='version', version=f'{DISTRIBUTION} {clit_basicsr.__version__}')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
@@ -55,11 +55,11 @@ def make_parser(wanted: str | None = None) -> argparse.ArgumentParser:
 def check_command(arguments: list[str]) -> None:
     """Argparse would answer an unknown command with all the known ones; the nearest is more to the point."""
     if arguments and not arguments[0].startswith('-') and arguments[0] not in COMMANDS:
-        near = difflib.get_close_matches(arguments[0], COMMANDS, n=1, cutoff=0.0)[0]
-        raise UserError(f'unknown command {arguments[0]!r}; the nearest is {near!r}, basicsr --help lists them')
+        near = nearest(arguments[0], COMMANDS)
+        raise UserError(f'unknown command {arguments[0]!r}; the nearest is {near!r}; basicsr --help lists all of them')
 
 
-def tell_of_other_command() -> None:
+def warn_of_other_command() -> None:
     """BasicSR ships no console command; should it, or another distribution, have one named like ours, say so."""
     for entry in metadata.entry_points(group='console_scripts', name='basicsr'):
         owner = entry.dist.metadata['Name'] if entry.dist else DISTRIBUTION

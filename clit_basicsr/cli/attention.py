@@ -5,10 +5,10 @@ from os import path as osp
 
 from tqdm import tqdm
 
-from clit_basicsr.cli import outputs, sizes
+from clit_basicsr.base.devices import choose_device
+from clit_basicsr.cli import arguments, outputs, sizes
 from clit_basicsr.pictures import files, networks
 from clit_basicsr.pictures.attention import draw_attention, look
-from clit_basicsr.pictures.enlarge import choose_device
 from clit_basicsr.pictures.memory import told_when_full
 
 HELP = 'Draw the attention of LIT or CLIT at points of a picture: one map for each head and branch.'
@@ -27,12 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '-s', '--scale', default='4', metavar='S', help='factor of the result, 3.7 or 2x3.5; default: 4'
     )
-    parser.add_argument('--model', help=networks.HELP)
+    arguments.add_model(parser)
     parser.add_argument(
         '-o', '--output', metavar='PNG', help='the figure; default: the name of the picture_attention.png'
     )
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; default: a GPU if there is one')
-    parser.add_argument('-f', '--force', action='store_true', help='overwrite a figure that exists')
+    arguments.add_device_and_force(parser, 'a figure that exists')
 
 
 def run(args: argparse.Namespace) -> None:

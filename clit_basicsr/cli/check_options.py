@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.messages import nearest
 from clit_basicsr.cli.missing_sets import what_is_wrong
-from clit_basicsr.cli.option_types import check_block, check_keys, check_type, joined, nearest, options_of
+from clit_basicsr.cli.option_types import check_block, check_keys, check_type, joined, options_of
 from clit_basicsr.data.schedule import TrainingPlan
 from clit_basicsr.hosts.basicsr.plugin import is_ours
 
@@ -80,7 +81,7 @@ def find(registry: Any, name: str, where: str) -> Any:
     for candidate in (name, f'{name}_basicsr'):  # the host tries both
         if candidate in known:
             return registry.get(candidate)
-    raise UserError(f'{where}: there is no {name!r}; the nearest is {nearest(name, known)!r}')
+    raise UserError(f'{where}: {name!r} is not known; the nearest is {nearest(name, known)!r}')
 
 
 def check_structure(opt: dict) -> None:
@@ -191,7 +192,7 @@ def check_encoder(block: dict, where: str) -> None:
 
     kind = block.get('type')
     if kind not in ENCODERS:
-        raise UserError(f'{where}:type: there is no encoder {kind!r}; the nearest is {nearest(kind, ENCODERS)!r}')
+        raise UserError(f'{where}:type: {kind!r} is not a known encoder; the nearest is {nearest(kind, ENCODERS)!r}')
     hints = options_of(ENCODERS[kind].host)[0] | options_of(ENCODERS[kind])[0] | COMMON_OPTIONS
     check_block(block, where, {'type': str} | {key: hints.get(key, Any) for key in encoder_options(kind)})
 

@@ -5,12 +5,12 @@ from os import path as osp
 
 from clit_basicsr.archs import Bicubic
 from clit_basicsr.archs.implicit import ImplicitNet
+from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.cli import outputs, sizes
+from clit_basicsr.cli import arguments, outputs, sizes
 from clit_basicsr.data.resize import KINDS
 from clit_basicsr.metrics.protocols import PROTOCOLS
 from clit_basicsr.pictures import compare, files, networks
-from clit_basicsr.pictures.enlarge import choose_device
 from clit_basicsr.pictures.memory import told_when_full
 
 HELP = 'Draw crops of a picture beside what bicubic interpolation and networks make of its shrunk copy, with PSNR.'
@@ -39,8 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '-o', '--output', metavar='PNG', help='the figure; default: the name of the picture_compare.png'
     )
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; default: a GPU if there is one')
-    parser.add_argument('-f', '--force', action='store_true', help='overwrite a figure that exists')
+    arguments.add_device_and_force(parser, 'a figure that exists')
 
 
 def run(args: argparse.Namespace) -> None:

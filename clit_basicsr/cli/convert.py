@@ -3,14 +3,15 @@ back.
 """
 
 import argparse
-import os
 
 import torch
 
 from clit_basicsr import published
 from clit_basicsr.archs import build_network, save_checkpoint
-from clit_basicsr.archs.checkpoint import load_weights, read_checkpoint
+from clit_basicsr.archs.checkpoint import load_weights
+from clit_basicsr.base.checkpoints import read_checkpoint
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.files import temporary_name
 from clit_basicsr.cli import outputs
 
 HELP = 'Convert a checkpoint: published CLIT, LIT, LIIF, LTE, Meta-SR into ours or back; .pth, .safetensors.'
@@ -41,19 +42,15 @@ def run(args: argparse.Namespace) -> None:
     except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
         reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
         raise UserError(f'{args.output} cannot be written ({reason}).') from error
-    finally:
-        if os.path.exists(f'{args.output}.tmp'):
-            os.remove(f'{args.output}.tmp')
     print(f'{args.input} -> {args.output}: {content["network_g"]["type"]}')
 
 
 def _write_published(content: dict, path: str, param_key: str) -> None:
     if not path.endswith(('.pth', '.pt')):
-        raise UserError(f'the published layout is a .pth file; {path} is none.')
+        raise UserError(f'the published layout is a .pth file; {path} is not.')
     weights = content[param_key if param_key in content else 'params']
     spec = published.to_published(
         content['network_g'], weights, content.get('published_unused'), content.get('published_args')
     )
-    temporary = f'{path}.tmp'
-    torch.save({'model': spec}, temporary)
-    os.replace(temporary, path)
+    with temporary_name(path) as temporary:
+        torch.save({'model': spec}, temporary)

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from clit_basicsr import published
 from clit_basicsr.archs import build_network
-from clit_basicsr.archs.checkpoint import load_weights, read_checkpoint
+from clit_basicsr.archs.checkpoint import load_weights
+from clit_basicsr.base.checkpoints import read_checkpoint
 from clit_basicsr.info import report
 
 HELP = 'Tell what is in a checkpoint, or, without one, what can run here.'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections.abc
-import difflib
 import inspect
 import types
 import typing
@@ -11,16 +10,9 @@ from collections.abc import Iterable
 from typing import Any, Literal, Union, get_args, get_origin
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.messages import nearest
 
 LISTS = (list, tuple, collections.abc.Sequence)
-
-
-def nearest(name: Any, known: Iterable[str]) -> str:
-    """The known name that looks most like this one."""
-    names = [str(one) for one in known]
-    lowered = {one.lower(): one for one in names}
-    near = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.0)
-    return lowered[near[0]] if near else ''
 
 
 def check_keys(block: dict, where: str, known: Iterable[str]) -> None:

@@ -10,10 +10,11 @@ from os import path as osp
 
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.archs.precision import PRECISIONS
+from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.cli import outputs, sizes
+from clit_basicsr.cli import arguments, outputs, sizes
 from clit_basicsr.pictures import files, networks
-from clit_basicsr.pictures.enlarge import choose_device, enlarge
+from clit_basicsr.pictures.enlarge import enlarge
 from clit_basicsr.pictures.memory import plan_tiles, told_when_full
 
 HELP = 'Enlarge pictures by any factor from 1 up.'
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='the file to write, or the folder: names and formats stay, what cannot be written becomes .png',
     )
     sizes.add_arguments(parser)
-    parser.add_argument('--model', help=networks.HELP)
+    arguments.add_model(parser)
     parser.add_argument(
         '--tile', type=int, metavar='N', help='side of the tiles that the encoder sees, pixels; default: by free memory'
     )
@@ -40,8 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PRECISIONS,
         help='in which the network computes; bf16 is for GPUs; default: fp32, as torch is set',
     )
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; default: a GPU if there is one')
-    parser.add_argument('-f', '--force', action='store_true', help='overwrite pictures that exist')
+    arguments.add_device_and_force(parser, 'pictures that exist')
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,10 +6,10 @@ from os import path as osp
 
 from tqdm import tqdm
 
+from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.cli import outputs, sizes
+from clit_basicsr.cli import arguments, outputs, sizes
 from clit_basicsr.pictures import files, networks, zoom
-from clit_basicsr.pictures.enlarge import choose_device
 from clit_basicsr.pictures.memory import told_when_full
 
 HELP = 'Zoom continuously into a point of a picture: GIF or MP4, every frame answered at its own scale.'
@@ -35,9 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the frames, pixels, made even; the height follows; default: the picture's, at most 480. The film "
         'begins with a window of this width at x1, or with the whole picture if that is smaller',
     )
-    parser.add_argument('--model', help=networks.HELP)
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; default: a GPU if there is one')
-    parser.add_argument('-f', '--force', action='store_true', help='overwrite a film that exists')
+    arguments.add_model(parser)
+    arguments.add_device_and_force(parser, 'an animation that exists')
 
 
 def run(args: argparse.Namespace) -> None:

@@ -5,7 +5,6 @@ a resume.
 """
 
 import dataclasses
-import difflib
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -13,6 +12,7 @@ from math import isfinite
 from typing import Any, Protocol
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.messages import nearest
 
 Alternative = tuple[tuple[float, float], ...]
 
@@ -194,7 +194,7 @@ def _parse_stage(stage: Any, where: str) -> Stage:
         raise UserError(f'{where}: must be a block of keys ({", ".join(STAGE_KEYS)}), got {stage!r}.')
     for key in stage:
         if key not in STAGE_KEYS:
-            near = difflib.get_close_matches(str(key), STAGE_KEYS, n=1, cutoff=0.0)[0]
+            near = nearest(key, STAGE_KEYS)
             raise UserError(f"{where}: key '{key}' is not known; the nearest valid one is '{near}'.")
     for key in _REQUIRED:
         if key not in stage:

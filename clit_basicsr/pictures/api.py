@@ -12,9 +12,10 @@ from torch import nn
 
 from clit_basicsr.archs.implicit import ImplicitNet, output_size
 from clit_basicsr.archs.precision import check_precision
+from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.pictures import files
-from clit_basicsr.pictures.enlarge import choose_device, enlarge
+from clit_basicsr.pictures.enlarge import enlarge
 from clit_basicsr.pictures.files import Picture
 from clit_basicsr.pictures.memory import device_of, plan_tiles, told_when_full
 from clit_basicsr.pictures.networks import find_checkpoint, load_network

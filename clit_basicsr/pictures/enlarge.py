@@ -16,26 +16,6 @@ from clit_basicsr.pictures.files import Picture
 from clit_basicsr.pictures.memory import SHORTEST_TILE, Tiles, check_fits, device_of, is_out_of_memory, plan_tiles
 
 
-def choose_device(name: str | None = None) -> torch.device:
-    """The device of that name, or the best one here: an NVIDIA GPU or the CPU.
-
-    Apple's GPUs are left out: they have no float64, in which sampling positions are computed.
-
-    Raises:
-        UserError: there is no such device here.
-    """
-    if name is None:
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        device = torch.device(name)
-        if device.type not in ('cpu', 'cuda'):
-            raise RuntimeError
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f'{name!r} is no device that can be used here; take cpu, cuda or cuda:N.') from error
-    return device
-
-
 def enlarge(
     net: ImplicitNet,
     picture: Picture,

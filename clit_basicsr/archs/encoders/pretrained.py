@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from clit_basicsr.archs.checkpoint import read_checkpoint
 from clit_basicsr.archs.encoders import layouts
 from clit_basicsr.archs.encoders.trunk import BUFFERS, ENCODERS, Normalization, Trunk
+from clit_basicsr.base.checkpoints import read_checkpoint
 from clit_basicsr.base.errors import UserError
 
 

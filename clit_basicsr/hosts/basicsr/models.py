@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import inspect
 import os
@@ -15,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.messages import nearest
 
 
 def get_optimizer(self: Any, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
@@ -25,9 +25,9 @@ def get_optimizer(self: Any, optim_type: str, params: Any, lr: float, **kwargs: 
     """
     known = {name: cls for name, cls in vars(torch.optim).items() if is_optimizer(cls)}
     if optim_type not in known:
-        near = difflib.get_close_matches(optim_type, known, n=1, cutoff=0.4)
+        near = nearest(optim_type, known, likeness=0.4)
         raise UserError(
-            f'unknown optimizer {optim_type!r}' + (f', did you mean {near[0]}?' if near else f' (one of {list(known)})')
+            f'unknown optimizer {optim_type!r}' + (f', did you mean {near}?' if near else f' (one of {list(known)})')
         )
     options = [name for name in inspect.signature(known[optim_type]).parameters if name != 'params']
     for name in kwargs:
@@ -62,13 +62,13 @@ def without_popping(method: Callable) -> Callable:
 def pictures_by_dataset(method: Callable) -> Callable:
     """`nondist_validation`: the pictures it saves during training go to visualization/<dataset>/<image>/.
 
-    The host leaves out the dataset, so that one image at several scales is overwritten by each in turn.
+    The host leaves out the dataset, so that one image at several scales is overwritten by the next.
     """
 
     @functools.wraps(method)
     def wrapper(self: Any, dataloader: Any, current_iter: int, tb_logger: Any, save_img: bool) -> None:
         paths = self.opt['path']
-        if not self.opt['is_train']:  # the test road has the dataset in its paths
+        if not self.opt['is_train']:  # in a test the host has the dataset in its paths
             method(self, dataloader, current_iter, tb_logger, save_img)
             return
         folder = os.path.join(paths['visualization'], dataloader.dataset.opt['name'])

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from clit_basicsr.base.checkpoints import read_checkpoint
 from clit_basicsr.base.errors import UserError
-
-# what torch.load raises upon files that are truncated, empty, or something else altogether
-UNREADABLE = (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError, pickle.UnpicklingError)
+from clit_basicsr.base.files import temporary_name
 
 
 def save_atomically(content: dict, path: str | Path) -> None:
@@ -32,20 +30,18 @@ def save_atomically(content: dict, path: str | Path) -> None:
 
     Three tries, as in the host, which goes on training without the checkpoint when all of them fail.
     """
-    temporary = f'{path}.tmp'
     logger = logging.getLogger('basicsr')
     for left in (2, 1, 0):
         try:
-            torch.save(content, temporary)  # by name: given a Python file, it turns Ctrl-C into a RuntimeError
-            with open(temporary, 'rb+') as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            with temporary_name(str(path)) as temporary:
+                torch.save(content, temporary)  # by name: given a Python file, it turns Ctrl-C into a RuntimeError
+                with open(temporary, 'rb+') as file:
+                    os.fsync(file.fileno())
             return
         except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
-            Path(temporary).unlink(missing_ok=True)
             logger.warning(f'Cannot save {path}: {error}; {left} tries left')
             time.sleep(1 if left else 0)
-    logger.error(f'{path} is not saved; the training goes on')
+    logger.error(f'{path} is not saved; training continues')
 
 
 def save_network(
@@ -113,23 +109,6 @@ def load_network(
         raise UserError(f'{load_path} does not fit the network {type(net).__name__}: {difference}') from error
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """A file of `torch.save`, on the CPU.
-
-    Raises:
-        UserError: It is missing, cut short, or not a dictionary.
-    """
-    if not Path(path).is_file():
-        raise UserError(f'checkpoint {path} does not exist')
-    try:
-        content = torch.load(path, map_location='cpu')
-    except UNREADABLE as error:
-        raise UserError(f'checkpoint {path} cannot be read ({type(error).__name__}); is it complete?') from error
-    if not isinstance(content, dict):
-        raise UserError(f'checkpoint {path} holds a {type(content).__name__}, not a dictionary')
-    return content
-
-
 def differences(expected: dict, given: dict) -> str:
     """What keeps one state dict from being loaded in place of another, in a few words; empty if nothing does."""
     missing = [key for key in expected if key not in given]
@@ -173,14 +152,14 @@ def load_resume_state(opt: dict) -> dict | None:
 
 
 def newest_usable_state(opt: dict) -> tuple[Path | None, dict | None]:
-    """The newest complete checkpoint of the experiment; what had to be passed over is told."""
+    """The newest complete checkpoint of the experiment; what had to be skipped is reported."""
     folder = Path(opt['path']['training_states'])
     states = [file for file in folder.glob('*.state') if file.stem.isdigit()]
     for file in sorted(states, key=lambda file: int(file.stem), reverse=True):
         try:
             return file, read_state(opt, file)
         except UserError as error:
-            print(f'auto_resume: {file.name} is passed over: {error}', flush=True)
+            print(f'auto_resume: {file.name} is skipped: {error}', flush=True)
     return None, None
 
 

@@ -1,0 +1,32 @@
+"""Which device computes."""
+
+from typing import TYPE_CHECKING
+
+from clit_basicsr.base.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+HELP = 'cpu, cuda, cuda:1 ...; default: a GPU if there is one'
+
+
+def choose_device(name: str | None = None) -> 'torch.device':
+    """The device of that name, or the best one here: an NVIDIA GPU or the CPU.
+
+    Apple's GPUs are left out: they have no float64, in which sampling positions are computed.
+
+    Raises:
+        UserError: the device does not exist here.
+    """
+    import torch
+
+    if name is None:
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+        if device.type not in ('cpu', 'cuda'):
+            raise RuntimeError
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f'device {name!r} cannot be used here; choose cpu, cuda or cuda:N.') from error
+    return device

@@ -228,7 +228,10 @@ def test_options_of_the_host_are_what_its_own_parser_makes_of_them(is_train, deb
             'network_g:encoder:num_blok is not an option; the nearest one is .*:num_block',
         ),
         (['network_g:encoder:num_feat=many'], 'network_g:encoder:num_feat must be a number'),
-        (['network_g:encoder:type=EDRS'], "network_g:encoder:type: 'EDRS' is not a known encoder; the nearest is 'EDSR'"),
+        (
+            ['network_g:encoder:type=EDRS'],
+            "network_g:encoder:type: 'EDRS' is not a known encoder; the nearest is 'EDSR'",
+        ),
         (['network_g:encoder=~'], 'network_g:encoder must be a block of options'),
         (['network_g:type=CLLIT'], "network_g:type: 'CLLIT' is not known; the nearest is 'CLIT'"),
         (

@@ -6,6 +6,7 @@ import torch
 
 from clit_basicsr.ops import backends
 from clit_basicsr.ops.backends import cuda_backend
+from clit_basicsr.ops.backends.contract import Call
 
 pytestmark = [
     pytest.mark.cuda,
@@ -115,11 +116,11 @@ def test_indices_beyond_32_bits():
     corner = v[:, -4:, -4:].contiguous().double()
     moved = y[:, 1:] - size[0] + 4, x[:, 1:] - size[1] + 4
     part = [t[:, 1:].double() for t in (query, table, table)]
-    expected = backends.module('torch').attention(part[0], corner, *part[1:], *moved)
+    expected = backends.kernels('torch').attention(part[0], corner, *part[1:], *moved)
     assert kernel_checks.difference(out[:, 1:], expected) < 5e-3
 
 
 def test_selection():
     v = torch.zeros(1, 8, 3, 3, device='cuda')
-    assert backends.select('auto', v, q=v, k=v) == 'cuda'
-    assert backends.select('auto', v.double(), q=v, k=v) == 'torch'
+    assert backends.select('auto', Call(v)) == 'cuda'
+    assert backends.select('auto', Call(v.double())) == 'torch'

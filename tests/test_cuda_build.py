@@ -14,7 +14,8 @@ from torch._subclasses import FakeTensorMode
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops import backends, operators
-from clit_basicsr.ops.backends import native
+from clit_basicsr.ops.backends import cuda_backend, native
+from clit_basicsr.ops.backends.contract import Call
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,9 +85,9 @@ def test_fake_kernels_and_autocast(autocast):
 def test_without_a_gpu_it_says_so():
     v = torch.zeros(1, 8, 3, 3)
     with pytest.raises(UserError, match=r"'cuda' cannot run here: it takes float32, .* not torch.float32 on cpu"):
-        backends.select('cuda', v, q=v, k=v)
+        backends.select('cuda', Call(v))
     with pytest.raises(UserError, match=r"'cuda' cannot run here: torch .* finds no CUDA device"):
-        backends.module('cuda')
+        backends.kernels('cuda')
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
@@ -94,8 +95,8 @@ def test_the_tensors_own_device_is_asked_for_what_it_can_do(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0) if device.index == 0 else (7, 5))
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: f'card {device.index}')
-    assert backends._device_reason(torch.device('cuda:0')) is None
-    assert 'which card 1 does not have' in backends._device_reason(torch.device('cuda:1'))
+    assert cuda_backend._device_reason(torch.device('cuda:0')) is None
+    assert 'which card 1 does not have' in cuda_backend._device_reason(torch.device('cuda:1'))
 
 
 def test_a_compiler_that_cannot_be_run_is_told_as_that(tmp_path, monkeypatch):

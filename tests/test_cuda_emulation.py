@@ -11,8 +11,7 @@ import torch
 from clit_basicsr.archs.clit_arch import CLIT
 from clit_basicsr.archs.lit_arch import LIT
 from clit_basicsr.ops import use_backend
-from clit_basicsr.ops.attention import dense
-from clit_basicsr.ops.backends import cuda_backend, torch_backend
+from clit_basicsr.ops.backends import contract, cuda_backend, torch_backend
 
 pytestmark = pytest.mark.usefixtures('emulated')
 ENCODER = {'type': 'EDSR', 'num_feat': 16, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
@@ -147,8 +146,8 @@ def network(arch, **opt):
 @pytest.mark.parametrize(('ratio', 'sharing'), [(1.5, 0), (3.4, 4), ((2.5, 1), 9)])
 def test_pictures(ratio, sharing, monkeypatch):
     monkeypatch.setattr(cuda_backend, 'SHARING_PAYS', sharing)
-    monkeypatch.setattr(dense, 'BAND_BYTES', 1)
-    monkeypatch.setattr(dense, 'STEP_QUERIES', 50)
+    monkeypatch.setattr(contract, 'BAND_BYTES', 1)
+    monkeypatch.setattr(contract, 'STEP_QUERIES', 50)
     check_picture(network(LIT), torch.rand(2, 3, 7, 6), ratio)
 
 

@@ -26,7 +26,6 @@ ROOMS = {
         {'pictures', 'archs', 'data', 'metrics', 'ops', 'report', 'base'},
         {'torch', 'numpy', 'cv2', 'PIL', 'tifffile', 'tqdm', 'matplotlib'},
     ),
-    'info': ({'ops', '__version__'}, {'torch'}),
     'hosts': ({'ops', 'archs', 'data', 'models', 'metrics', 'hosts', 'published', 'base'}, None),
     'cli': (None, None),
 }

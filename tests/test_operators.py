@@ -11,7 +11,7 @@ from clit_basicsr.ops import PositionalBias, backends, operators, use_backend
 from clit_basicsr.ops.geometry.axes import convolution_taps, make_axis
 from clit_basicsr.ops.geometry.coords import Frame
 
-FAST = [name for name in backends.REASONS if name not in ('reference', 'cuda')]  # cuda has tests of its own
+FAST = [name for name in backends.NAMES if name not in ('reference', 'cuda')]  # cuda has tests of its own
 ENCODER = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
 
 
@@ -35,7 +35,7 @@ def operator_calls(backend, dtype=torch.float64, queries=6, size=(4, 3), dim=6, 
         taps += convolution_taps(axis, Frame(size), n, fine, (0, fine), 'zeros', maps.detach())
         axes.append(list(make_axis(axis, Frame(size), n, fine, (1, fine), grid, heads, bias, maps.detach())))
     plain = [t.detach() for t in (randn(2, *size, dim), maps, randn(2, *size, dim))]
-    packed = backends.module(backend).pack(weight.detach(), heads, grid)
+    packed = backends.kernels(backend).pack(weight.detach(), heads, grid)
     return {
         'attention': (operators.attention, (randn(2, queries, dim), maps, *tables, y, x, backend)),
         'attend_linear': (operators.attend_linear, (logits, maps, weight, y, x, backend)),
@@ -127,15 +127,16 @@ native.PREBUILT = Path('nowhere')
 assert native.find() is None                                   # importing built nothing
 import torch
 from clit_basicsr.ops import backends
+from clit_basicsr.ops.backends.contract import Call
 v = torch.zeros(1, 4, 3, 3)
 for _ in range(2):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        print(backends.select(None, v, q=v, k=v), len(caught))
-from clit_basicsr.info import report
+        print(backends.select(None, Call(v)), len(caught))
+from clit_basicsr.cli.environment import report
 print(report())
 print('asked for by name:')
-backends.select('cpu', v, q=v, k=v)
+backends.select('cpu', Call(v))
 """
 
 

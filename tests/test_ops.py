@@ -10,7 +10,7 @@ from clit_basicsr.ops import PositionalBias, backends, local_attention, use_back
 from clit_basicsr.ops.attention import dense
 from clit_basicsr.ops.geometry.coords import Frame, make_coord
 
-FAST = [name for name in backends.REASONS if name not in ('reference', 'cuda')]  # cuda has tests of its own
+FAST = [name for name in backends.NAMES if name not in ('reference', 'cuda')]  # cuda has tests of its own
 ENCODER = {'type': 'EDSR', 'num_feat': 16, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
 
 
@@ -104,8 +104,8 @@ def test_pictures_of_a_cascade(backend, padding, ratio):
 def test_bands_and_tiles_are_seamless(backend, monkeypatch):
     net, lq = network(num_branches=2), torch.rand(1, 3, 30, 41)
     expected = check_picture(net, lq, 4.7, backend)
-    monkeypatch.setattr('clit_basicsr.ops.attention.dense.BAND_BYTES', 1)
-    monkeypatch.setattr('clit_basicsr.ops.attention.dense.STEP_QUERIES', 100)
+    monkeypatch.setattr('clit_basicsr.ops.backends.contract.BAND_BYTES', 1)
+    monkeypatch.setattr('clit_basicsr.ops.backends.contract.STEP_QUERIES', 100)
     monkeypatch.setattr('clit_basicsr.archs.lit_arch.SKIP_ROWS', 7)
     with use_backend(backend):
         assert difference(net.upscale(lq, scale=4.7), expected) < 1e-5
@@ -117,7 +117,7 @@ def test_bands_and_tiles_are_seamless(backend, monkeypatch):
 def test_the_queries_of_one_pixel_are_parted_where_they_are_too_many(size, backend, monkeypatch):
     net, lq, counts = network(LIT), torch.rand(2, 3, *size), []
     expected = check_picture(net, lq, (9.3, 14), backend)
-    monkeypatch.setattr('clit_basicsr.ops.attention.dense.STEP_QUERIES', 5)
+    monkeypatch.setattr('clit_basicsr.ops.backends.contract.STEP_QUERIES', 5)
     monkeypatch.setattr('clit_basicsr.ops.attention.dense.MOST_QUERIES', 11)  # fewer than a pixel's queries in one row
     linear = dense.operators.dense_linear
     monkeypatch.setattr(

@@ -12,9 +12,8 @@ from helpers.pretended_gpu import OnGpu, backward, pretended_gpu, to_gpu
 from clit_basicsr.archs.clit_arch import CLIT
 from clit_basicsr.archs.lit_arch import LIT
 from clit_basicsr.models import ImplicitSRModel
-from clit_basicsr.ops import backends, use_backend
-from clit_basicsr.ops.attention import dense
-from clit_basicsr.ops.backends import cuda_backend
+from clit_basicsr.ops import use_backend
+from clit_basicsr.ops.backends import contract, cuda_backend
 from clit_basicsr.pictures.attention import look
 from clit_basicsr.pictures.enlarge import enlarge
 from clit_basicsr.pictures.files import Picture
@@ -31,7 +30,7 @@ def kernels(emulation, monkeypatch):
         getattr(emulation, name)(*arguments, 0)
 
     monkeypatch.setattr(cuda_backend, 'run', run)
-    monkeypatch.setattr(backends, '_native_reason', lambda name: None)
+    monkeypatch.setattr(cuda_backend, 'unavailable', lambda device=None: None)
 
 
 def compare(call, net, backend):
@@ -138,8 +137,8 @@ def test_encoders(kind):
 
 
 def test_bands_and_blocks(monkeypatch):
-    monkeypatch.setattr(dense, 'GPU_BAND_BYTES', 1)
-    monkeypatch.setattr(dense, 'GPU_STEP_QUERIES', 50)
+    monkeypatch.setattr(contract, 'GPU_BAND_BYTES', 1)
+    monkeypatch.setattr(contract, 'GPU_STEP_QUERIES', 50)
     monkeypatch.setattr(cuda_backend, 'SHARING_PAYS', 100)
     assert compare(picture, build('LIT'), 'auto') == []
 

@@ -15,6 +15,7 @@ from clit_basicsr.ops.attention.dense import dense_first_layer
 from clit_basicsr.ops.attention.reference import Head, Linear, attention_weights
 from clit_basicsr.ops.attention.rows import MapRows
 from clit_basicsr.ops.attention.windows import TapProducts, window_attention
+from clit_basicsr.ops.backends.contract import Call
 from clit_basicsr.ops.geometry.coords import Frame, Piece, numbers
 from clit_basicsr.ops.upsampled import Conv, Upsampling, upsample, upsampled_conv
 
@@ -150,8 +151,7 @@ class LITBranch(nn.Module):
 
     def backend(self, z: Tensor, coord: Tensor | None = None) -> str:
         """The backend of :mod:`clit_basicsr.ops` that answers this branch's queries."""
-        q = None if self.conv_q is None else z
-        return backends.select(None, z, q=q, k=q, coord=coord, aggregation=self.spec.aggregation)
+        return backends.select(None, Call(z, self.spec.local_attention, coord, self.spec.aggregation))
 
     def prepare(self, z: Tensor) -> tuple[Tensor | None, ...]:
         """What :class:`BranchInput` holds as ``maps`` on the grid of the features: q, k and v."""

@@ -8,7 +8,7 @@ from clit_basicsr import published
 from clit_basicsr.archs import build_network
 from clit_basicsr.archs.checkpoint import load_weights
 from clit_basicsr.base.checkpoints import read_checkpoint
-from clit_basicsr.info import report
+from clit_basicsr.cli.environment import report
 
 HELP = 'Tell what is in a checkpoint, or, without one, what can run here.'
 

@@ -1,8 +1,7 @@
 """The kernels as operators of torch.library: schema, fake kernel, gradient and autocast, the same for every backend.
 
-Every operator takes the name of the backend that computes it, so one registration serves all of them; a backend is a
-module with the functions of :mod:`clit_basicsr.ops.backends.torch_backend`. torch.compile keeps the operators
-as they are.
+Every operator takes the name of the backend that computes it, so one registration serves all of them; what each does
+stands in :class:`clit_basicsr.ops.backends.contract.Kernels`. torch.compile keeps the operators as they are.
 """
 
 import torch
@@ -14,8 +13,8 @@ from clit_basicsr.ops import backends
 
 @custom_op('clit::attention', mutates_args=())
 def attention(query: Tensor, k: Tensor, bias_y: Tensor, bias_x: Tensor, y: Tensor, x: Tensor, backend: str) -> Tensor:
-    """See :func:`clit_basicsr.ops.backends.torch_backend.attention`."""
-    return backends.module(backend).attention(query, k, bias_y, bias_x, y, x)
+    """See :meth:`clit_basicsr.ops.backends.contract.Kernels.attention`."""
+    return backends.kernels(backend).attention(query, k, bias_y, bias_x, y, x)
 
 
 @attention.register_fake
@@ -29,7 +28,7 @@ def _(query, k, bias_y, bias_x, y, x, backend):
 def attention_backward(
     grad: Tensor, out: Tensor, query: Tensor, k: Tensor, y: Tensor, x: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return backends.module(backend).attention_backward(grad.contiguous(), out, query, k, y, x)
+    return backends.kernels(backend).attention_backward(grad.contiguous(), out, query, k, y, x)
 
 
 @attention_backward.register_fake
@@ -54,8 +53,8 @@ attention.register_autograd(_attention_gradient, setup_context=_attention_contex
 
 @custom_op('clit::attend_linear', mutates_args=())
 def attend_linear(attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Tensor, backend: str) -> Tensor:
-    """See :func:`clit_basicsr.ops.backends.torch_backend.attend_linear`."""
-    return backends.module(backend).attend_linear(attention, v, weight, y, x)
+    """See :meth:`clit_basicsr.ops.backends.contract.Kernels.attend_linear`."""
+    return backends.kernels(backend).attend_linear(attention, v, weight, y, x)
 
 
 @attend_linear.register_fake
@@ -68,7 +67,7 @@ def _(attention, v, weight, y, x, backend):
 def attend_linear_backward(
     grad: Tensor, attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backends.module(backend).attend_linear_backward(grad.contiguous(), attention, v, weight, y, x)
+    return backends.kernels(backend).attend_linear_backward(grad.contiguous(), attention, v, weight, y, x)
 
 
 @attend_linear_backward.register_fake
@@ -99,8 +98,8 @@ def upsampled_conv(
     col_weight: Tensor,
     backend: str,
 ) -> Tensor:
-    """See :func:`clit_basicsr.ops.backends.torch_conv.upsampled_conv`."""
-    return backends.module(backend).upsampled_conv(z, weight, bias, (row_index, row_weight), (col_index, col_weight))
+    """See :meth:`clit_basicsr.ops.backends.contract.Kernels.upsampled_conv`."""
+    return backends.kernels(backend).upsampled_conv(z, weight, bias, (row_index, row_weight), (col_index, col_weight))
 
 
 @upsampled_conv.register_fake
@@ -120,7 +119,7 @@ def upsampled_conv_backward(
     col_weight: Tensor,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backends.module(backend).upsampled_conv_backward(
+    return backends.kernels(backend).upsampled_conv_backward(
         grad.contiguous(), z, weight, (row_index, row_weight), (col_index, col_weight)
     )
 
@@ -153,8 +152,8 @@ def dense_linear(
     cols: list[Tensor],
     backend: str,
 ) -> Tensor:
-    """See :func:`clit_basicsr.ops.backends.torch_backend.dense_linear`; rows and cols are the fields of an Axis."""
-    return backends.module(backend).dense_linear(q, k, v, packed, bias, tuple(rows), tuple(cols))
+    """See :meth:`clit_basicsr.ops.backends.contract.Kernels.dense_linear`; rows and cols are the fields of an Axis."""
+    return backends.kernels(backend).dense_linear(q, k, v, packed, bias, tuple(rows), tuple(cols))
 
 
 @dense_linear.register_fake

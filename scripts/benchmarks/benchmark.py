@@ -21,7 +21,7 @@ from statistics import median
 import torch
 
 from clit_basicsr.archs import lit_branch
-from clit_basicsr.info import versions
+from clit_basicsr.cli.environment import versions
 from clit_basicsr.ops import use_backend
 
 sys.path.insert(0, str(Path(__file__).parent))

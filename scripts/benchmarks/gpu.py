@@ -25,9 +25,8 @@ import kernel_checks
 import torch
 
 from clit_basicsr.ops import backends, use_backend
-from clit_basicsr.ops.attention import dense
 from clit_basicsr.ops.attention.reference import PositionalBias
-from clit_basicsr.ops.backends import cuda_backend, native, torch_backend, torch_conv
+from clit_basicsr.ops.backends import contract, cuda_backend, native, torch_backend, torch_conv
 from clit_basicsr.ops.geometry.axes import convolution_taps, make_axis
 from clit_basicsr.ops.geometry.coords import Frame
 
@@ -167,7 +166,7 @@ def kernels() -> Iterator[str]:
         copied, multiplied = ceilings(dtype)
         yield row(what='ceilings', kind=label, moved=f'{copied / 1e9:.0f}', rate=f'{multiplied / 1e12:.1f}')
         for title, (name, arguments, operations) in workloads(dtype).items():
-            call = {b: partial(getattr(backends.module(b), name), *arguments) for b in ('cuda', 'torch')}
+            call = {b: partial(getattr(backends.kernels(b), name), *arguments) for b in ('cuda', 'torch')}
             took, bytes_least = seconds(call['cuda']), size_of(arguments) + size_of(call['cuda']())
             plain = seconds(call['torch'], repeats=1)
             parts = ', '.join(f'{kernel} {spent * 1e3:.2f}' for kernel, spent in shares(call['cuda']).items())
@@ -265,8 +264,8 @@ TRIED = [
     (cuda_backend, 'CHUNK_BYTES', (0.5, 1, 2, 4, 16), 'cuda', ('first layer', 'first layer, backward', 'picture 4')),
     (cuda_backend, 'GROUP_BYTES', (0.25, 1, 4), 'cuda', ('attention, backward', 'upsampled conv x6.25, backward')),
     (cuda_backend, 'SHARING_PAYS', (0, 1, 100), 'cuda', ('picture 1', 'picture 1.5', 'picture 2', 'picture 3')),
-    (dense, 'GPU_BAND_BYTES', (0.5, 1, 2), 'cuda', ('picture 4',)),
-    (dense, 'GPU_STEP_QUERIES', (0.5, 1, 2, 4), 'cuda', ('picture 4',)),
+    (contract, 'GPU_BAND_BYTES', (0.5, 1, 2), 'cuda', ('picture 4',)),
+    (contract, 'GPU_STEP_QUERIES', (0.5, 1, 2, 4), 'cuda', ('picture 4',)),
     (torch_backend, 'GPU_CHUNK', (0.25, 1, 4), 'torch', ('step',)),
     (torch_backend, 'GPU_TILE', (0.25, 1, 4), 'torch', ('picture 4',)),
     (torch_conv, 'GPU_BLOCK', (0.25, 1, 4), 'torch', ('upsampled conv x6.25',)),
@@ -285,7 +284,7 @@ def constants() -> Iterator[str]:
         if title.startswith('picture'):
             return picture_of(net.eval(), float(title.split()[1]), 'bf16')
         name, arguments, _ = calls[title]
-        return partial(getattr(backends.module(backend), name), *arguments)
+        return partial(getattr(backends.kernels(backend), name), *arguments)
 
     for module, name, multiples, backend, titles in TRIED:
         value = getattr(module, name)

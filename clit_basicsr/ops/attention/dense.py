@@ -12,11 +12,6 @@ from clit_basicsr.ops.attention.rows import MapRows
 from clit_basicsr.ops.geometry.axes import Axis, make_axis
 from clit_basicsr.ops.geometry.coords import Piece
 
-# Bytes of one band of q, k and v, and queries per step: both bound the memory, neither changes the result. A GPU
-# needs more work at a time than a processor's cache holds.
-BAND_BYTES, GPU_BAND_BYTES = 32 << 20, 256 << 20
-STEP_QUERIES, GPU_STEP_QUERIES = 4096, 1 << 17
-
 # The most queries of a step, where a few pixels have them all.
 MOST_QUERIES = 1 << 15
 
@@ -43,17 +38,16 @@ def dense_first_layer(
     )
     halo = max(grid_size // 2, 1)
     channels = layer.weight.shape[1] // grid_size**2
-    kernels = backends.module(backend)
-    on_cpu = layer.weight.device.type == 'cpu'
-    band_bytes, step = (BAND_BYTES, STEP_QUERIES) if on_cpu else (GPU_BAND_BYTES, GPU_STEP_QUERIES)
-    band = max(4, band_bytes // (3 * 4 * channels * window[1]) - 2 * halo)
-    sharing = len(y.nearest) * len(x.nearest) >= kernels.SHARING_PAYS * _pixels(y) * _pixels(x)
+    kernels = backends.kernels(backend)
+    tuning = kernels.tuning(layer.weight.device)
+    band = max(4, tuning.band_bytes // (3 * 4 * channels * window[1]) - 2 * halo)
+    sharing = len(y.nearest) * len(x.nearest) >= tuning.sharing_pays * _pixels(y) * _pixels(x)
     packed = kernels.pack(layer.weight, head.num_heads, grid_size) if sharing else layer.weight
     linear = operators.dense_linear if sharing else _direct
     for top, (start, stop) in _groups(y, band):
         low = max(top - halo, 0)
         maps = [t.permute(0, 2, 3, 1) for t in source.make(low, min(top + band + halo, window[0]))]
-        for part, across in _blocks(y, x, start, stop, step):
+        for part, across in _blocks(y, x, start, stop, tuning.step_queries):
             y_part, x_part = _moved(_part(y, part), low), _part(x, across)
             begin, end = max(int(y_part.nearest[0]) - halo, 0), int(y_part.nearest[-1]) + halo + 1
             q, k, v = (t[:, begin:end] for t in maps)

@@ -10,6 +10,7 @@ from torch import Tensor
 from clit_basicsr.ops import backends, operators
 from clit_basicsr.ops.attention import reference
 from clit_basicsr.ops.attention.reference import Head, Linear, PositionalBias
+from clit_basicsr.ops.backends.contract import Call
 from clit_basicsr.ops.geometry.axes import axis_bias
 from clit_basicsr.ops.geometry.coords import Frame, nearest_index, relative_axis
 from clit_basicsr.ops.geometry.sampling import bilinear_taps
@@ -48,7 +49,7 @@ def local_attention(
     Raises:
         UserError: a backend asked for by name cannot run this call, with the cause.
     """
-    backend = backends.select(backend, v, q=q, k=k, coord=coord, aggregation=aggregation)
+    backend = backends.select(backend, Call(v, q is not None and k is not None, coord, aggregation))
     if q is None or k is None or backend == 'reference':
         return reference.local_attention(
             q,

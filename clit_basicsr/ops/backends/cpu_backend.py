@@ -1,25 +1,48 @@
-"""The kernels of :mod:`clit_basicsr.ops.backends.torch_backend` in C++ (``csrc/``), on the CPU, in single and double
-precision.
+"""The backend ``cpu``: kernels in C++ (``csrc/``), in single and double precision.
+
+See :class:`clit_basicsr.ops.backends.contract.Kernels` for what each function does.
 """
 
 import torch
 from torch import Tensor
 
+from clit_basicsr.ops.backends.contract import Call, Tuning, not_built, unsupported
 from clit_basicsr.ops.backends.torch_conv import upsampled_conv, upsampled_conv_backward
 
 __all__ = [
+    'NAME',
     'attend_linear',
     'attend_linear_backward',
     'attention',
     'attention_backward',
     'dense_linear',
     'pack',
+    'reason',
+    'tuning',
+    'unavailable',
     'upsampled_conv',
     'upsampled_conv_backward',
 ]
 
 # Queries per pixel from which on sharing a window is cheaper than treating every query alone.
 SHARING_PAYS = 1.1
+
+NAME = 'cpu'
+
+
+def unavailable(device: torch.device | None = None) -> str | None:
+    return not_built(NAME)
+
+
+def reason(call: Call) -> str | None:
+    cause, v = unsupported(call), call.v
+    if cause is None and v is not None and (v.device.type != 'cpu' or v.dtype not in (torch.float32, torch.float64)):
+        cause = f'it takes float32 and float64 on the CPU, not {v.dtype} on {v.device.type}'
+    return cause or unavailable()
+
+
+def tuning(device: torch.device) -> Tuning:
+    return Tuning.make(device, SHARING_PAYS)
 
 
 def attention(query: Tensor, k: Tensor, bias_y: Tensor, bias_x: Tensor, y: Tensor, x: Tensor) -> Tensor:

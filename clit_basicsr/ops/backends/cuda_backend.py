@@ -1,35 +1,35 @@
-"""The kernels of :mod:`clit_basicsr.ops.backends.torch_backend` in CUDA (``csrc/``), around matrix products of
-cuBLAS.
+"""The backend ``cuda``: kernels in CUDA (``csrc/``), around matrix products of cuBLAS.
+
+See :class:`clit_basicsr.ops.backends.contract.Kernels` for what each function does.
 
 Single and half precision; sums are made in single precision, always in the same order. What is large is made for a
 chunk of queries or a tile of pixels at a time, so that it stays in the second-level cache between two kernels.
 """
 
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clit_basicsr.ops.backends.contract import Call, Tuning, not_built, unsupported
+from clit_basicsr.ops.backends.cuda_pieces import Axis, make_lines, tile_size, tiles
 from clit_basicsr.ops.backends.torch_backend import pack
 
 __all__ = [
+    'NAME',
     'attend_linear',
     'attend_linear_backward',
     'attention',
     'attention_backward',
     'dense_linear',
     'pack',
+    'reason',
+    'tuning',
+    'unavailable',
     'upsampled_conv',
     'upsampled_conv_backward',
 ]
-
-# The fields of clit_basicsr.ops.geometry.axes.Axis.
-Axis = tuple[Tensor, ...]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -41,9 +41,6 @@ CHUNK_BYTES = 52 << 20
 PRODUCT_BYTES = 512 << 20
 # Bytes of what does not fit there in any case: sums of one map's gradient, products of a convolution.
 GROUP_BYTES = 256 << 20
-# Products of one batch: the library's kernels may count them along an axis of their grid that ends at 65,535.
-MOST_PRODUCTS = 1 << 15
-
 # What the kernel dense_linear is made for: channels of a head, places of a piece, places of a warp, bytes of its table.
 HEAD_DIM = 32
 MOST_PLACES = 32
@@ -52,6 +49,37 @@ TABLE_BYTES = 32 << 10
 
 # Queries per pixel from which on sharing a window is cheaper: by the operations and bytes of both ways; not measured.
 SHARING_PAYS = 2.5
+
+
+NAME = 'cuda'
+
+
+def unavailable(device: torch.device | None = None) -> str | None:
+    return _device_reason(device) or _no_device() or not_built(NAME)
+
+
+def reason(call: Call) -> str | None:
+    cause, v = unsupported(call), call.v
+    if cause is None and v is not None and (v.device.type != 'cuda' or v.dtype not in DTYPES):
+        cause = f'it takes float32, float16 and bfloat16 on a CUDA device, not {v.dtype} on {v.device.type}'
+    return cause or unavailable(None if v is None else v.device)
+
+
+def tuning(device: torch.device) -> Tuning:
+    return Tuning.make(device, SHARING_PAYS)
+
+
+@torch.compiler.assume_constant_result
+def _device_reason(device: torch.device | None) -> str | None:
+    """Why a CUDA device, by default the current one, cannot run the kernels."""
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
+        return f'its kernels need compute capability 8.0, which {torch.cuda.get_device_name(device)} does not have'
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _no_device() -> str | None:
+    return None if torch.cuda.is_available() else f'torch {torch.__version__} finds no CUDA device'
 
 
 def run(name: str, *arguments) -> None:
@@ -163,22 +191,23 @@ def dense_linear(q: Tensor, k: Tensor, v: Tensor, packed: Tensor, bias: Tensor, 
     if out.numel() > 0:
         in_registers = q.dtype != torch.float32 and dim == HEAD_DIM and 8 * heads * positions <= TABLE_BYTES
         fill = _fill_in_registers if in_registers else _fill_by_products
-        fill(out, q, k, v, packed, bias, rows, cols)
+        fill(out, (q, k, v), packed, bias, rows, cols)
     return out
 
 
 def _fill_in_registers(
-    out: Tensor, q: Tensor, k: Tensor, v: Tensor, packed: Tensor, bias: Tensor, rows: Axis, cols: Axis
+    out: Tensor, maps: tuple[Tensor, Tensor, Tensor], packed: Tensor, bias: Tensor, rows: Axis, cols: Axis
 ) -> None:
     """The products of a pixel's window never leave the registers of the warp that makes them."""
-    y, x = _lines(rows, cols, MOST_PLACES)
+    q, k, v = maps
+    y, x = make_lines(rows, cols, MOST_PLACES)
     slots = next(n for n in (8, 16, MOST_PLACES) if n >= y.most * x.most)
     weight, grid = _by_lanes(packed), rows[3].shape[1]
     eights, group = weight.shape[1] // 8, SLOTS // slots
     count = max(group, CHUNK_BYTES // (8 * eights * slots * q.element_size()))
     width = min(len(x.pixels), count)
     padded = F.pad(v, (0, 0, grid // 2, grid // 2, grid // 2, grid // 2))
-    for b, down, across in _tiles(len(q), y, count // width, x, width):
+    for b, down, across in tiles(len(q), y, count // width, x, width):
         attention = q.new_empty(-(-len(down) * len(across) // group), eights, SLOTS, 8)
         axes = *y.arguments(down), *x.arguments(across), y.most, x.most
         run('dense_attention', q[b], k[b], *axes, slots, SLOTS, 8 * eights, attention)
@@ -199,21 +228,22 @@ def _by_lanes(packed: Tensor) -> Tensor:
 
 
 def _fill_by_products(
-    out: Tensor, q: Tensor, k: Tensor, v: Tensor, packed: Tensor, bias: Tensor, rows: Axis, cols: Axis
+    out: Tensor, maps: tuple[Tensor, Tensor, Tensor], packed: Tensor, bias: Tensor, rows: Axis, cols: Axis
 ) -> None:
     """The products of a tile of pixels are made by the library, and weighted by it."""
+    q, k, v = maps
     heads, positions, dim, channels = packed.shape
     # Numbers that a query takes (weights, result, the same in its place), and that its pixel takes (values, products).
     per_query, per_pixel = heads * positions + 2 * channels, heads * positions * (dim + channels)
-    y, x = _lines(rows, cols, CHUNK_BYTES // q.element_size() // per_query)
+    y, x = make_lines(rows, cols, CHUNK_BYTES // q.element_size() // per_query)
     places = y.most * x.most
-    width, height = _tile(y, x, PRODUCT_BYTES // q.element_size() // (per_pixel + places * per_query))
+    width, height = tile_size(y, x, PRODUCT_BYTES // q.element_size() // (per_pixel + places * per_query))
     grid = rows[3].shape[1]
     padded = F.pad(v, (0, 0, grid // 2, grid // 2, grid // 2, grid // 2))
     piece_y, place_y = y.queries()
     piece_x, place_x = x.queries()
     place = place_y.unsqueeze(1) * x.most + place_x
-    for b, down, across in _tiles(len(q), y, height, x, width):
+    for b, down, across in tiles(len(q), y, height, x, width):
         count = len(down) * len(across)
         attention = q.new_empty(count, places, heads * positions)
         axes = *y.arguments(down), *x.arguments(across), y.most, x.most
@@ -224,93 +254,6 @@ def _fill_by_products(
         part = y.part(down), x.part(across)
         piece = (piece_y[part[0]] - down.start).unsqueeze(1) * len(across) + piece_x[part[1]] - across.start
         out[b, part[0], part[1]] = first.flatten(0, 1)[piece * places + place[part]]
-
-
-class _Line(NamedTuple):
-    """One axis of a dense grid of queries in pieces, each the queries of a pixel or as many of them as fit.
-
-    Attributes:
-        axis: the fields of :class:`~clit_basicsr.ops.geometry.axes.Axis` behind ``nearest``.
-        pixels: the pixel of each piece; ``pixel``: the same on the device.
-        edges: where the queries of each piece begin, and their number; ``begin``: the same on the device.
-        most: the most queries of any piece.
-    """
-
-    axis: tuple[Tensor, ...]
-    pixels: list[int]
-    edges: list[int]
-    pixel: Tensor
-    begin: Tensor
-    most: int
-
-    @classmethod
-    def make(cls, fields: Axis, edges: list[int], pixels: list[int]) -> '_Line':
-        _, taps, weights, bias = (t.contiguous() for t in fields)
-        pixel, begin = (torch.tensor(numbers).to(taps.device, non_blocking=True) for numbers in (pixels, edges))
-        most = max(b - a for a, b in pairwise(edges))
-        return cls((taps, weights.float(), bias.float()), pixels, edges, pixel, begin, most)
-
-    @property
-    def cut(self) -> bool:
-        """Whether some pixel has several pieces, so that neighbouring pieces need not be neighbouring pixels."""
-        return len(self.pixels) > self.pixels[-1] + 1 - self.pixels[0]
-
-    def part(self, pieces: range) -> slice:
-        """The queries of these pieces."""
-        return slice(self.edges[pieces.start], self.edges[pieces.stop])
-
-    def queries(self) -> tuple[Tensor, Tensor]:
-        """Of each query, its piece and its place among that piece's queries."""
-        query = torch.arange(self.edges[-1], device=self.begin.device)
-        piece = torch.searchsorted(self.begin, query, right=True) - 1
-        return piece, query - self.begin[piece]
-
-    def pieces(self, part: range) -> tuple[Tensor, Tensor]:
-        return self.pixel[part.start : part.stop], self.begin[part.start : part.stop + 1]
-
-    def arguments(self, part: range) -> tuple[Tensor, ...]:
-        """The axis as the kernel dense_attention takes it."""
-        return *self.axis, *self.pieces(part)
-
-
-def _lines(rows: Axis, cols: Axis, room: int) -> tuple[_Line, _Line]:
-    """The two axes in pieces, of which no two make more than ``room`` queries: whole pixels if possible, else rows
-    of one.
-    """
-    nearest_y, nearest_x = rows[0].tolist(), cols[0].tolist()
-    most = max(Counter(nearest_x).values())
-    step_x = max(1, min(room, most))
-    step_y = max(1, room // step_x)
-    return _Line.make(rows, *_pieces(nearest_y, step_y)), _Line.make(cols, *_pieces(nearest_x, step_x))
-
-
-def _pieces(nearest: list[int], step: int) -> tuple[list[int], list[int]]:
-    """Cuts an axis at every pixel, and within a pixel into equal pieces of ``step`` queries at most: (edges, pixel of
-    each piece).
-    """
-    edges: list[int] = []
-    pixels: list[int] = []
-    for pixel in range(nearest[0], nearest[-1] + 1):
-        start, stop = bisect_left(nearest, pixel), bisect_left(nearest, pixel + 1)
-        begins = range(start, stop, -(-(stop - start) // -(-(stop - start) // step))) if stop > start else [start]
-        edges += begins
-        pixels += [pixel] * len(begins)
-    return [*edges, len(nearest)], pixels
-
-
-def _tile(y: _Line, x: _Line, count: int) -> tuple[int, int]:
-    """Width and height in pieces of a tile of ``count`` pieces: neighbouring pixels, or one piece of a pixel."""
-    count = max(1, min(count, MOST_PRODUCTS))
-    width = 1 if x.cut else min(len(x.pixels), count)
-    return width, 1 if y.cut else count // width
-
-
-def _tiles(batch: int, y: _Line, height: int, x: _Line, width: int) -> Iterator[tuple[int, range, range]]:
-    for b in range(batch):
-        for top in range(0, len(y.pixels), height):
-            for left in range(0, len(x.pixels), width):
-                down = range(top, min(top + height, len(y.pixels)))
-                yield b, down, range(left, min(left + width, len(x.pixels)))
 
 
 def _windows(padded: Tensor, y: int, height: int, x: int, width: int, grid: int, heads: int) -> Tensor:

@@ -1,22 +1,26 @@
-"""The kernels of the local attention in plain torch, on any device: the rewrites that keep memory small and share work.
+"""The backend ``torch``: kernels in plain torch, on any device, by the rewrites that keep memory small and share work.
 
-Maps are (B, h, w, C); window pixels outside a map read as 0, as the image's surroundings do. Every function here has a
-namesake in the other backends; :mod:`clit_basicsr.ops.operators` gives them gradients.
+See :class:`clit_basicsr.ops.backends.contract.Kernels` for what each function does.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clit_basicsr.ops.backends.contract import Call, Tuning, unsupported
 from clit_basicsr.ops.backends.torch_conv import upsampled_conv, upsampled_conv_backward
 
 __all__ = [
+    'NAME',
     'attend_linear',
     'attend_linear_backward',
     'attention',
     'attention_backward',
     'dense_linear',
     'pack',
+    'reason',
+    'tuning',
+    'unavailable',
     'upsampled_conv',
     'upsampled_conv_backward',
 ]
@@ -28,6 +32,21 @@ TILE, GPU_TILE = 32, 1024
 
 # Queries per pixel from which on sharing a window is cheaper than treating every query alone.
 SHARING_PAYS = 1.5
+
+
+NAME = 'torch'
+
+
+def unavailable(device: torch.device | None = None) -> str | None:
+    return None
+
+
+def reason(call: Call) -> str | None:
+    return unsupported(call)
+
+
+def tuning(device: torch.device) -> Tuning:
+    return Tuning.make(device, SHARING_PAYS)
 
 
 def _chunks(y: Tensor):
@@ -56,17 +75,7 @@ def _head_mask(channels: int, heads: int, like: Tensor) -> Tensor:
 
 
 def attention(query: Tensor, k: Tensor, bias_y: Tensor, bias_x: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Equation (6) with a separable bias.
-
-    Args:
-        query: (B, Q, C), q at the queries.
-        k: (B, h, w, C).
-        bias_y, bias_x: (B, Q, G, H).
-        y, x: (B, Q), the pixel of the map nearest to each query.
-
-    Returns:
-        Tensor: (B, Q, H, G * G).
-    """
+    """Equation (6) with a separable bias."""
     grid, heads = bias_y.shape[2:]
     mask = _head_mask(k.shape[-1], heads, k) * (k.shape[-1] // heads) ** -0.5
     padded = _padded(k, grid // 2).flatten(1, 2)
@@ -108,17 +117,7 @@ def attention_backward(
 
 
 def attend_linear(attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Weights the values of each local grid and applies the decoder's first layer, without its bias: equation (7).
-
-    Args:
-        attention: (B, Q, H, G * G).
-        v: (B, h, w, C).
-        weight: (O, G * G * C).
-        y, x: (B, Q), the pixel of the map nearest to each query.
-
-    Returns:
-        Tensor: (B, Q, O).
-    """
+    """Weights the values of each local grid and applies the decoder's first layer, without its bias: equation (7)."""
     heads, grid = attention.shape[2], int(attention.shape[3] ** 0.5)
     padded = _padded(v, grid // 2).flatten(1, 2)
     out = attention.new_empty(*attention.shape[:2], len(weight))
@@ -176,23 +175,10 @@ def dense_linear(
     v: Tensor,
     packed: Tensor,
     bias: Tensor,
-    rows: tuple[Tensor, Tensor, Tensor, Tensor],
-    cols: tuple[Tensor, Tensor, Tensor, Tensor],
+    rows: tuple[Tensor, ...],
+    cols: tuple[Tensor, ...],
 ) -> Tensor:
-    """Equations (6) and (7) for a grid of queries: all queries with the same nearest pixel share one window.
-
-    With P[(g, h), o] = sum over c in head h of weight[o, (g, c)] * v[p + g, c], made once per pixel p, the first layer
-    of each of its queries is the sum over (g, h) of attention[g, h] * P[(g, h)].
-
-    Args:
-        q, k, v: (B, h, w, C), the same window of the feature grid.
-        packed: the first layer, from :func:`pack`.
-        bias: (O,).
-        rows, cols: the two axes (:class:`~clit_basicsr.ops.geometry.axes.Axis`) of the R x S queries.
-
-    Returns:
-        Tensor: (B, R, S, O).
-    """
+    """Equations (6) and (7) for a grid of queries: all queries with the same nearest pixel share one window."""
     grid = rows[3].shape[1]
     columns = _Columns(cols, v.shape[2])
     k, v = _padded(k, grid // 2), _padded(v, grid // 2)
@@ -221,7 +207,7 @@ def dense_linear(
 class _Columns:
     """The columns of a dense grid, grouped by their nearest pixel and filled up to the same number for each pixel."""
 
-    def __init__(self, cols: tuple[Tensor, Tensor, Tensor, Tensor], width: int) -> None:
+    def __init__(self, cols: tuple[Tensor, ...], width: int) -> None:
         nearest, self.taps, self.weights, bias = cols
         device = self.taps.device
         self.tile = TILE if device.type == 'cpu' else GPU_TILE

@@ -36,17 +36,7 @@ def _taps_matrix(weight: Tensor) -> Tensor:
 
 
 def upsampled_conv(z: Tensor, weight: Tensor, bias: Tensor, rows: Taps, cols: Taps) -> Tensor:
-    """conv3x3(upsample(z)) on the fine pixels rows x cols.
-
-    Args:
-        z: (B, h, w, C).
-        weight, bias: (O, C, 3, 3), (O,).
-        rows, cols: (index, weight), each (R, 3, 2) and (S, 3, 2), from
-            :func:`~clit_basicsr.ops.geometry.axes.convolution_taps`.
-
-    Returns:
-        Tensor: (B, R, S, O).
-    """
+    """conv3x3(upsample(z)) on the fine pixels rows x cols."""
     batch, height, width, _ = z.shape
     channels, num_cols = len(weight), len(cols[0])
     out = z.new_empty(batch, len(rows[0]), num_cols, channels)

@@ -1,15 +1,15 @@
-"""``python -m clit_basicsr.info``: which backends of the local attention can run here, and why others cannot."""
+"""What ``basicsr info`` says without a file: versions, and which backends of the local attention can run here."""
 
 import os
 import platform
 import subprocess
-import sys
 
 import torch
 
 from clit_basicsr import __version__
 from clit_basicsr.ops import backends
 from clit_basicsr.ops.backends import native
+from clit_basicsr.ops.backends.contract import Call
 
 
 def _processor() -> str:
@@ -41,13 +41,8 @@ def report() -> str:
     """The whole page. Builds the kernels that can run here if they have not been built yet."""
     lines = [f'{name:14}{value}' for name, value in versions().items()]
     lines += ['', 'backends of the local attention, fastest first:']
-    for name, reason in backends.REASONS.items():
-        cause = reason(None)
-        lines.append(f'{name:14}{"available" if cause is None else "not available: " + cause}')
+    for backend in backends.BACKENDS:
+        cause = backend.reason(Call())
+        lines.append(f'{backend.NAME:14}{"available" if cause is None else "not available: " + cause}')
     lines += ['', *(f'{f"{name} kernels":14}{native.find(name) or "not built"}' for name in native.LIBRARIES)]
     return '\n'.join(lines)
-
-
-if __name__ == '__main__':
-    print(report())
-    sys.exit()

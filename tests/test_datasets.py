@@ -15,8 +15,8 @@ from skimage import data
 from torch.utils.data import DataLoader
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.data.pairs import downsample
 from clit_basicsr.data.random_scale_dataset import RandomScaleDataset, sample_pixels
-from clit_basicsr.data.resize import downsample
 
 STAGES = [
     {'branches': branches, 'iters': iters, 'lr': 1e-4, 'milestones': [], 'scales': scales}

@@ -10,7 +10,7 @@ from PIL import Image
 from skimage import data
 
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.data.resize import downsample
+from clit_basicsr.data.pairs import downsample
 from clit_basicsr.ops.geometry.resize import imresize, resize_axis
 
 # (3, 7, 8), red, green, blue

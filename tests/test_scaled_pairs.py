@@ -12,7 +12,7 @@ from PIL import Image
 from skimage import data
 
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.data.resize import downsample
+from clit_basicsr.data.pairs import downsample
 from clit_basicsr.data.scaled_pair_dataset import ScaledPairDataset
 
 
@@ -107,7 +107,7 @@ def test_wrong_scales(tmp_path, photograph, scale):
 
 def test_wrong_options_and_folders_are_named(tmp_path, photograph):
     hr = tmp_path / 'HR'
-    with pytest.raises(UserError, match="protocol: 'set5' is not known; use one of div2k, benchmark"):
+    with pytest.raises(UserError, match="protocol: 'set5' is not known; use div2k or benchmark"):
         make(hr, 2, protocol='set5')
     with pytest.raises(UserError, match="downsampling: 'area' is not known"):
         make(hr, 2, downsampling='area')

@@ -16,17 +16,16 @@ from PIL import Image
 
 from clit_basicsr import cli
 from clit_basicsr.archs import build_network
-from clit_basicsr.cli import missing_sets
 from clit_basicsr.cli.option_file import read_option_file
-from clit_basicsr.cli.test import Measurement, row_of
 from clit_basicsr.hosts.basicsr import plugin
 from clit_basicsr.metrics import calculate_psnr_float
 from clit_basicsr.models import ImplicitSRModel
-from clit_basicsr.report import paper_tables, summary
+from clit_basicsr.report import missing_sets, paper_tables, summary
 from clit_basicsr.report.curves import draw_psnr_over_scale
 from clit_basicsr.report.paper_row import paper_row
 from clit_basicsr.report.paper_tables import paper_psnr, paper_set, why_not_comparable
 from clit_basicsr.report.summary import Row, Summary
+from clit_basicsr.report.test_run import Measurement, row_of
 
 OPTIONS = Path(__file__).parent.parent / 'options'
 EDSR = {'type': 'EDSR', 'num_feat': 64, 'num_block': 16, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}

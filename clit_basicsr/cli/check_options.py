@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import nearest
-from clit_basicsr.cli.missing_sets import what_is_wrong
 from clit_basicsr.cli.option_types import check_block, check_keys, check_type, joined, options_of
 from clit_basicsr.data.schedule import TrainingPlan
 from clit_basicsr.hosts.basicsr.plugin import is_ours
+from clit_basicsr.report.missing_sets import what_is_wrong
 
 STRUCTURE = {'name': str, 'model_type': str, 'datasets': dict, 'path': dict}
 PATH_KEYS = ('resume_state', 'ignore_resume_networks')

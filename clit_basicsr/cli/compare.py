@@ -8,7 +8,7 @@ from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import arguments, outputs, sizes
-from clit_basicsr.data.resize import KINDS
+from clit_basicsr.data.pairs import DOWNSAMPLINGS
 from clit_basicsr.metrics.protocols import PROTOCOLS
 from clit_basicsr.pictures import compare, files, networks
 from clit_basicsr.pictures.memory import told_when_full
@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='Y,X,H,W',
         help='upper left corner, height and width in pixels; default: where the networks differ most from bicubic',
     )
-    parser.add_argument('--downsampling', choices=KINDS, default='pil', help='how LR images are made; default: pil')
+    parser.add_argument(
+        '--downsampling', choices=DOWNSAMPLINGS, default='pil', help='how LR images are made; default: pil'
+    )
     parser.add_argument('--protocol', choices=list(PROTOCOLS), default='benchmark', help='of PSNR; default: benchmark')
     parser.add_argument(
         '-o', '--output', metavar='PNG', help='the figure; default: the name of the picture_compare.png'

@@ -13,9 +13,10 @@ from typing import Any
 
 import clit_basicsr  # noqa: F401  before the host is imported
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.cli import missing_sets, option_file
+from clit_basicsr.cli import option_file
 from clit_basicsr.cli.check_options import Checked, check_options, check_structure, dataset_class
 from clit_basicsr.hosts.basicsr.plugin import complete_options
+from clit_basicsr.report import missing_sets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from torch.utils import data
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.images import ImageSource, decode, smallest_side
-from clit_basicsr.data.resize import check_kind, downsample
+from clit_basicsr.data.pairs import check_downsampling, downsample
 from clit_basicsr.data.schedule import ScaleSchedule, TrainingPlan, clip_scales, parse_scales
 from clit_basicsr.ops.geometry.coords import pixel_centers
 
@@ -88,7 +88,7 @@ class RandomScaleDataset(data.Dataset):
         self.lq_size = _positive(opt, 'lq_size', 48)
         self.num_queries = _positive(opt, 'num_queries', 2304)
         self.downsampling = opt.get('downsampling', 'pil')
-        check_kind(self.downsampling)
+        check_downsampling(self.downsampling)
         self.use_hflip = opt.get('use_hflip', True)
         self.use_rot = opt.get('use_rot', True)
         if opt.get('stages') is not None:

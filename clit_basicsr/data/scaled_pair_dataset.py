@@ -10,8 +10,9 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils import data
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.messages import scale_text
 from clit_basicsr.data.images import ImageSource, decode
-from clit_basicsr.data.resize import check_kind, downsample
+from clit_basicsr.data.pairs import check_downsampling, fits, gt_size, make_pair
 from clit_basicsr.metrics.protocols import DEFAULT, find_protocol
 
 
@@ -67,7 +68,7 @@ class ScaledPairDataset(data.Dataset):
         self.opt = opt
         self.scale = parse_scale(opt['scale'])
         self.downsampling = opt.get('downsampling', 'pil')
-        check_kind(self.downsampling)
+        check_downsampling(self.downsampling)
         self.protocol = opt.get('protocol', DEFAULT)
         find_protocol(self.protocol)
         io_backend = opt.get('io_backend')
@@ -86,33 +87,23 @@ class ScaledPairDataset(data.Dataset):
         label = self.hr.label(hr_name)
         hr = decode(self.hr.read(hr_name), label)
         if self.lr is None:
-            size = self._lr_size(hr, label)
-            hr = self._cut(hr, size)
-            lr = downsample(hr, size, self.downsampling)
+            try:
+                hr, lr = make_pair(hr, self.scale, self.downsampling)
+            except UserError as error:
+                raise UserError(f'{label}: {error}; remove it.') from error
         else:
             lr = decode(self.lr.read(lr_name), self.lr.label(lr_name))
             self._check_pair(hr, lr, label, self.lr.label(lr_name))
-            hr = self._cut(hr, lr.shape[:2])
+            height, width = gt_size(lr.shape, self.scale)
+            hr = hr[:height, :width]
         return {'lq': _to_tensor(lr), 'gt': _to_tensor(hr), 'lq_path': lr_name, 'gt_path': hr_name}
 
-    def _lr_size(self, hr: np.ndarray, label: str) -> tuple[int, int]:
-        height, width = (math.floor(side / s + 1e-9) for side, s in zip(hr.shape[:2], self.scale, strict=True))
-        if min(height, width) < 1:
-            raise UserError(f'{label}: {_size(hr)} pixels are too few for scale {_factor(self.scale)}; remove it.')
-        return height, width
-
-    def _cut(self, hr: np.ndarray, lr_size: tuple[int, ...]) -> np.ndarray:
-        height, width = _scaled(lr_size, self.scale)
-        return hr[:height, :width]
-
     def _check_pair(self, hr: np.ndarray, lr: np.ndarray, hr_label: str, lr_label: str) -> None:
-        # The HR image may have a rim, because LR images are made after cutting it to a multiple; a tenth is no rim.
-        for side, needed in zip(hr.shape[:2], _scaled(lr.shape[:2], self.scale), strict=True):
-            if not needed <= side <= 1.1 * needed + max(self.scale):
-                raise UserError(
-                    f'{lr_label} ({_size(lr)}) is not {hr_label} ({_size(hr)}) at scale {_factor(self.scale)}; '
-                    'check dataroot_lq, filename_tmpl and scale.'
-                )
+        if not fits(hr.shape, lr.shape, self.scale):
+            raise UserError(
+                f'{lr_label} ({_size(lr)}) is not {hr_label} ({_size(hr)}) at scale {scale_text(self.scale)}; '
+                'check dataroot_lq, filename_tmpl and scale.'
+            )
 
 
 def parse_scale(scale: Any) -> tuple[float, float]:
@@ -148,16 +139,8 @@ def _stem(name: str) -> str:
     return osp.splitext(osp.basename(name))[0]
 
 
-def _scaled(size: tuple[int, ...], scale: tuple[float, float]) -> tuple[int, int]:
-    return round(size[0] * scale[0]), round(size[1] * scale[1])
-
-
 def _size(img: np.ndarray) -> str:
     return f'{img.shape[0]}x{img.shape[1]}'
-
-
-def _factor(scale: tuple[float, float]) -> str:
-    return f'{scale[0]:g}' if scale[0] == scale[1] else f'{scale[0]:g}x{scale[1]:g}'
 
 
 def _to_tensor(img: np.ndarray) -> torch.Tensor:

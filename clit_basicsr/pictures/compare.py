@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import replacing
 from clit_basicsr.base.messages import scale_text
-from clit_basicsr.data.resize import downsample
+from clit_basicsr.data.pairs import downsample, gt_size, lq_size
 from clit_basicsr.metrics import calculate_psnr_float
 from clit_basicsr.metrics.protocols import border_width
 from clit_basicsr.pictures.enlarge import enlarge
@@ -55,7 +54,7 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    nets: dict[str, ImplicitNet], hr: np.ndarray, scale: tuple[float, float], kind: str, protocol: str
+    nets: dict[str, ImplicitNet], hr: np.ndarray, scale: tuple[float, float], downsampling: str, protocol: str
 ) -> Comparison:
     """Makes an LR image of a picture and lets every network enlarge it again.
 
@@ -63,20 +62,21 @@ def compare(
         nets: by label, in evaluation mode, on their device.
         hr: (H, W, 3), uint8.
         scale: (y, x).
-        kind: how the LR image is made, see :func:`clit_basicsr.data.resize.downsample`.
+        downsampling: how the LR image is made, see :func:`clit_basicsr.data.pairs.downsample`.
         protocol: how PSNR is measured, a key of :data:`clit_basicsr.metrics.protocols.PROTOCOLS`.
 
     Raises:
         UserError: the picture is too small for the scale.
     """
-    height, width = (math.floor(side / s + 1e-9) for side, s in zip(hr.shape[:2], scale, strict=True))
-    truth = hr[: round(height * scale[0]), : round(width * scale[1])]
+    size = lq_size(hr.shape, scale)
+    height, width = gt_size(size, scale)
+    truth = hr[:height, :width]
     if min(truth.shape[:2]) <= 2 * border_width(protocol, scale):
         raise UserError(
             f'{hr.shape[1]}x{hr.shape[0]} pixels are too few at scale {scale_text(scale)}: PSNR leaves out a border of '
             f'{border_width(protocol, scale)}; take a larger picture or a smaller scale.'
         )
-    lr = downsample(truth, (height, width), kind).astype(np.float32) / 255
+    lr = downsample(truth, size, downsampling).astype(np.float32) / 255
     answers = []
     for label, net in nets.items():
         image = enlarge(net, Picture(lr), scale=scale, label=f'x{scale_text(scale)} {label}')[0].pixels

@@ -1,1 +1,4 @@
-"""What a test measured, beside the papers' figures: tables, rows and curves."""
+"""What a test measured, compared with the papers' figures: tables, rows and curves.
+
+To add a system of the papers: its figures to ``tables.csv``, and how its row is recognised to ``paper_row``.
+"""

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set-up, then every check: format, lint, types, tests. What is given goes to pytest: scripts/test.sh -k sampler
+# Set-up, then every check: format, lint, types, tests. Arguments go to pytest: scripts/test.sh -k sampler
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 BEGAN=$SECONDS
@@ -16,10 +16,13 @@ check() {  # check name command...
 }
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(getconf _NPROCESSORS_ONLN) > 4 ? 4 : $(getconf _NPROCESSORS_ONLN)))}
-# Threads that wait asleep: spinning ones cost a factor of ten where other programs want the same cores.
+# Threads that sleep while they wait: spinning ones cost a factor of ten where other programs use the same cores.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 REPORT=$(mktemp)
 trap 'rm -f "$REPORT"' EXIT
+CSRC=clit_basicsr/ops/csrc
+check 'clang-format' .venv/bin/clang-format --dry-run --Werror --style="file:$CSRC/.clang-format" \
+  "$CSRC"/*.{h,cpp,cuh,cu} tests/cuda_emulation/*.{h,cpp}
 check 'ruff format' "$PY" -m ruff format --check .
 check 'ruff check' "$PY" -m ruff check .
 check 'mypy' "$PY" -m mypy

@@ -1,7 +1,8 @@
-// The CUDA execution model on the CPU, for tests: every thread of every block really runs, as a fibre of its own that waits at
-// barriers and exchanges lanes. Blocks run one after the other, threads in an order that the tests choose, shared memory is filled
-// with NaN before each block. What would be undefined or wrong on a GPU is an error here: threads of a warp that do not all reach
-// an exchange, threads of a block that do not all reach a barrier, shared memory used beyond what the launch asked for.
+// The CUDA execution model on the CPU, for tests: every thread of every block really runs, as a fibre of its own that
+// waits at barriers and exchanges lanes. Blocks run one after the other, threads in an order that the tests choose,
+// shared memory is filled with NaN before each block. What would be undefined or wrong on a GPU is an error here:
+// threads of a warp that do not all reach an exchange, threads of a block that do not all reach a barrier, shared
+// memory used beyond what the launch asked for.
 #pragma once
 
 #include <setjmp.h>
@@ -121,13 +122,14 @@ class Machine {
         if (fibres_[i]->state == State::kRuns) resume(*fibres_[i]);
       if (count(0, threads, State::kDone) == threads) break;
       bool moved = false;
-      for (int64_t first = 0; first < threads; first += kWarp) moved |= release(first, std::min(first + kWarp, threads), State::kWarp);
+      for (int64_t first = 0; first < threads; first += kWarp)
+        moved |= release(first, std::min(first + kWarp, threads), State::kWarp);
       if (!moved) moved = release(0, threads, State::kBlock);
       if (!moved)
-        throw std::runtime_error(std::string(name) + ": some threads wait where others never arrive: " +
-                                 std::to_string(count(0, threads, State::kWarp)) + " in a warp, " +
-                                 std::to_string(count(0, threads, State::kBlock)) + " at a barrier, " +
-                                 std::to_string(count(0, threads, State::kDone)) + " ended");
+        throw std::runtime_error(std::string(name) +
+            ": some threads wait where others never arrive: " + std::to_string(count(0, threads, State::kWarp)) +
+            " in a warp, " + std::to_string(count(0, threads, State::kBlock)) + " at a barrier, " +
+            std::to_string(count(0, threads, State::kDone)) + " ended");
     }
     for (int i = 0; i < kGuard; ++i)
       for (const float* guard : {shared_.data() + i, shared_.data() + shared_.size() - 1 - i}) {
@@ -216,7 +218,8 @@ void multiply(float (&sum)[4], const float (&start)[4], const unsigned (&a)[2], 
       sum[e] = start[e];
       const int row = machine.lane() / 4 + e / 2 * 8, column = machine.lane() % 4 * 2 + e % 2;
       for (int k = 0; k < 8; ++k)
-        sum[e] += half_number<T>(words(row % 8 * 4 + k / 2)[row / 8], k % 2) * half_number<T>(words(column * 4 + k / 2)[2], k % 2);
+        sum[e] += half_number<T>(words(row % 8 * 4 + k / 2)[row / 8], k % 2) *
+            half_number<T>(words(column * 4 + k / 2)[2], k % 2);
     }
   });
 }
@@ -235,7 +238,8 @@ inline float power_of_2(float exponent) { return std::exp2(exponent); }
 inline float* shared_memory() { return emulation::Machine::get().shared(); }
 
 template <typename... P, typename... A>
-void launch(const char* name, void (*kernel)(P...), int64_t blocks, dim3 block, int64_t shared, int64_t, A... arguments) {
+void launch(
+    const char* name, void (*kernel)(P...), int64_t blocks, dim3 block, int64_t shared, int64_t, A... arguments) {
   if (blocks > INT32_MAX) throw std::runtime_error(std::string(name) + ": more blocks than a grid has");
   if (shared > 48 << 10) throw std::runtime_error(std::string(name) + ": more shared memory than a block has");
   emulation::Machine::get().run(name, dim3(blocks), block, shared, [=] { kernel(P(arguments)...); });

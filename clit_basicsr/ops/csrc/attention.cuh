@@ -7,11 +7,11 @@ namespace clit {
 namespace {
 
 // Attention of one query.
-// query: the C channels, divided by sqrt(C / H), in shared memory; bias_y, bias_x: (G, H); logits: kHeads * G * G numbers of
-// shared memory; out: (H, G * G), of which every 8 numbers lie together, `far` from the next.
+// query: the C channels, divided by sqrt(C / H), in shared memory; bias_y, bias_x: (G, H); logits: kHeads * G * G
+// numbers of shared memory; out: (H, G * G), of which every 8 numbers lie together, `far` from the next.
 template <typename T, int kDim>
 __device__ void attend(const Window& window, int heads, int dim, const float* query, const T* k, int64_t y, int64_t x,
-                       const float* bias_y, const float* bias_x, float* logits, T* out, int64_t far) {
+    const float* bias_y, const float* bias_x, float* logits, T* out, int64_t far) {
   using L = Lanes<kDim>;
   const int lane = lane_index();
   const auto [part, slot] = L(lane);
@@ -73,15 +73,15 @@ __global__ void __launch_bounds__(kThreads)
   for (int c = lane_index(); c < all.channels; c += kWarp) scaled[c] = scale * float(query[n * all.channels + c]);
   __syncwarp();
   const int64_t table = n * all.window.grid * all.heads;
-  attend<T, kDim>(all.window, all.heads, all.dim, scaled, k + all.image(n), all.y[n], all.x[n], bias_y + table, bias_x + table,
-                  scaled + all.channels, out + n * all.heads * all.window.positions(), 8);
+  attend<T, kDim>(all.window, all.heads, all.dim, scaled, k + all.image(n), all.y[n], all.x[n], bias_y + table,
+      bias_x + table, scaled + all.channels, out + n * all.heads * all.window.positions(), 8);
 }
 
-// Everything of the backward pass that belongs to one query; what goes to k is gathered afterwards from `slope`, the gradient of
-// the logits, (B, Q, H, G * G).
+// Everything of the backward pass that belongs to one query; what goes to k is gathered afterwards from `slope`, the
+// gradient of the logits, (B, Q, H, G * G).
 template <typename T, int V>
-__global__ void __launch_bounds__(kThreads)
-    attention_backward_kernel(Queries all, const T* grad, const T* out, const T* k, T* grad_query, T* slope, T* grad_y, T* grad_x) {
+__global__ void __launch_bounds__(kThreads) attention_backward_kernel(
+    Queries all, const T* grad, const T* out, const T* k, T* grad_query, T* slope, T* grad_y, T* grad_x) {
   const int64_t n = global_warp();
   if (n >= all.total) return;
   const int lane = lane_index(), heads = all.heads, grid = all.window.grid, positions = all.window.positions();
@@ -132,25 +132,26 @@ void attention(Tensor query, Tensor k, Tensor bias_y, Tensor bias_x, Tensor y, T
     using T = decltype(zero);
     const auto run = [&](auto kernel, int64_t floats) {
       launch_warps("attention", kernel, all.total, floats, stream, all, read<T>(query), read<T>(k), read<float>(bias_y),
-                   read<float>(bias_x), write<T>(out));
+          read<float>(bias_x), write<T>(out));
     };
-    if (all.dim == 32 && by_eights(all.dim, k))
+    if (all.dim == 32 && aligned_by_eight(all.dim, k))
       run(&attention_kernel<T, 32>, attend_floats<32>(all.channels, all.window.positions()));
     else
       run(&attention_kernel<T, 0>, attend_floats<0>(all.channels, all.window.positions()));
   }, k, query, out);
 }
 
-void attention_backward(Tensor grad, Tensor out, Tensor k, Tensor y, Tensor x, Tensor grad_query, Tensor slope, Tensor grad_y,
-                        Tensor grad_x, int64_t stream) {
+void attention_backward(Tensor grad, Tensor out, Tensor k, Tensor y, Tensor x, Tensor grad_query, Tensor slope,
+    Tensor grad_y, Tensor grad_x, int64_t stream) {
   const Queries all(k, y, x, out.size(2), out.size(3));
   by_type([&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto kernel) {
-      launch_warps("attention_backward", kernel, all.total, all.heads * all.window.positions(), stream, all, read<T>(grad),
-                   read<T>(out), read<T>(k), write<T>(grad_query), write<T>(slope), write<T>(grad_y), write<T>(grad_x));
+      launch_warps("attention_backward", kernel, all.total, all.heads * all.window.positions(), stream, all,
+          read<T>(grad), read<T>(out), read<T>(k), write<T>(grad_query), write<T>(slope), write<T>(grad_y),
+          write<T>(grad_x));
     };
-    if (by_eights(all.dim, k, grad_query))
+    if (aligned_by_eight(all.dim, k, grad_query))
       run(&attention_backward_kernel<T, 8>);
     else
       run(&attention_backward_kernel<T, 1>);
@@ -161,9 +162,11 @@ void attention_backward(Tensor grad, Tensor out, Tensor k, Tensor y, Tensor x, T
 
 CLIT_LIBRARY(m) {
   m.def(
-      "attention(Tensor query, Tensor k, Tensor bias_y, Tensor bias_x, Tensor y, Tensor x, Tensor(a!) out, int stream) -> ()");
+      "attention(Tensor query, Tensor k, Tensor bias_y, Tensor bias_x, Tensor y, Tensor x, Tensor(a!) out, int stream) "
+      "-> ()");
   m.def(
-      "attention_backward(Tensor grad, Tensor out, Tensor k, Tensor y, Tensor x, Tensor(a!) grad_query, Tensor(b!) slope, "
+      "attention_backward(Tensor grad, Tensor out, Tensor k, Tensor y, Tensor x, Tensor(a!) grad_query, Tensor(b!) "
+      "slope, "
       "Tensor(c!) grad_y, Tensor(d!) grad_x, int stream) -> ()");
 }
 CLIT_LIBRARY_IMPL(m) {

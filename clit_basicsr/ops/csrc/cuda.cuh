@@ -38,8 +38,8 @@ constexpr int kThreads = 256;
 // What every block may use without asking. Shared memory is requested at launch, as the sizes depend on the grid.
 constexpr int64_t kSharedBytes = 48 << 10;
 
-// V neighbouring numbers of a tensor. For V = 8 they are moved 16 bytes at a time, and the address is a multiple of 16: through the
-// built-in vector type, as the compiler may take an array of its own apart and write it number by number.
+// V neighbouring numbers of a tensor. For V = 8 they are moved 16 bytes at a time, and the address is a multiple of 16:
+// through the built-in vector type, as the compiler may take an array of its own apart and write it number by number.
 template <int V, typename T>
 __device__ __forceinline__ void load(const T* from, float (&to)[V]) {
   T value[V];
@@ -72,9 +72,10 @@ __device__ __forceinline__ void store(T* to, const float (&from)[V], float scale
   }
 }
 
-// How a warp shares out the channels of a query, head by head, and the lane's part in it: lane `part` of its group has the channels
-// part * kPack ... of every kPerHead * kPack, of the slot-th of the kHeads heads that are in work together. kDim = C / H: 8 channels a
-// lane, so several heads at once; kDim = 0: any C / H, one head at a time, one channel a lane.
+// How a warp shares out the channels of a query, head by head, and the lane's part in it: lane `part` of its group has
+// the channels part * kPack ... of every kPerHead * kPack, of the slot-th of the kHeads heads that are in work
+// together. kDim = C / H: 8 channels a lane, so several heads at once; kDim = 0: any C / H, one head at a time, one
+// channel a lane.
 template <int kDim>
 struct Lanes {
   static constexpr int kPack = kDim ? 8 : 1;
@@ -86,7 +87,9 @@ struct Lanes {
   __device__ __forceinline__ explicit Lanes(int lane) : part(lane % kPerHead), slot(lane / kPerHead) {}
 
   // Of the heads from `first` on, how many are in work.
-  __device__ __forceinline__ static int heads(int first, int all) { return all - first < kHeads ? all - first : kHeads; }
+  __device__ __forceinline__ static int heads(int first, int all) {
+    return all - first < kHeads ? all - first : kHeads;
+  }
 };
 
 // Sum, or largest, over groups of kLanes neighbouring lanes, known to all of them; every lane of the warp takes part.
@@ -116,27 +119,30 @@ __device__ __forceinline__ float* shared_memory() {
 
 // stream: the cudaStream_t that torch works on, as a number; the device is the current one.
 template <typename... P, typename... A>
-void launch(const char* name, void (*kernel)(P...), int64_t blocks, dim3 block, int64_t shared, int64_t stream, A... arguments) {
+void launch(const char* name, void (*kernel)(P...), int64_t blocks, dim3 block, int64_t shared, int64_t stream,
+    A... arguments) {
   if (blocks == 0) return;
-  if (blocks > INT32_MAX) throw std::runtime_error(std::string("clit_basicsr: too much at once for the CUDA kernel ") + name);
+  if (blocks > INT32_MAX)
+    throw std::runtime_error(std::string("clit_basicsr: too much at once for the CUDA kernel ") + name);
   kernel<<<dim3(blocks), block, shared, reinterpret_cast<cudaStream_t>(stream)>>>(P(arguments)...);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
-    throw std::runtime_error(std::string("clit_basicsr: the CUDA kernel ") + name +
-                             " could not be launched: " + cudaGetErrorString(error));
+    throw std::runtime_error(
+        std::string("clit_basicsr: the CUDA kernel ") + name + " could not be launched: " + cudaGetErrorString(error));
 }
 #endif
 
 // A launch of one warp per item, `floats` numbers of shared memory each: as many warps per block as fit.
 template <typename... P, typename... A>
-void launch_warps(const char* name, void (*kernel)(P...), int64_t items, int64_t floats, int64_t stream, A... arguments) {
+void launch_warps(
+    const char* name, void (*kernel)(P...), int64_t items, int64_t floats, int64_t stream, A... arguments) {
   int64_t warps = kThreads / kWarp;
   while (warps > 1 && warps * floats * int64_t(sizeof(float)) > kSharedBytes) warps /= 2;
   const int64_t bytes = warps * floats * sizeof(float);
   if (bytes > kSharedBytes)
-    throw std::runtime_error(std::string("clit_basicsr: grid_size or num_heads is too large for the CUDA kernel ") + name +
-                             ": it needs " + std::to_string(bytes) + " bytes of shared memory, more than " +
-                             std::to_string(kSharedBytes));
+    throw std::runtime_error(std::string("clit_basicsr: grid_size or num_heads is too large for the CUDA kernel ") +
+        name + ": it needs " + std::to_string(bytes) + " bytes of shared memory, more than " +
+        std::to_string(kSharedBytes));
   launch(name, kernel, (items + warps - 1) / warps, dim3(warps * kWarp), bytes, stream, arguments...);
 }
 
@@ -146,16 +152,20 @@ void by_type(const F& f, const Tensor& t, const Tensors&... others) {
   if (((others.scalar_type() != t.scalar_type()) || ...))
     throw std::runtime_error("clit_basicsr: the tensors of a CUDA kernel differ in type");
   switch (t.scalar_type()) {
-    case torch::headeronly::ScalarType::Float: return f(float());
-    case torch::headeronly::ScalarType::Half: return f(Half());
-    case torch::headeronly::ScalarType::BFloat16: return f(BFloat16());
-    default: throw std::runtime_error("clit_basicsr: the CUDA kernels take float32, float16 and bfloat16");
+    case torch::headeronly::ScalarType::Float:
+      return f(float());
+    case torch::headeronly::ScalarType::Half:
+      return f(Half());
+    case torch::headeronly::ScalarType::BFloat16:
+      return f(BFloat16());
+    default:
+      throw std::runtime_error("clit_basicsr: the CUDA kernels take float32, float16 and bfloat16");
   }
 }
 
 // Whether all of these can be read and written 8 channels at a time, none of which cross a head's border.
 template <typename... Tensors>
-bool by_eights(int64_t dim, const Tensors&... tensors) {
+bool aligned_by_eight(int64_t dim, const Tensors&... tensors) {
   return dim % 8 == 0 && ((reinterpret_cast<uintptr_t>(tensors.data_ptr()) % 16 == 0) && ...);
 }
 

@@ -1,5 +1,6 @@
-// The first layer for a dense grid of queries: all queries with the same nearest pixel p share the products of its window,
-// P_p[(g, h)] = W_(g, h) v[p + g] (C / H numbers to O), so that one query costs G * G * H * O operations instead of G * G * C * O.
+// The first layer for a dense grid of queries: all queries with the same nearest pixel p share the products of its
+// window, P_p[(g, h)] = W_(g, h) v[p + g] (C / H numbers to O), so that one query costs G * G * H * O operations
+// instead of G * G * C * O.
 #include "vec.h"
 #include "tensors.h"
 #include "window.h"
@@ -99,7 +100,8 @@ struct Dense {
       query[c] = w[0] * corner[0][c] + w[1] * corner[1][c] + w[2] * corner[2][c] + w[3] * corner[3][c];
   }
 
-  // Equation (6) for one head of the tile: [query][G * G], the queries in the order of their pixels. keys: [row][dim][column].
+  // Equation (6) for one head of the tile: [query][G * G], the queries in the order of their pixels. keys:
+  // [row][dim][column].
   void attend(const Tile& t, int h, const T* keys, T* attention) const {
     const int grid = window.grid, positions = window.positions();
     const int64_t s0 = cols.begin[t.x0], s1 = cols.begin[t.x1], n = patch_cols(t);
@@ -122,17 +124,17 @@ struct Dense {
               for (int i = 0; i < grid; ++i)
                 for (int j = 0; j < stride; j += kNarrowLanes<T>)
                   logits<1>(query.get(), key + i * dim * n + j, n, bias_y.get() + i,
-                            bias_x.get() + (s - s0) * stride + j, attention + i * grid + j);
+                      bias_x.get() + (s - s0) * stride + j, attention + i * grid + j);
             softmax_in_place(attention, positions);
           }
         }
   }
 
-  // kWindowRows rows of the window, kNarrowLanes columns of each. Not inlined, here and below: amid other code the compiler
-  // runs out of registers.
+  // kWindowRows rows of the window, kNarrowLanes columns of each. Not inlined, here and below: amid other code the
+  // compiler runs out of registers.
   template <int kWindowRows>
-  __attribute__((noinline)) void logits(const T* query, const T* key, int64_t n, const T* bias_y, const T* bias_x,
-                                        T* to) const {
+  __attribute__((noinline)) void logits(
+      const T* query, const T* key, int64_t n, const T* bias_y, const T* bias_x, T* to) const {
     narrow<T> acc[kWindowRows] = {};
     const T* row[kWindowRows];
     for (int i = 0; i < kWindowRows; ++i) row[i] = key + i * dim * n;
@@ -183,8 +185,8 @@ struct Dense {
             build(p1 - p0, shift.data() + g0, n, weight, pixel.data() + p0, shared.get());
             for (int64_t p = p0; p < p1; ++p)
               multiply_rows<T, true>(start[p + 1] - start[p], n, a.data() + start[p], 1,
-                                     shared.get() + (p - p0) * n * kPanel<T>,
-                                     result.get() + (panel * queries + start[p]) * kPanel<T>, kPanel<T>);
+                  shared.get() + (p - p0) * n * kPanel<T>, result.get() + (panel * queries + start[p]) * kPanel<T>,
+                  kPanel<T>);
           }
         }
     }
@@ -201,24 +203,36 @@ struct Dense {
         for (int64_t s = cols.begin[x]; s < cols.begin[x + 1]; ++s, ++m)
           for (int64_t o = 0; o < outputs; o += kPanel<T>)
             std::copy_n(result + o * queries + m * kPanel<T>, std::min<int64_t>(kPanel<T>, outputs - o),
-                        out + (r * num_cols + s) * outputs + o);
+                out + (r * num_cols + s) * outputs + o);
     }
   }
 
   // One panel of the products of n window positions for up to kRows pixels: [pixel][n][kPanel].
   void build(int pixels, const int64_t* shift, int n, const T* weight, const T* const* pixel, T* shared) const {
     switch (pixels) {
-      case 6: build_rows<6>(shift, n, weight, pixel, shared); break;
-      case 5: build_rows<5>(shift, n, weight, pixel, shared); break;
-      case 4: build_rows<4>(shift, n, weight, pixel, shared); break;
-      case 3: build_rows<3>(shift, n, weight, pixel, shared); break;
-      case 2: build_rows<2>(shift, n, weight, pixel, shared); break;
-      case 1: build_rows<1>(shift, n, weight, pixel, shared); break;
+      case 6:
+        build_rows<6>(shift, n, weight, pixel, shared);
+        break;
+      case 5:
+        build_rows<5>(shift, n, weight, pixel, shared);
+        break;
+      case 4:
+        build_rows<4>(shift, n, weight, pixel, shared);
+        break;
+      case 3:
+        build_rows<3>(shift, n, weight, pixel, shared);
+        break;
+      case 2:
+        build_rows<2>(shift, n, weight, pixel, shared);
+        break;
+      case 1:
+        build_rows<1>(shift, n, weight, pixel, shared);
+        break;
     }
   }
   template <int M>
-  __attribute__((noinline)) void build_rows(const int64_t* shift, int n, const T* weight, const T* const* pixel,
-                                            T* shared) const {
+  __attribute__((noinline)) void build_rows(
+      const int64_t* shift, int n, const T* weight, const T* const* pixel, T* shared) const {
     for (int g = 0; g < n; ++g, weight += dim * kPanel<T>) {
       const T* a[M];
       for (int i = 0; i < M; ++i) a[i] = pixel[i] + shift[g];
@@ -229,30 +243,32 @@ struct Dense {
 
 template <typename T>
 void dense_linear_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& packed, const Tensor& offset,
-                     const Axis<T>& rows, const Axis<T>& cols, int64_t num_rows, int64_t num_cols, int64_t grid,
-                     int64_t heads, const Tensor& out) {
-  const int64_t batch = v.size(0), height = v.size(1), width = v.size(2), channels = v.size(3), outputs = offset.size(0);
+    const Axis<T>& rows, const Axis<T>& cols, int64_t num_rows, int64_t num_cols, int64_t grid, int64_t heads,
+    const Tensor& out) {
+  const int64_t batch = v.size(0), height = v.size(1), width = v.size(2), channels = v.size(3),
+                outputs = offset.size(0);
   const int64_t padded = round_up<T>(outputs), map = height * width * channels;
   const int64_t pixels = tile_pixels(double(num_rows * num_cols) / (rows.pixels() * cols.pixels()));
   const int64_t tile_x = std::min(pixels, cols.pixels()), tile_y = std::max<int64_t>(1, pixels / tile_x);
   const int64_t tiles_x = (cols.pixels() + tile_x - 1) / tile_x, tiles_y = (rows.pixels() + tile_y - 1) / tile_y;
   parallel(batch * tiles_y * tiles_x, [&](int64_t i) {
     const int64_t b = i / (tiles_y * tiles_x), y = i / tiles_x % tiles_y * tile_y, x = i % tiles_x * tile_x;
-    const Dense<T> dense{read<T>(q) + b * map, read<T>(k) + b * map, read<T>(v) + b * map, read<T>(packed), read<T>(offset),
-                         write<T>(out) + b * num_rows * num_cols * outputs, width, channels, outputs, padded, num_cols,
-                         int(heads), int(channels / heads), Window{height, width, int(grid)}, rows, cols};
+    const Dense<T> dense{read<T>(q) + b * map, read<T>(k) + b * map, read<T>(v) + b * map, read<T>(packed),
+        read<T>(offset), write<T>(out) + b * num_rows * num_cols * outputs, width, channels, outputs, padded, num_cols,
+        int(heads), int(channels / heads), Window{height, width, int(grid)}, rows, cols};
     dense.run({y, std::min(y + tile_y, rows.pixels()), x, std::min(x + tile_x, cols.pixels())});
   });
 }
 
 void dense_linear(Tensor q, Tensor k, Tensor v, Tensor packed, Tensor offset, Tensor row_nearest, Tensor row_taps,
-                  Tensor row_weights, Tensor row_bias, Tensor col_nearest, Tensor col_taps, Tensor col_weights,
-                  Tensor col_bias, Tensor out) {
+    Tensor row_weights, Tensor row_bias, Tensor col_nearest, Tensor col_taps, Tensor col_weights, Tensor col_bias,
+    Tensor out) {
   const auto call = [&](auto zero) {
     using T = decltype(zero);
-    const Axis<T> rows(row_nearest, row_taps, row_weights, row_bias), cols(col_nearest, col_taps, col_weights, col_bias);
+    const Axis<T> rows(row_nearest, row_taps, row_weights, row_bias),
+        cols(col_nearest, col_taps, col_weights, col_bias);
     dense_linear_of<T>(q, k, v, packed, offset, rows, cols, row_nearest.size(0), col_nearest.size(0), row_bias.size(1),
-                       row_bias.size(2), out);
+        row_bias.size(2), out);
   };
   is_double(q) ? call(double()) : call(float());
 }

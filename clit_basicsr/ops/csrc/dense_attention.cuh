@@ -1,5 +1,5 @@
-// Equation (6) for a dense grid of queries: attention weights, with the queries interpolated on the way. In half precision on tensor
-// cores, a warp for all the queries of a pixel, whose keys they share; else a warp per query.
+// Equation (6) for a dense grid of queries: attention weights, with the queries interpolated on the way. In half
+// precision on tensor cores, a warp for all the queries of a pixel, whose keys they share; else a warp per query.
 #pragma once
 
 #include "attention.cuh"
@@ -8,8 +8,8 @@
 namespace clit {
 namespace {
 
-// One axis of a dense grid of queries (clit_basicsr.ops.geometry.axes.Axis) in pieces: those of the i-th, whose nearest pixel is pixel[i], are
-// begin[i] ... begin[i + 1] - 1, `most` of them at most.
+// One axis of a dense grid of queries (clit_basicsr.ops.geometry.axes.Axis) in pieces: those of the i-th, whose nearest
+// pixel is pixel[i], are begin[i] ... begin[i + 1] - 1, `most` of them at most.
 struct DenseAxis {
   const int64_t* taps;
   const float *weights, *bias;
@@ -20,13 +20,12 @@ struct DenseAxis {
 constexpr int kHeadDim = 32;  // channels of a head
 constexpr int kSlots = 256;   // slots that lie together in what these kernels hand over to the first layer
 
-// One warp per place: `rows.most` x `cols.most` places for two pieces, of which those beyond the pieces' own queries stay empty.
-// The weights of place p of piece n are those of slot n * slots + p. out: (slots / group, positions / 8, group, 8), a position being one
-// of a head's window; if their number is padded to whole eights, with zeros.
+// One warp per place: `rows.most` x `cols.most` places for two pieces, of which those beyond the pieces' own queries
+// stay empty. The weights of place p of piece n are those of slot n * slots + p. out: (slots / group, positions / 8,
+// group, 8), a position being one of a head's window; if their number is padded to whole eights, with zeros.
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads)
-    dense_attention_kernel(Window window, int heads, int dim, DenseAxis rows, DenseAxis cols, const T* q, const T* k, int64_t slots,
-                           int64_t group, int64_t padded, T* out) {
+__global__ void __launch_bounds__(kThreads) dense_attention_kernel(Window window, int heads, int dim, DenseAxis rows,
+    DenseAxis cols, const T* q, const T* k, int64_t slots, int64_t group, int64_t padded, T* out) {
   const int64_t item = global_warp(), places = rows.most * cols.most, piece = item / places, place = item % places;
   if (piece >= rows.pieces * cols.pieces) return;
   const int channels = heads * dim, positions = window.positions(), lane = lane_index();
@@ -43,20 +42,21 @@ __global__ void __launch_bounds__(kThreads)
     for (int a = 0; a < 2; ++a)
       for (int b = 0; b < 2; ++b)
         sum += rows.weights[2 * r + a] * cols.weights[2 * s + b] *
-               float(q[(rows.taps[2 * r + a] * window.width + cols.taps[2 * s + b]) * channels + c]);
+            float(q[(rows.taps[2 * r + a] * window.width + cols.taps[2 * s + b]) * channels + c]);
     scaled[c] = scale * sum;
   }
   __syncwarp();
   attend<T, kDim>(window, heads, dim, scaled, k, rows.pixel[i], cols.pixel[j], rows.bias + r * window.grid * heads,
-                  cols.bias + s * window.grid * heads, scaled + channels, out, group * 8);
+      cols.bias + s * window.grid * heads, scaled + channels, out, group * 8);
 }
 
-// The same in half precision for windows of up to 8 x 8 positions: one warp per piece, head by head all keys of its window (rows) times
-// all its queries (columns). The bias is two more products: which line and which column of the window a row is, times what these add to
-// a query's logits, as the sum of two numbers, as one would round it. A piece has kPlaces slots, kSlots of which make a group of `out`.
+// The same in half precision for windows of up to 8 x 8 positions: one warp per piece, head by head all keys of its
+// window (rows) times all its queries (columns). The bias is two more products: which line and which column of the
+// window a row is, times what these add to a query's logits, as the sum of two numbers, as one would round it. A piece
+// has kPlaces slots, kSlots of which make a group of `out`.
 template <typename T, int kPlaces>
-__global__ void __launch_bounds__(kThreads)
-    dense_attention_tiles_kernel(Window window, int heads, DenseAxis rows, DenseAxis cols, const T* q, const T* k, int padded, T* out) {
+__global__ void __launch_bounds__(kThreads) dense_attention_tiles_kernel(
+    Window window, int heads, DenseAxis rows, DenseAxis cols, const T* q, const T* k, int padded, T* out) {
   constexpr int kRows = 4, kCols = kPlaces / 8;  // tiles of 16 positions, of 8 queries
   const int64_t piece = global_warp();
   if (piece >= rows.pieces * cols.pieces) return;
@@ -171,15 +171,15 @@ __global__ void __launch_bounds__(kThreads)
     reinterpret_cast<uint4*>(out)[n / kPlaces * kSlots + n % kPlaces] = reinterpret_cast<const uint4*>(staged)[n];
 }
 
-void dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_pixel, Tensor row_begin,
-                     Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_pixel, Tensor col_begin, int64_t rows_most,
-                     int64_t cols_most, int64_t slots, int64_t group, int64_t padded, Tensor out, int64_t stream) {
+void dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_pixel,
+    Tensor row_begin, Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_pixel, Tensor col_begin,
+    int64_t rows_most, int64_t cols_most, int64_t slots, int64_t group, int64_t padded, Tensor out, int64_t stream) {
   const int grid = row_bias.size(1), heads = row_bias.size(2), channels = k.size(2), dim = channels / heads;
   const Window window{k.size(0), k.size(1), grid};
-  const auto axis = [](const Tensor& taps, const Tensor& weights, const Tensor& bias, const Tensor& pixel, const Tensor& begin,
-                       int64_t most) {
-    return DenseAxis{read<int64_t>(taps),  read<float>(weights), read<float>(bias), read<int64_t>(pixel),
-                     read<int64_t>(begin), pixel.size(0),        most};
+  const auto axis = [](const Tensor& taps, const Tensor& weights, const Tensor& bias, const Tensor& pixel,
+                        const Tensor& begin, int64_t most) {
+    return DenseAxis{read<int64_t>(taps), read<float>(weights), read<float>(bias), read<int64_t>(pixel),
+        read<int64_t>(begin), pixel.size(0), most};
   };
   const DenseAxis rows = axis(row_taps, row_weights, row_bias, row_pixel, row_begin, rows_most);
   const DenseAxis cols = axis(col_taps, col_weights, col_bias, col_pixel, col_begin, cols_most);
@@ -189,20 +189,20 @@ void dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Te
     if constexpr (sizeof(T) == 2) {
       const bool fits = padded * slots * int64_t(sizeof(T)) <= kSharedBytes && window.grid <= 8 && group == kSlots;
       const auto tiles = [&](auto kernel) {
-        launch_warps("dense_attention", kernel, rows.pieces * cols.pieces, padded * slots / 2, stream, window, heads, rows, cols,
-                     read<T>(q), read<T>(k), padded, write<T>(out));
+        launch_warps("dense_attention", kernel, rows.pieces * cols.pieces, padded * slots / 2, stream, window, heads,
+            rows, cols, read<T>(q), read<T>(k), padded, write<T>(out));
       };
-      if (fits && dim == kHeadDim && by_eights(dim, q, k, out)) {
+      if (fits && dim == kHeadDim && aligned_by_eight(dim, q, k, out)) {
         if (slots == 8) return tiles(&dense_attention_tiles_kernel<T, 8>);
         if (slots == 16) return tiles(&dense_attention_tiles_kernel<T, 16>);
         if (slots == 32) return tiles(&dense_attention_tiles_kernel<T, 32>);
       }
     }
     const auto run = [&](auto kernel, int64_t floats) {
-      launch_warps("dense_attention", kernel, items, floats, stream, window, heads, dim, rows, cols, read<T>(q), read<T>(k), slots,
-                   group, padded, write<T>(out));
+      launch_warps("dense_attention", kernel, items, floats, stream, window, heads, dim, rows, cols, read<T>(q),
+          read<T>(k), slots, group, padded, write<T>(out));
     };
-    if (dim == 32 && by_eights(dim, k))
+    if (dim == 32 && aligned_by_eight(dim, k))
       run(&dense_attention_kernel<T, 32>, attend_floats<32>(channels, window.positions()));
     else
       run(&dense_attention_kernel<T, 0>, attend_floats<0>(channels, window.positions()));
@@ -214,7 +214,8 @@ void dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Te
 CLIT_LIBRARY(m) {
   m.def(
       "dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_pixel, "
-      "Tensor row_begin, Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_pixel, Tensor col_begin, int rows_most, "
+      "Tensor row_begin, Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_pixel, Tensor col_begin, int "
+      "rows_most, "
       "int cols_most, int slots, int group, int padded, Tensor(a!) out, int stream) -> ()");
 }
 CLIT_LIBRARY_IMPL(m) { m.impl("dense_attention", TORCH_BOX(&dense_attention)); }

@@ -1,6 +1,6 @@
-// Equation (7) and the first layer for a dense grid of queries in half precision, on tensor cores. Queries with one nearest pixel share
-// its window: the products of its values with the layer's weights are made once, in registers, and weighted by each query's attention.
-// Every warp works for itself, once a small table is made.
+// Equation (7) and the first layer for a dense grid of queries in half precision, on tensor cores. Queries with one
+// nearest pixel share its window: the products of its values with the layer's weights are made once, in registers, and
+// weighted by each query's attention. Every warp works for itself, once a small table is made.
 #pragma once
 
 #include "dense_attention.cuh"
@@ -18,13 +18,13 @@ struct alignas(16) Piece {
 };
 
 // One warp: kSlots / kPlaces pieces (see DenseAxis) of kPlaces places each, some of them empty, and kOutputs outputs.
-// attention: (warps, positions / 8, kSlots, 8), a position being one of a head's window, their number padded to whole eights;
-// v: (h + 2 reach, w + 2 reach, C), zero outside the map; weight: (O / kOutputs, positions, 2, 32, 8), by lanes as the products take it
-// (clit_basicsr.ops.backends.cuda_backend); out: (R, S, O).
+// attention: (warps, positions / 8, kSlots, 8), a position being one of a head's window, their number padded to whole
+// eights; v: (h + 2 reach, w + 2 reach, C), zero outside the map; weight: (O / kOutputs, positions, 2, 32, 8), by lanes
+// as the products take it (clit_basicsr.ops.backends.cuda_backend); out: (R, S, O).
 template <typename T, int kPlaces>
 __global__ void __launch_bounds__(kThreads, 1)
-    dense_linear_kernel(Window window, int heads, int positions, int outputs, DenseAxis rows, DenseAxis cols, const T* attention,
-                        const T* v, const T* weight, const float* bias, int64_t width, T* out) {
+    dense_linear_kernel(Window window, int heads, int positions, int outputs, DenseAxis rows, DenseAxis cols,
+        const T* attention, const T* v, const T* weight, const float* bias, int64_t width, T* out) {
   constexpr int kPieces = kSlots / kPlaces, kTiles = kPieces / 8, kTogether = kTiles < 2 ? kTiles : 2;
   const int lane = lane_index(), g = lane / 4, t = lane % 4;
   const int64_t line = window.width + window.grid - 1;            // pixels of a line of v
@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int64_t pieces = rows.pieces * cols.pieces;
   const int64_t across = (outputs + kOutputs * kAbreast - 1) / (kOutputs * kAbreast);
-  const int64_t warp = blockIdx.x / across * (kThreads / kWarp / kAbreast) + warp_index() / kAbreast, first = warp * kPieces;
+  const int64_t warp = blockIdx.x / across * (kThreads / kWarp / kAbreast) + warp_index() / kAbreast,
+                first = warp * kPieces;
   const int64_t layer = blockIdx.x % across * kAbreast + warp_index() % kAbreast;
   if (first >= pieces || layer * kOutputs >= outputs) return;
 
@@ -45,7 +46,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
     const int64_t piece = first + n * 8 + g < pieces ? first + n * 8 + g : pieces - 1;
-    value[n] = v + (rows.pixel[piece / cols.pieces] * line + cols.pixel[piece % cols.pieces]) * heads * kHeadDim + t * 8;
+    value[n] =
+        v + (rows.pixel[piece / cols.pieces] * line + cols.pixel[piece % cols.pieces]) * heads * kHeadDim + t * 8;
   }
   constexpr int kStep = kOutputs * kHeadDim;  // weights of a position
   weight += layer * positions * kStep + lane * 8;
@@ -55,7 +57,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int begin = 0; begin < positions; begin += 8, weight += 8 * kStep, attention += 8 * kSlots)
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile += kTogether) {
-      unsigned products[kTogether][4][4];  // [tile][two positions][element]; rows: outputs, columns: the pieces of the tile
+      unsigned products[kTogether][4]
+                       [4];  // [tile][two positions][element]; rows: outputs, columns: the pieces of the tile
 #pragma unroll
       for (int j = 0; j < 8; j += 2) {
         float product[2][kTogether][4];
@@ -66,7 +69,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           const int64_t at = offset[begin + j + b];
 #pragma unroll
           for (int n = 0; n < kTogether; ++n) {
-            // The sum over channels may take them in any order: a lane's eight neighbours are its places of both products.
+            // The sum over channels may take them in any order: a lane's eight neighbours are its places of both
+            // products.
             const uint4 own = *reinterpret_cast<const uint4*>(value[tile + n] + at);
             multiply<T>(product[b][n], {0, 0, 0, 0}, {early.x, early.y, early.z, early.w}, {own.x, own.y});
             multiply<T>(product[b][n], product[b][n], {late.x, late.y, late.z, late.w}, {own.z, own.w});
@@ -79,9 +83,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
 #pragma unroll
       for (int n = 0; n < kTogether; ++n) {
-        // From two pieces and eight positions a lane to eight pieces and two positions, as the second product takes them.
+      // From two pieces and eight positions a lane to eight pieces and two positions, as the second product takes them.
 #pragma unroll
-        for (int e = 0; e < 4; ++e) transpose(products[n][0][e], products[n][1][e], products[n][2][e], products[n][3][e]);
+        for (int e = 0; e < 4; ++e)
+          transpose(products[n][0][e], products[n][1][e], products[n][2][e], products[n][3][e]);
 #pragma unroll
         for (int s = 0; s < 8; ++s)
 #pragma unroll
@@ -89,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             const int piece = (tile + n) * 8 + s;
             const T* from = attention + (piece * kPlaces + m * 8) * 8;
             multiply<T>(sum[piece][m], sum[piece][m], {products[n][s / 2][s % 2], products[n][s / 2][s % 2 + 2]},
-                        *reinterpret_cast<const unsigned*>(from));
+                *reinterpret_cast<const unsigned*>(from));
           }
       }
     }
@@ -97,9 +102,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   Piece* own = reinterpret_cast<Piece*>(offset + positions) + warp_index() * kPieces;
   if (lane < kPieces) {
     const int64_t i = (first + lane) / cols.pieces, j = (first + lane) % cols.pieces;
-    own[lane] = first + lane < pieces ? Piece{int(rows.begin[i]), int(cols.begin[j]), int(rows.begin[i + 1] - rows.begin[i]),
-                                              int(cols.begin[j + 1] - cols.begin[j])}
-                                      : Piece{};
+    own[lane] = first + lane < pieces
+        ? Piece{int(rows.begin[i]), int(cols.begin[j]), int(rows.begin[i + 1] - rows.begin[i]),
+              int(cols.begin[j + 1] - cols.begin[j])}
+        : Piece{};
   }
   __syncwarp();
   const int o = layer * kOutputs + g, most = cols.most;
@@ -121,13 +127,16 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 // slots: places of a piece, 8, 16 or 32.
-void dense_linear(Tensor attention, Tensor v, Tensor weight, Tensor bias, Tensor row_pixel, Tensor row_begin, Tensor col_pixel,
-                  Tensor col_begin, int64_t rows_most, int64_t cols_most, int64_t grid, int64_t slots, Tensor out, int64_t stream) {
+void dense_linear(Tensor attention, Tensor v, Tensor weight, Tensor bias, Tensor row_pixel, Tensor row_begin,
+    Tensor col_pixel, Tensor col_begin, int64_t rows_most, int64_t cols_most, int64_t grid, int64_t slots, Tensor out,
+    int64_t stream) {
   const int outputs = out.size(2), positions = attention.size(1) * 8, heads = v.size(2) / kHeadDim;
   const Window window{v.size(0) - grid + 1, v.size(1) - grid + 1, int(grid)};
   DenseAxis rows{}, cols{};
-  rows.pixel = read<int64_t>(row_pixel), rows.begin = read<int64_t>(row_begin), rows.pieces = row_pixel.size(0), rows.most = rows_most;
-  cols.pixel = read<int64_t>(col_pixel), cols.begin = read<int64_t>(col_begin), cols.pieces = col_pixel.size(0), cols.most = cols_most;
+  rows.pixel = read<int64_t>(row_pixel), rows.begin = read<int64_t>(row_begin), rows.pieces = row_pixel.size(0),
+  rows.most = rows_most;
+  cols.pixel = read<int64_t>(col_pixel), cols.begin = read<int64_t>(col_begin), cols.pieces = col_pixel.size(0),
+  cols.most = cols_most;
   const auto run = [&](auto zero, auto places) {
     using T = decltype(zero);
     constexpr int kPlaces = decltype(places)::value;
@@ -135,9 +144,9 @@ void dense_linear(Tensor attention, Tensor v, Tensor weight, Tensor bias, Tensor
     constexpr int kPieces = kSlots / kPlaces, kWarps = kThreads / kWarp;
     const int64_t abreast = ceil(outputs, kOutputs * kAbreast), warps = ceil(rows.pieces * cols.pieces, kPieces);
     const int64_t shared = positions * sizeof(int64_t) + kWarps * kPieces * sizeof(Piece);
-    launch("dense_linear", &dense_linear_kernel<T, kPlaces>, ceil(warps, kWarps / kAbreast) * abreast, dim3(kThreads), shared, stream,
-           window, heads, positions, outputs, rows, cols, read<T>(attention), read<T>(v), read<T>(weight), read<float>(bias),
-           out.size(1), write<T>(out));
+    launch("dense_linear", &dense_linear_kernel<T, kPlaces>, ceil(warps, kWarps / kAbreast) * abreast, dim3(kThreads),
+        shared, stream, window, heads, positions, outputs, rows, cols, read<T>(attention), read<T>(v), read<T>(weight),
+        read<float>(bias), out.size(1), write<T>(out));
   };
   by_type([&](auto zero) {
     if constexpr (sizeof(zero) == 2) {
@@ -145,7 +154,8 @@ void dense_linear(Tensor attention, Tensor v, Tensor weight, Tensor bias, Tensor
       if (slots == 16) return run(zero, std::integral_constant<int, 16>());
       if (slots == 32) return run(zero, std::integral_constant<int, 32>());
     }
-    throw std::runtime_error("clit_basicsr: the CUDA kernel dense_linear takes 8, 16 or 32 places in float16 or bfloat16");
+    throw std::runtime_error(
+        "clit_basicsr: the CUDA kernel dense_linear takes 8, 16 or 32 places in float16 or bfloat16");
   }, v, attention, weight, out);
 }
 
@@ -153,7 +163,8 @@ void dense_linear(Tensor attention, Tensor v, Tensor weight, Tensor bias, Tensor
 
 CLIT_LIBRARY(m) {
   m.def(
-      "dense_linear(Tensor attention, Tensor v, Tensor weight, Tensor bias, Tensor row_pixel, Tensor row_begin, Tensor col_pixel, "
+      "dense_linear(Tensor attention, Tensor v, Tensor weight, Tensor bias, Tensor row_pixel, Tensor row_begin, Tensor "
+      "col_pixel, "
       "Tensor col_begin, int rows_most, int cols_most, int grid, int slots, Tensor(a!) out, int stream) -> ()");
 }
 CLIT_LIBRARY_IMPL(m) { m.impl("dense_linear", TORCH_BOX(&dense_linear)); }

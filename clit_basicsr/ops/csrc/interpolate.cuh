@@ -1,6 +1,6 @@
-// A 3 x 3 convolution over an upsampled map: its nine products are made by the library at the resolution of the map below; here they
-// are interpolated along both axes and summed over the taps in one pass, rows first, so that neither the upsampled map nor a
-// half-interpolated one ever exists. And the transpose.
+// A 3 x 3 convolution over an upsampled map: its nine products are made by the library at the resolution of the map
+// below; here they are interpolated along both axes and summed over the taps in one pass, rows first, so that neither
+// the upsampled map nor a half-interpolated one ever exists. And the transpose.
 #pragma once
 
 #include "cuda.cuh"
@@ -13,8 +13,9 @@ constexpr int kFine = 32;                // fine columns that are in work togeth
 constexpr int kCoarse = 16;              // columns of the map below whose rows have been interpolated
 constexpr int kOwn = 8;                  // the transpose: columns of the map below that a block answers for
 
-// Where the three taps of one axis read (clit_basicsr.ops.geometry.axes.convolution_taps): index, weight (n, 3, 2); both pixels of a tap
-// ascend with n. first, last (3, length): the fine pixels whose tap t reads pixel p are first[t][p] ... last[t][p] - 1.
+// Where the three taps of one axis read (clit_basicsr.ops.geometry.axes.convolution_taps): index, weight (n, 3, 2);
+// both pixels of a tap ascend with n. first, last (3, length): the fine pixels whose tap t reads pixel p are
+// first[t][p] ... last[t][p] - 1.
 struct Taps {
   const int64_t* index;
   const float* weight;
@@ -48,7 +49,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t s1 = s0 + kFine < cols.fine ? s0 + kFine : cols.fine;
   const bool active = o < outputs;
   const T* image = products + line / rows.fine * rows.length * cols.length * 9 * outputs;
-  float(*coarse)[kCoarse][kLanes] = reinterpret_cast<float(*)[kCoarse][kLanes]>(shared_memory());  // [tx][column][channel]
+  float (*coarse)[kCoarse][kLanes] =
+      reinterpret_cast<float (*)[kCoarse][kLanes]>(shared_memory());  // [tx][column][channel]
   float sum[kFine / kGroups] = {};
   const int64_t low = cols.index[s0 * 6], high = cols.index[s1 * 6 - 1];
   for (int64_t x0 = low; x0 <= high; x0 += kCoarse) {
@@ -85,7 +87,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One block: a row of the map below, kOwn columns of it, kLanes channels. grad: (B, R, S, O); grad_products: (B, h, w, 3, 3, O).
+// One block: a row of the map below, kOwn columns of it, kLanes channels. grad: (B, R, S, O); grad_products: (B, h, w,
+// 3, 3, O).
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     interpolate_backward_kernel(Taps rows, Taps cols, int64_t outputs, const T* grad, T* grad_products) {
@@ -95,7 +98,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t x1 = x0 + kOwn < cols.length ? x0 + kOwn : cols.length;
   const bool active = o < outputs;
   const T* image = grad + line / rows.length * rows.fine * cols.fine * outputs;
-  float(*fine)[kFine][kLanes] = reinterpret_cast<float(*)[kFine][kLanes]>(shared_memory());  // [ty][column][channel]
+  float (*fine)[kFine][kLanes] = reinterpret_cast<float (*)[kFine][kLanes]>(shared_memory());  // [ty][column][channel]
   float total[kOwn / kGroups][9] = {};
   const int64_t begin = cols.begin(x0), end = cols.end(x1 - 1), r0 = rows.begin(y), r1 = rows.end(y);
   for (int64_t s0 = begin; s0 < end; s0 += kFine) {
@@ -143,31 +146,31 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-void interpolate(Tensor products, Tensor bias, Tensor row_index, Tensor row_weight, Tensor col_index, Tensor col_weight, Tensor out,
-                 int64_t stream) {
+void interpolate(Tensor products, Tensor bias, Tensor row_index, Tensor row_weight, Tensor col_index, Tensor col_weight,
+    Tensor out, int64_t stream) {
   const Taps rows{read<int64_t>(row_index), read<float>(row_weight), nullptr, nullptr, out.size(1), products.size(1)};
   const Taps cols{read<int64_t>(col_index), read<float>(col_weight), nullptr, nullptr, out.size(2), products.size(2)};
   const int64_t outputs = out.size(3), tiles = (cols.fine + kFine - 1) / kFine;
   const int64_t blocks = (outputs + kLanes - 1) / kLanes * tiles * rows.fine * out.size(0);
   by_type([&](auto zero) {
     using T = decltype(zero);
-    launch("interpolate", &interpolate_kernel<T>, blocks, dim3(kLanes, kGroups), 3 * kCoarse * kLanes * sizeof(float), stream,
-           rows, cols, outputs, read<T>(products), read<float>(bias), write<T>(out));
+    launch("interpolate", &interpolate_kernel<T>, blocks, dim3(kLanes, kGroups), 3 * kCoarse * kLanes * sizeof(float),
+        stream, rows, cols, outputs, read<T>(products), read<float>(bias), write<T>(out));
   }, products, out);
 }
 
-void interpolate_backward(Tensor grad, Tensor row_index, Tensor row_weight, Tensor row_first, Tensor row_last, Tensor col_index,
-                          Tensor col_weight, Tensor col_first, Tensor col_last, Tensor grad_products, int64_t stream) {
-  const Taps rows{read<int64_t>(row_index), read<float>(row_weight), read<int64_t>(row_first), read<int64_t>(row_last), grad.size(1),
-                  grad_products.size(1)};
-  const Taps cols{read<int64_t>(col_index), read<float>(col_weight), read<int64_t>(col_first), read<int64_t>(col_last), grad.size(2),
-                  grad_products.size(2)};
+void interpolate_backward(Tensor grad, Tensor row_index, Tensor row_weight, Tensor row_first, Tensor row_last,
+    Tensor col_index, Tensor col_weight, Tensor col_first, Tensor col_last, Tensor grad_products, int64_t stream) {
+  const Taps rows{read<int64_t>(row_index), read<float>(row_weight), read<int64_t>(row_first), read<int64_t>(row_last),
+      grad.size(1), grad_products.size(1)};
+  const Taps cols{read<int64_t>(col_index), read<float>(col_weight), read<int64_t>(col_first), read<int64_t>(col_last),
+      grad.size(2), grad_products.size(2)};
   const int64_t outputs = grad.size(3), tiles = (cols.length + kOwn - 1) / kOwn;
   const int64_t blocks = (outputs + kLanes - 1) / kLanes * tiles * rows.length * grad.size(0);
   by_type([&](auto zero) {
     using T = decltype(zero);
     launch("interpolate_backward", &interpolate_backward_kernel<T>, blocks, dim3(kLanes, kGroups),
-           3 * kFine * kLanes * sizeof(float), stream, rows, cols, outputs, read<T>(grad), write<T>(grad_products));
+        3 * kFine * kLanes * sizeof(float), stream, rows, cols, outputs, read<T>(grad), write<T>(grad_products));
   }, grad, grad_products);
 }
 
@@ -175,10 +178,12 @@ void interpolate_backward(Tensor grad, Tensor row_index, Tensor row_weight, Tens
 
 CLIT_LIBRARY(m) {
   m.def(
-      "interpolate(Tensor products, Tensor bias, Tensor row_index, Tensor row_weight, Tensor col_index, Tensor col_weight, "
+      "interpolate(Tensor products, Tensor bias, Tensor row_index, Tensor row_weight, Tensor col_index, Tensor "
+      "col_weight, "
       "Tensor(a!) out, int stream) -> ()");
   m.def(
-      "interpolate_backward(Tensor grad, Tensor row_index, Tensor row_weight, Tensor row_first, Tensor row_last, Tensor col_index, "
+      "interpolate_backward(Tensor grad, Tensor row_index, Tensor row_weight, Tensor row_first, Tensor row_last, "
+      "Tensor col_index, "
       "Tensor col_weight, Tensor col_first, Tensor col_last, Tensor(a!) grad_products, int stream) -> ()");
 }
 CLIT_LIBRARY_IMPL(m) {

@@ -1,7 +1,7 @@
-// Products of small matrices that a warp makes together, on tensor cores: mma.sync of compute capability 8.0 and later, half-precision
-// factors, single-precision sums. Lane 4 * g + t of the warp holds, of A (16 x k) the rows g and g + 8, of B (k x 8) the column g, each
-// at its places 2 t and 2 t + 1 of every 8 of k (two numbers a word), and of the sums (16 x 8) rows g, g + 8 and columns 2 t, 2 t + 1:
-// sum[0], sum[1] of row g, sum[2], sum[3] of row g + 8.
+// Products of small matrices that a warp makes together, on tensor cores: mma.sync of compute capability 8.0 and later,
+// half-precision factors, single-precision sums. Lane 4 * g + t of the warp holds, of A (16 x k) the rows g and g + 8,
+// of B (k x 8) the column g, each at its places 2 t and 2 t + 1 of every 8 of k (two numbers a word), and of the sums
+// (16 x 8) rows g, g + 8 and columns 2 t, 2 t + 1: sum[0], sum[1] of row g, sum[2], sum[3] of row g + 8.
 #pragma once
 
 #include "cuda.cuh"
@@ -26,7 +26,8 @@ __device__ __forceinline__ float power_of_2(float exponent) {
   return result;
 }
 
-// sum = start + A B for k = 8. a: rows g, g + 8. Volatile, here and below: the whole warp makes it, so it may not move into a branch.
+// sum = start + A B for k = 8. a: rows g, g + 8. Volatile, here and below: the whole warp makes it, so it may not move
+// into a branch.
 template <typename T>
 __device__ __forceinline__ void multiply(float (&sum)[4], const float (&start)[4], const unsigned (&a)[2], unsigned b) {
   if constexpr (std::is_same_v<T, Half>)
@@ -34,22 +35,30 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const float (&start)[4
         : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(b), "f"(start[0]), "f"(start[1]), "f"(start[2]), "f"(start[3]));
   else
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
         : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(b), "f"(start[0]), "f"(start[1]), "f"(start[2]), "f"(start[3]));
 }
 
 // The same for k = 16. a: rows g, g + 8 for the first half of k, then for the second.
 template <typename T>
-__device__ __forceinline__ void multiply(float (&sum)[4], const float (&start)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+__device__ __forceinline__ void multiply(
+    float (&sum)[4], const float (&start)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   if constexpr (std::is_same_v<T, Half>)
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, "
+        "%12, %13};"
         : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(start[0]), "f"(start[1]), "f"(start[2]), "f"(start[3]));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(start[0]), "f"(start[1]), "f"(start[2]),
+        "f"(start[3]));
   else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, "
+        "%12, %13};"
         : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(start[0]), "f"(start[1]), "f"(start[2]), "f"(start[3]));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(start[0]), "f"(start[1]), "f"(start[2]),
+        "f"(start[3]));
 }
 #endif
 

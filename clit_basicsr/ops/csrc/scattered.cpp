@@ -75,7 +75,7 @@ void attention_of(const Queries& all, const T* query, const T* k, const T* bias_
 // One head of one image at a time: its gradients belong to it alone.
 template <typename T>
 void attention_backward_of(const Queries& all, const T* grad, const T* out, const T* query, const T* k, T* grad_query,
-                           T* grad_k, T* grad_y, T* grad_x) {
+    T* grad_k, T* grad_y, T* grad_x) {
   const T scale = T(1) / std::sqrt(T(all.dim));
   const int grid = all.window.grid, positions = all.positions(), heads = all.heads, dim = all.dim;
   parallel(all.batch * heads, [&](int64_t item) {
@@ -104,7 +104,7 @@ void attention_backward_of(const Queries& all, const T* grad, const T* out, cons
 // Attention-weighted values of one window position, channels c0 ... c0 + n - 1, for the queries q0 ... q1 - 1.
 template <typename T>
 void weigh(const Queries& all, const T* attention, const T* v, int g, int64_t q0, int64_t q1, int64_t c0, int64_t n,
-           int64_t stride, T* out) {
+    int64_t stride, T* out) {
   const int positions = all.positions();
   constexpr int64_t kAhead = 6;
   for (int64_t q = q0; q < q1; ++q, out += stride) {
@@ -137,8 +137,7 @@ void attend_linear_of(const Queries& all, const T* attention, const T* v, const 
         for (int64_t depth = 0; depth < channels; depth += kDepth) {
           for (int64_t i = 0; i < m; ++i) a[i] = z.get() + i * channels + depth;
           multiply_rows<T, true>(m, std::min(kDepth, channels - depth), a.data(), 1,
-                                 packed + ((g * panels + panel) * channels + depth) * kPanel<T>,
-                                 result.get() + panel * kPanel<T>, padded);
+              packed + ((g * panels + panel) * channels + depth) * kPanel<T>, result.get() + panel * kPanel<T>, padded);
         }
     }
     for (int64_t i = 0; i < m; ++i)
@@ -172,14 +171,14 @@ void weight_gradient_of(const Queries& all, const T* grad, const T* attention, c
     for (int64_t i = 0; i < count; ++i)
       for (int64_t o = 0; o < outputs; ++o)
         std::copy_n(result.get() + (i * outputs + o) * kPanel<T>, width(i),
-                    out + (o * all.positions() + g) * channels + (first + i) * kPanel<T>);
+            out + (o * all.positions() + g) * channels + (first + i) * kPanel<T>);
   });
 }
 
 // A few whole heads of one image at a time. grad: (B, Q, O); packed: (blocks of heads, G * G, panels, O, kPanel).
 template <typename T>
 void value_gradient_of(const Queries& all, const T* grad, const T* attention, const T* v, const T* packed,
-                       int64_t outputs, int64_t together, T* grad_attention, T* grad_v) {
+    int64_t outputs, int64_t together, T* grad_attention, T* grad_v) {
   constexpr int64_t kQueries = 64;  // their gradients, 6 KB each, stay in the second-level cache
   const int positions = all.positions(), dim = all.dim;
   const int64_t blocks = (all.heads + together - 1) / together, padded = round_up<T>(together * dim);
@@ -224,12 +223,12 @@ void attention(Tensor query, Tensor k, Tensor bias_y, Tensor bias_x, Tensor y, T
 }
 
 void attention_backward(Tensor grad, Tensor out, Tensor query, Tensor k, Tensor y, Tensor x, Tensor grad_query,
-                        Tensor grad_k, Tensor grad_y, Tensor grad_x) {
+    Tensor grad_k, Tensor grad_y, Tensor grad_x) {
   const Queries all(k, y, x, grad_y.size(2), grad_y.size(3));
   const auto call = [&](auto zero) {
     using T = decltype(zero);
     attention_backward_of<T>(all, read<T>(grad), read<T>(out), read<T>(query), read<T>(k), write<T>(grad_query),
-                             write<T>(grad_k), write<T>(grad_y), write<T>(grad_x));
+        write<T>(grad_k), write<T>(grad_y), write<T>(grad_x));
   };
   is_double(k) ? call(double()) : call(float());
 }
@@ -243,15 +242,15 @@ void attend_linear(Tensor attention, Tensor v, Tensor packed, Tensor y, Tensor x
   is_double(v) ? call(double()) : call(float());
 }
 
-void attend_linear_backward(Tensor grad, Tensor grad_columns, Tensor attention, Tensor v, Tensor packed, int64_t together,
-                            Tensor y, Tensor x, int64_t grid, Tensor grad_attention, Tensor grad_v, Tensor grad_weight) {
+void attend_linear_backward(Tensor grad, Tensor grad_columns, Tensor attention, Tensor v, Tensor packed,
+    int64_t together, Tensor y, Tensor x, int64_t grid, Tensor grad_attention, Tensor grad_v, Tensor grad_weight) {
   const Queries all(v, y, x, grid, attention.size(2));
   const auto call = [&](auto zero) {
     using T = decltype(zero);
-    weight_gradient_of<T>(all, read<T>(grad_columns), read<T>(attention), read<T>(v), grad.size(2),
-                          write<T>(grad_weight));
+    weight_gradient_of<T>(
+        all, read<T>(grad_columns), read<T>(attention), read<T>(v), grad.size(2), write<T>(grad_weight));
     value_gradient_of<T>(all, read<T>(grad), read<T>(attention), read<T>(v), read<T>(packed), grad.size(2), together,
-                         write<T>(grad_attention), write<T>(grad_v));
+        write<T>(grad_attention), write<T>(grad_v));
   };
   is_double(v) ? call(double()) : call(float());
 }
@@ -267,7 +266,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(clit_cpu, m) {
   m.def("attend_linear(Tensor attention, Tensor v, Tensor packed, Tensor y, Tensor x, int grid, Tensor(a!) out) -> ()");
   m.def(
       "attend_linear_backward(Tensor grad, Tensor grad_columns, Tensor attention, Tensor v, Tensor packed, int "
-      "together, Tensor y, Tensor x, int grid, Tensor(a!) grad_attention, Tensor(b!) grad_v, Tensor(c!) grad_weight) -> ()");
+      "together, Tensor y, Tensor x, int grid, Tensor(a!) grad_attention, Tensor(b!) grad_v, Tensor(c!) grad_weight) "
+      "-> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(clit_cpu, CPU, m) {
   m.impl("attention", TORCH_BOX(&attention));

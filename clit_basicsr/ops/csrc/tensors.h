@@ -1,4 +1,5 @@
-// How the kernels see torch's tensors: through the stable ABI alone, so that one library serves every torch from 2.10 on.
+// How the kernels see torch's tensors: through the stable ABI alone, so that one library serves every torch from 2.10
+// on.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -27,8 +28,7 @@ inline bool is_double(const Tensor& t) { return t.scalar_type() == torch::header
 template <typename T>
 class Buffer {
  public:
-  explicit Buffer(int64_t size)
-      : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(64)))) {}
+  explicit Buffer(int64_t size) : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(64)))) {}
   ~Buffer() { ::operator delete(data_, std::align_val_t(64)); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;

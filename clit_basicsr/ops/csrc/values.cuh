@@ -1,5 +1,5 @@
-// Equation (7) for queries anywhere: attention-weighted values z for a chunk of queries, small enough to stay in the second-level
-// cache, which a library product then multiplies with the decoder's first layer; and the way back.
+// Equation (7) for queries anywhere: attention-weighted values z for a chunk of queries, small enough to stay in the
+// second-level cache, which a library product then multiplies with the decoder's first layer; and the way back.
 #pragma once
 
 #include "cuda.cuh"
@@ -7,8 +7,8 @@
 namespace clit {
 namespace {
 
-// One warp per query first ... first + count - 1 (counted over all images) and row of its window: a chunk alone has too few queries
-// to keep a GPU busy. z: (count, G * G, C).
+// One warp per query first ... first + count - 1 (counted over all images) and row of its window: a chunk alone has too
+// few queries to keep a GPU busy. z: (count, G * G, C).
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads)
     weigh_kernel(Queries all, const T* attention, const T* v, int64_t first, int64_t count, T* z) {
@@ -30,11 +30,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One warp per query order[first] ... order[first + count - 1] and row of its window. z: (count, G * G, C), on entry its own gradient; on return
-// the attention-weighted values, which the weights' gradient needs. grad_attention: (B, Q, H, G * G).
+// One warp per query order[first] ... order[first + count - 1] and row of its window. z: (count, G * G, C), on entry
+// its own gradient; on return the attention-weighted values, which the weights' gradient needs. grad_attention: (B, Q,
+// H, G * G).
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads) weigh_backward_kernel(Queries all, const int64_t* order, const T* attention, const T* v,
-                                                                  int64_t first, int64_t count, T* z, T* grad_attention) {
+__global__ void __launch_bounds__(kThreads) weigh_backward_kernel(Queries all, const int64_t* order, const T* attention,
+    const T* v, int64_t first, int64_t count, T* z, T* grad_attention) {
   using L = Lanes<kDim>;
   const int grid = all.window.grid, positions = all.window.positions(), i = global_warp() % grid;
   const int64_t item = global_warp() / grid;
@@ -75,25 +76,27 @@ void weigh(Tensor attention, Tensor v, Tensor y, Tensor x, int64_t first, Tensor
   by_type([&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto kernel) {
-      launch_warps("weigh", kernel, z.size(0) * all.window.grid, 0, stream, all, read<T>(attention), read<T>(v), first, z.size(0), write<T>(z));
+      launch_warps("weigh", kernel, z.size(0) * all.window.grid, 0, stream, all, read<T>(attention), read<T>(v), first,
+          z.size(0), write<T>(z));
     };
-    if (by_eights(all.dim, v, z))
+    if (aligned_by_eight(all.dim, v, z))
       run(&weigh_kernel<T, 8>);
     else
       run(&weigh_kernel<T, 1>);
   }, v, attention, z);
 }
 
-void weigh_backward(Tensor attention, Tensor v, Tensor y, Tensor x, Tensor order, int64_t first, Tensor z, Tensor grad_attention,
-                    int64_t stream) {
+void weigh_backward(Tensor attention, Tensor v, Tensor y, Tensor x, Tensor order, int64_t first, Tensor z,
+    Tensor grad_attention, int64_t stream) {
   const Queries all(v, y, x, attention.size(2), attention.size(3));
   by_type([&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto kernel, int heads) {
-      launch_warps("weigh_backward", kernel, z.size(0) * all.window.grid, heads * all.window.grid, stream, all, read<int64_t>(order),
-                   read<T>(attention), read<T>(v), first, z.size(0), write<T>(z), write<T>(grad_attention));
+      launch_warps("weigh_backward", kernel, z.size(0) * all.window.grid, heads * all.window.grid, stream, all,
+          read<int64_t>(order), read<T>(attention), read<T>(v), first, z.size(0), write<T>(z),
+          write<T>(grad_attention));
     };
-    if (all.dim == 32 && by_eights(all.dim, v, z))
+    if (all.dim == 32 && aligned_by_eight(all.dim, v, z))
       run(&weigh_backward_kernel<T, 32>, Lanes<32>::kHeads);
     else
       run(&weigh_backward_kernel<T, 0>, Lanes<0>::kHeads);

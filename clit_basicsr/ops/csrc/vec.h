@@ -1,4 +1,5 @@
-// Vectors of the machine at hand through GCC's vector extensions, and the one matrix product that all kernels are made of.
+// Vectors of the machine at hand through GCC's vector extensions, and the one matrix product that all kernels are made
+// of.
 #pragma once
 
 #include <cmath>
@@ -155,8 +156,8 @@ inline void softmax_in_place(T* a, int n) {
 // C[i][0 ... V vectors) (+)= sum over k of A[i][k] * B[k][...], for M rows: everything stays in registers.
 // a: A's rows, their elements `step` apart; B's rows are `width` apart, C's `stride`.
 template <typename T, int M, int V, bool kAccumulate>
-inline __attribute__((always_inline)) void multiply(int K, const T* const* a, int64_t step, const T* b, int64_t width, T* c,
-                                                    int64_t stride) {
+inline __attribute__((always_inline)) void multiply(
+    int K, const T* const* a, int64_t step, const T* b, int64_t width, T* c, int64_t stride) {
   constexpr int L = kLanes<T>;
   vec<T> acc[M][V];
 #pragma GCC unroll 8
@@ -180,20 +181,33 @@ inline __attribute__((always_inline)) void multiply(int K, const T* const* a, in
     for (int j = 0; j < V; ++j) store(c + i * stride + j * L, acc[i][j]);
 }
 
-// The same for any number of rows, one panel wide. The rows are shared out evenly: few at once would leave the adders waiting.
-// Not inlined: amid other code the compiler runs out of registers.
+// The same for any number of rows, one panel wide. The rows are shared out evenly: few at once would leave the adders
+// waiting. Not inlined: amid other code the compiler runs out of registers.
 template <typename T, bool kAccumulate>
-__attribute__((noinline)) void multiply_rows(int M, int K, const T* const* a, int64_t step, const T* panel, T* c, int64_t stride) {
+__attribute__((noinline)) void multiply_rows(
+    int M, int K, const T* const* a, int64_t step, const T* panel, T* c, int64_t stride) {
   constexpr int V = kPanelVectors;
   for (int parts = (M + kRows - 1) / kRows; parts > 0; --parts) {
     const int m = (M + parts - 1) / parts;
     switch (m) {
-      case 6: multiply<T, 6, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
-      case 5: multiply<T, 5, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
-      case 4: multiply<T, 4, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
-      case 3: multiply<T, 3, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
-      case 2: multiply<T, 2, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
-      case 1: multiply<T, 1, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride); break;
+      case 6:
+        multiply<T, 6, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride);
+        break;
+      case 5:
+        multiply<T, 5, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride);
+        break;
+      case 4:
+        multiply<T, 4, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride);
+        break;
+      case 3:
+        multiply<T, 3, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride);
+        break;
+      case 2:
+        multiply<T, 2, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride);
+        break;
+      case 1:
+        multiply<T, 1, V, kAccumulate>(K, a, step, panel, kPanel<T>, c, stride);
+        break;
     }
     M -= m, a += m, c += m * stride;
   }

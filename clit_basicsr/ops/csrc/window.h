@@ -36,7 +36,8 @@ struct Window {
   }
 };
 
-// Equation (6) before the softmax; the product is already divided by sqrt(C / H). A position outside the map keeps its bias.
+// Equation (6) before the softmax; the product is already divided by sqrt(C / H). A position outside the map keeps its
+// bias.
 template <typename T>
 CLIT_FUNCTION T logit(T product, T bias_y, T bias_x) {
   return product + (bias_y + bias_x);

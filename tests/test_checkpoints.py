@@ -188,3 +188,30 @@ def test_a_conversion_that_cannot_be_written_leaves_nothing(tmp_path, capsys, mo
     assert error.count('\n') == 1
     assert 'out.pth cannot be written (' in error
     assert not list(Path().glob('out*'))
+
+
+@pytest.mark.parametrize('encoding', ['published', {'scale': 8, 'dims': 32}, {'scale': 2.5, 'dims': 8}])
+def test_any_published_positional_encoding_loads_and_goes_back(encoding):
+    torch.manual_seed(2)
+    encoder = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
+    options = {**OPTIONS, 'encoder': encoder, 'position_encoding': encoding}
+    net = build_network(options).eval()
+    spec = published.to_published(options, net.state_dict())
+    block = {'scale': 10, 'dims': 64} if encoding == 'published' else encoding
+    bias = spec['args']['pb_spec']['args']
+    assert (bias['posenc_scale'], bias['enc_dims']) == (block['scale'], block['dims'])
+    converted = published.convert(spec['name'], spec['sd'], **published.meta_of(spec['args']))
+    assert converted.network_g['position_encoding'] == encoding
+    again = published.load(spec['name'], spec['sd'], **published.meta_of(spec['args']))
+    lq = torch.rand(1, 3, 5, 6)
+    assert torch.equal(again.upscale(lq, scale=(2.5, 3)), net.upscale(lq, scale=(2.5, 3)))
+    with pytest.raises(UserError, match='enc_dims'):
+        wrong = {**published.meta_of(spec['args']), 'posenc_dims': block['dims'] + 4}
+        published.convert(spec['name'], spec['sd'], **wrong)
+
+
+def test_an_encoder_without_published_code_is_refused():
+    options = {**OPTIONS, 'position_encoding': 'published', 'encoder': {'type': 'MSRResNet', 'num_feat': 8}}
+    options['encoder'] |= {'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
+    with pytest.raises(UserError, match='encoder MSRResNet'):
+        published.to_published(options, build_network(options).state_dict())

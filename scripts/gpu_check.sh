@@ -75,7 +75,7 @@ BENCHMARK=("$PY" scripts/benchmarks/gpu.py --rows "$ROWS")
 step 'build' 110 "$PY" -c 'from clit_basicsr.ops import native; print(problem := native.problem("cuda") or ""); exit(bool(problem))'
 [ "$FAILED" -eq 0 ] || fail 'the kernels cannot be built'
 step 'accuracy' 20 "${BENCHMARK[@]}" accuracy
-step 'tests' 100 "$PY" -m pytest -q -p no:cacheprovider tests/test_cuda.py
+step 'tests' 100 "$PY" -m pytest -q -p no:cacheprovider -m cuda tests/test_cuda.py tests/test_kernels.py
 step 'time of the networks' 90 "${BENCHMARK[@]}" networks
 step 'time of the kernels' 50 "${BENCHMARK[@]}" kernels resources
 

@@ -1,4 +1,6 @@
-"""The CUDA kernels on a GPU, against float64. ``scripts/gpu_check.sh`` runs these tests on a bare machine."""
+"""What only a GPU can show of the CUDA kernels; ``scripts/gpu_check.sh`` runs these tests on a bare machine, and those
+of test_kernels.py.
+"""
 
 import kernel_checks
 import pytest
@@ -21,26 +23,6 @@ def errors_are_told_where_they_are_made():
     torch.cuda.synchronize()
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('shape', [*kernel_checks.SHAPES, (256, 8, 7, 256)], ids=str)
-@pytest.mark.parametrize('name', kernel_checks.OPERATORS)
-def test_values_and_gradients(name, shape, dtype):
-    kernel_checks.check(name, dtype, 'cuda', shape=shape)
-
-
-@pytest.mark.parametrize('size', [(1, 1), (1, 6), (9, 2), (33, 47)])
-@pytest.mark.parametrize('name', kernel_checks.OPERATORS)
-def test_small_and_odd_maps(name, size):
-    kernel_checks.check(name, torch.float32, 'cuda', size=size, shape=(32, 1, 7, 6), batch=3, queries=700)
-
-
-@pytest.mark.parametrize('ratio', [1, 1.5, 3.4, 9.7, (1, 6), (5.5, 1)])
-@pytest.mark.parametrize('padding', ['zeros', 'border'])
-def test_any_ratio(ratio, padding):
-    kernel_checks.check('upsampled_conv', torch.float32, 'cuda', ratio=ratio, padding=padding, size=(6, 19))
-    kernel_checks.check('dense_linear', torch.float32, 'cuda', ratio=ratio, size=(6, 19), shape=(64, 2, 5, 6))
-
-
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ('ratio', 'shape'), [*kernel_checks.IN_REGISTERS, (4, (256, 8, 7, 256)), (2, (256, 8, 7, 256))]
@@ -57,9 +39,7 @@ def test_in_pieces_and_not_contiguous(name, monkeypatch):
     kernel_checks.check(name, torch.bfloat16, 'cuda', batch=5, queries=40, shape=(32, 1, 3, 10))
 
 
-def test_local_attention():
-    kernel_checks.check_local_attention('cuda')
-    kernel_checks.check_local_attention('cuda', size=(1, 6), shape=(12, 3, 7, 4))
+def test_local_attention_of_a_training_batch():
     kernel_checks.check_local_attention('cuda', size=(48, 48), queries=2304, shape=(256, 8, 7, 64))
 
 

@@ -1,4 +1,5 @@
-"""The CUDA kernels executed on the CPU, thread by thread, against the reference. No kernel is run on a GPU here.
+"""The CUDA kernels executed on the CPU, thread by thread: what is theirs alone. No kernel is run on a GPU here; what
+all backends must satisfy is in test_kernels.py.
 
 ``tests/cuda_emulation`` runs the kernels' own source: it finds wrong indices, sums, borders and barriers, but
 not what only a GPU can show, speed above all.
@@ -16,38 +17,6 @@ from clit_basicsr.ops.backends import contract, cuda_backend, torch_backend
 pytestmark = pytest.mark.usefixtures('emulated')
 ENCODER = {'type': 'EDSR', 'num_feat': 16, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
 KERNELS = torch.ops.clit_emulated
-
-
-@pytest.mark.parametrize('shape', kernel_checks.SHAPES, ids=str)
-@pytest.mark.parametrize('name', kernel_checks.OPERATORS)
-def test_values_and_gradients(name, shape):
-    kernel_checks.check(name, torch.float32, shape=shape)
-
-
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('name', kernel_checks.OPERATORS)
-def test_half_precision(name, dtype):
-    for shape in ((64, 2, 5, 20), (10, 2, 3, 5)):
-        kernel_checks.check(name, dtype, shape=shape)
-
-
-@pytest.mark.parametrize('size', [(1, 1), (1, 6), (9, 2)])
-@pytest.mark.parametrize('name', kernel_checks.OPERATORS)
-def test_small_and_odd_maps(name, size):
-    kernel_checks.check(name, torch.float32, size=size, shape=(32, 1, 7, 6), batch=3)
-
-
-@pytest.mark.parametrize('ratio', [1, 1.5, 3.4, 9.7, (1, 6), (5.5, 1)])
-@pytest.mark.parametrize('padding', ['zeros', 'border'])
-def test_upsampling_at_any_ratio(ratio, padding):
-    kernel_checks.check(
-        'upsampled_conv', torch.float32, ratio=ratio, padding=padding, size=(6, 19), shape=(8, 1, 1, 67)
-    )
-
-
-@pytest.mark.parametrize('ratio', [1, 1.5, 3.4, (1, 6), (5.5, 1)])
-def test_dense_at_any_ratio(ratio):
-    kernel_checks.check('dense_linear', torch.float32, ratio=ratio, size=(6, 9), shape=(64, 2, 3, 6))
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -122,11 +91,6 @@ def test_operator_is_registered_well(name, dtype):
         arguments[0].requires_grad_()
     tests = ['test_schema', 'test_autograd_registration', 'test_faketensor']
     torch.library.opcheck(function, (*arguments, 'cuda'), test_utils=tests)
-
-
-def test_local_attention():
-    kernel_checks.check_local_attention()
-    kernel_checks.check_local_attention(size=(1, 6), shape=(12, 3, 7, 4))
 
 
 def test_the_order_of_threads_and_blocks_does_not_matter():

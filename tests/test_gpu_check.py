@@ -81,7 +81,7 @@ def test_all_steps_pass(start, tmp_path):
         f'| {part} | a row |' for part in (table[2].split()[1], 'accuracy', 'networks', 'resources')
     ]
     calls = (tmp_path / 'calls').read_text()
-    assert '-m pytest -q -p no:cacheprovider tests/test_cuda.py' in calls
+    assert '-m pytest -q -p no:cacheprovider -m cuda tests/test_cuda.py' in calls
     assert '--tool racecheck --kernel-name kns=clit' in calls
     assert not list(tmp_path.glob('tmp.*'))
 

@@ -1,4 +1,6 @@
-"""What the CUDA kernels must satisfy, on a GPU and in the emulation alike: values and every gradient of float64."""
+"""What the kernels of every backend must satisfy, the CUDA ones on a GPU and in the emulation alike: values and every
+gradient of float64.
+"""
 
 import re
 from contextlib import contextmanager
@@ -7,8 +9,7 @@ from pathlib import Path
 import torch
 
 from clit_basicsr.ops import PositionalBias, local_attention, operators
-from clit_basicsr.ops.backends import cuda_backend
-from clit_basicsr.ops.backends.torch_backend import pack
+from clit_basicsr.ops.backends import cuda_backend, kernels
 from clit_basicsr.ops.geometry.axes import convolution_taps, make_axis
 from clit_basicsr.ops.geometry.coords import Frame, make_coord
 
@@ -17,7 +18,7 @@ OPERATORS = ['attention', 'attend_linear', 'upsampled_conv', 'dense_linear']
 CALLED = sorted(set(re.findall(r"run\(\s*'(\w+)'", Path(cuda_backend.__file__).read_text())))
 
 # Norm of the difference over norm, against float64 from the same rounded inputs.
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 # Heads of 32 channels have a kernel of their own, multiples of 8 are read 16 bytes at a time; the rest is general.
 # (C, H, G, O): fewer heads than a warp takes, as many, more; other widths; grids from 1 to 15.
@@ -63,9 +64,21 @@ def poisoned():
 
 
 def operator(
-    name, dtype, device='cpu', shape=(64, 2, 7, 70), size=(7, 5), batch=2, queries=40, ratio=2.5, padding='zeros'
+    name,
+    dtype,
+    device='cpu',
+    shape=(64, 2, 7, 70),
+    size=(7, 5),
+    batch=2,
+    queries=40,
+    ratio=2.5,
+    padding='zeros',
+    backend='cuda',
 ):
-    """An operator and its arguments but the backend: corners, edges, pixels with many queries and with none."""
+    """An operator and its arguments except the backend, which decides how weights are packed.
+
+    Queries are at corners and edges; some pixels have many, some none.
+    """
     channels, heads, grid, outputs = shape
     gen = torch.Generator().manual_seed(0)
 
@@ -85,26 +98,28 @@ def operator(
         y[-1, 4:9], x[-1, 4:9] = size[0] // 2, size[1] // 2
         places = y.to(device), x.to(device)
     if name == 'attention':
-        tables = (randn(batch, queries, grid, heads).float() for _ in range(2))
+        single = torch.float64 if dtype == torch.float64 else torch.float32
+        tables = (randn(batch, queries, grid, heads).to(single) for _ in range(2))
         return operators.attention, [randn(batch, queries, channels), maps(), *tables, *places]
     if name == 'attend_linear':
         attention = randn(batch, queries, heads, grid * grid).double().softmax(-1).to(dtype)
         matrix = weight(outputs, grid * grid * channels, inputs=channels)
         return operators.attend_linear, [attention, maps(), matrix, *places]
     fine = [round(n * r) for n, r in zip(size, ratio if isinstance(ratio, tuple) else (ratio, ratio), strict=True)]
-    like = torch.empty((), device=device)
+    like = torch.empty((), device=device, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     if name == 'upsampled_conv':
         taps = []
         for axis, n in enumerate(size):
             taps += convolution_taps(axis, Frame(size), n, fine[axis], (0, fine[axis]), padding, like)
         matrix = weight(outputs, channels, 3, 3, inputs=9 * channels)
         return operators.upsampled_conv, [maps(), matrix, randn(outputs), *taps]
-    bias = PositionalBias(*(t.float() for t in (randn(3).abs() * 3, randn(heads, 12), randn(heads))))
+    tables = torch.float64 if dtype == torch.float64 else torch.float32
+    bias = PositionalBias(*(t.to(tables) for t in (randn(3).abs() * 3, randn(heads, 12), randn(heads))))
     axes = [
         list(make_axis(axis, Frame(size), n, fine[axis], (axis, fine[axis]), grid, heads, bias, like))
         for axis, n in enumerate(size)
     ]
-    matrix = pack(weight(outputs, grid * grid * channels, inputs=channels), heads, grid)
+    matrix = kernels(backend).pack(weight(outputs, grid * grid * channels, inputs=channels), heads, grid)
     return operators.dense_linear, [maps(), maps(), maps(), matrix, randn(outputs), *axes]
 
 
@@ -136,14 +151,15 @@ def difference(a, b):
     return error if error == error else float('inf')
 
 
-def errors(name, dtype, device='cpu', noncontiguous=False, **call):
-    """Differences of a CUDA operator's result and gradients from the torch formulas in float64."""
-    function, arguments = operator(name, dtype, device, **call)
-    expected = answers(function, double(arguments), 'torch', dtype)
+def errors(name, dtype, device='cpu', noncontiguous=False, backend='cuda', **call):
+    """Differences of an operator's result and gradients from the torch formulas in float64."""
+    function, exact = operator(name, dtype, device, backend='torch', **call)
+    expected = answers(function, double(exact), 'torch', dtype)
+    function, arguments = operator(name, dtype, device, backend=backend, **call)
     if noncontiguous:
         arguments = [spread(value) for value in arguments]
     with poisoned():
-        results = answers(function, [detached(value) for value in arguments], 'cuda', dtype)
+        results = answers(function, [detached(value) for value in arguments], backend, dtype)
     assert [t.shape for t in results] == [t.shape for t in expected]
     return [difference(a, b) for a, b in zip(results, expected, strict=True)]
 
@@ -175,7 +191,7 @@ def check_small(device='cpu'):
                 check(name, dtype, device, size=(4, 3), queries=9, shape=shape)
 
 
-def check_local_attention(device='cpu', size=(7, 5), queries=60, shape=(64, 2, 5, 11), batch=2):
+def check_local_attention(device='cpu', size=(7, 5), queries=60, shape=(64, 2, 5, 11), batch=2, backend='cuda'):
     """The whole of local_attention against the reference in float64, with every gradient."""
     channels, heads, grid, outputs = shape
     gen = torch.Generator().manual_seed(1)
@@ -191,7 +207,7 @@ def check_local_attention(device='cpu', size=(7, 5), queries=60, shape=(64, 2, 5
         'table_bias': torch.randn(heads, generator=gen),
     }
     results = []
-    for backend, dtype, place in (('reference', torch.float64, 'cpu'), ('cuda', torch.float32, device)):
+    for tested, dtype, place in (('reference', torch.float64, 'cpu'), (backend, torch.float32, device)):
         leaves = {name: value.to(place, dtype).requires_grad_() for name, value in values.items()}
         freqs = torch.tensor([0.0, 1.0, 7.3]).to(place, dtype)
         out = local_attention(
@@ -206,7 +222,7 @@ def check_local_attention(device='cpu', size=(7, 5), queries=60, shape=(64, 2, 5
             grid_size=grid,
             bias=PositionalBias(freqs, leaves['table'], leaves['table_bias']),
             cell=leaves['cell'],
-            backend=backend,
+            backend=tested,
         )
         direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(out)
         grads = torch.autograd.grad((out * direction).sum(), list(leaves.values()))

@@ -2,7 +2,7 @@
 
     CLIT_BUILD=cpu pip install --no-build-isolation .    # or cuda, or cpu,cuda
 
-also compiles the kernels, which are otherwise compiled at first use. Those for the CPU serve processors like this one.
+also compiles the kernels, which are otherwise compiled at first use. Those for the CPU run on processors like this one.
 """
 
 import importlib.util

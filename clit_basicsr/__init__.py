@@ -40,7 +40,7 @@ def upscale(
         size: (H, W) of the result, at least that of the picture.
         model: a network; the path of a checkpoint; the name of an experiment below the working directory; None: the
             only trained experiment there. A network is used where it is, and given back as it was; a checkpoint is read
-            anew at every call.
+            again at every call.
         tile: side of the tiles that the encoder sees, in pixels; None: chosen from the free memory.
         precision: in which the network computes: 'fp32', 'tf32', 'bf16' or 'fp16'; None: single precision, as torch is
             set.

@@ -102,7 +102,7 @@ def read_file(path: str) -> dict:
     """``name``, ``args`` and ``sd`` of a published checkpoint.
 
     Raises:
-        UserError: the file cannot be read, or is no published checkpoint.
+        UserError: the file cannot be read, or is not a published checkpoint.
     """
     content = read_checkpoint(path)
     spec = content.get('model')
@@ -271,7 +271,7 @@ def to_published(
     own = ENCODERS[encoder_opt['type']]
     places = own.describe(encoder, {'res_scale': encoder_opt.get('res_scale', 1)})
     if own.published_layout is None or places is None:
-        raise UserError(f'there is no published code with the encoder {encoder_opt["type"]}.')
+        raise UserError(f'no published code uses the encoder {encoder_opt["type"]}.')
     encoder = layouts.rename_back(
         encoder, own.published_layout, n=places.get('num_block', 0), m=places.get('num_group', 0)
     )
@@ -295,7 +295,7 @@ def _published_name(options: dict) -> str:
             raise UserError('the published LTE always has its local ensemble.')
         return kind.lower()
     if kind not in ('CLIT', 'LIT'):
-        raise UserError(f'there is no published code for {kind}.')
+        raise UserError(f'no published code exists for {kind}.')
     wrong = [
         f'{key}: {options[key]}'
         for key, value in (('aggregation', 'flatten'), ('upsampling_padding', 'zeros'))

@@ -14,8 +14,8 @@ fail() { echo "gpu_check: $*" >&2; exit 1; }
 
 WHEELS=${1:-}
 if [ -n "$WHEELS" ]; then
-  WHEELS=$(realpath -e -- "$1" 2>/dev/null) || fail "there is no folder $1"
-  compgen -G "$WHEELS/*.whl" >/dev/null || fail "there are no wheels in $1"
+  WHEELS=$(realpath -e -- "$1" 2>/dev/null) || fail "folder $1 does not exist"
+  compgen -G "$WHEELS/*.whl" >/dev/null || fail "folder $1 holds no wheels"
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -43,7 +43,7 @@ step() {  # step name seconds command...
   shift 2
   printf '\n== %s\n' "$name"
   timeout -k 5 "$limit" "$@" &
-  wait $!  # which a signal ends at once
+  wait $!  # which a signal ends immediately
   case $? in
     0) result=passed ;;
     124 | 137) result="DID NOT END within $limit s" FAILED=1 ;;

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Set-up, then a small CLIT through its three training stages on photographs, on the CPU; pictures and figures at the end.
-# A run that was interrupted goes on where it was. Takes what `basicsr train` takes, e.g. --force_yml manual_seed=1
+# An interrupted run resumes where it was. Accepts the options of `basicsr train`, e.g. --force_yml manual_seed=1
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 BEGAN=$SECONDS
 scripts/setup.sh
 
-# Threads that wait asleep: spinning ones cost a factor of ten where other programs want the same cores.
+# Threads that sleep while they wait: spinning ones cost a factor of ten where other programs use the same cores.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
 PY=.venv/bin/python

@@ -64,7 +64,7 @@ def main() -> None:
     for name, value in bicubic.items():
         print(f'{name:>6} {value:9.2f} {ours[name]:9.2f} {ours[name] - value:+8.2f}')
     comparison(ours, bicubic, TRAINED / 'comparison.png')
-    print(f'\nthe picture at every scale: {TRAINED}/visualization/; beside bicubic: {TRAINED}/comparison.png')
+    print(f'\nthe picture at every scale: {TRAINED}/visualization/; next to bicubic: {TRAINED}/comparison.png')
     gains = {name: ours[name] - bicubic[name] for name in GOALS}
     reached = all(gains[name] >= goal for name, goal in GOALS.items())
     summary = ', '.join(f'{gain:+.2f} dB at {name}' for name, gain in gains.items())

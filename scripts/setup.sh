@@ -43,7 +43,7 @@ torch_build() {
   fi
 }
 
-step() {  # step 'what is done' command...: runs it with its output in the log, tells how long it took
+step() {  # step 'what is done' command...: runs it with its output in the log, prints how long it took
   local what=$1 began=$SECONDS
   shift
   printf 'setup: %s ... ' "$what"
@@ -68,7 +68,7 @@ install_cpu_build() {
 }
 
 install_torch() {
-  # --no-deps: torchvision must take the torch that is there, whatever its build
+  # --no-deps: torchvision must use the installed torch, whatever its build
   case $BUILD in
     cpu) install_cpu_build "$(pin torch)" && install_cpu_build "$(pin torchvision)" --no-deps ;;
     cuda) pip_install "$(pin torch)" && pip_install --no-deps "$(pin torchvision)" ;;
@@ -82,7 +82,7 @@ install_torch() {
 torch_version() { "$PY" -c 'import importlib.metadata as m; print(m.version("torch"))'; }
 
 install_rest() {
-  # The torch that is there is held: no later step may replace it, or fetch the CUDA packages beside a CPU build.
+  # The installed torch is pinned: no later step may replace it, or fetch the CUDA packages for a CPU build.
   echo "torch==$(torch_version)" >"$VENV/torch.txt"
   grep -iv '^torch==' requirements.txt >"$VENV/requirements.txt"
   pip_install --no-build-isolation -c "$VENV/torch.txt" -r "$VENV/requirements.txt" -r requirements-dev.txt

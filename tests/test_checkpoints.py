@@ -165,7 +165,7 @@ def test_networks_without_published_code(tmp_path):
     for options, message in (
         ({**OPTIONS, 'encoder': encoder}, 'position_encoding: paper'),
         ({**OPTIONS, 'position_encoding': 'published'}, 'range 255'),
-        ({'type': 'Bicubic'}, 'no published code for Bicubic'),
+        ({'type': 'Bicubic'}, 'no published code exists for Bicubic'),
     ):
         with pytest.raises(UserError, match=message):
             published.to_published(options, build_network(options).state_dict())

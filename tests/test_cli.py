@@ -252,7 +252,7 @@ def test_options_of_the_host_are_what_its_own_parser_makes_of_them(is_train, deb
         (['datasets:train:prefetch_mode=cuda'], 'prefetch_mode: cuda needs pin_memory: true'),
         (['datasets:train:dataroot_gt=nowhere'], 'datasets:train:dataroot_gt: folder nowhere does not exist'),
         (['datasets:val_x2:dataroot_lq=nowhere'], 'datasets:val_x2:dataroot_lq: folder nowhere does not exist'),
-        (['datasets:train:dataroot_gt=clit.yml'], 'datasets:train:dataroot_gt: clit.yml is a file, no folder'),
+        (['datasets:train:dataroot_gt=clit.yml'], 'datasets:train:dataroot_gt: clit.yml is a file, not a folder'),
         (['datasets:train:meta_info_file=nothing.txt'], 'meta_info_file: nothing.txt does not exist'),
         (['datasets:train:io_backend:type=lmdb'], 'GT has no data.mdb; is it an LMDB made by BasicSR'),
         (['train:stages:1:iter=5'], "train:stages: stage 2: key 'iter' .* 'iters'"),
@@ -274,7 +274,7 @@ def test_options_of_the_host_are_what_its_own_parser_makes_of_them(is_train, deb
         (['num_gpu=two'], 'num_gpu must be a whole number'),
         (['name=~'], 'name is missing'),
         (['train=~'], 'train must be a block'),
-        (['train:stages:7:iters=5'], '7 is no index of a list of 2'),
+        (['train:stages:7:iters=5'], '7 is not an index of a list of 2'),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else '',
 )

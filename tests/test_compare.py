@@ -13,7 +13,7 @@ from PIL import Image
 from clit_basicsr import cli
 from clit_basicsr.archs import Bicubic
 from clit_basicsr.pictures import compare
-from clit_basicsr.pictures.attention import look
+from clit_basicsr.pictures.attention import attention_at
 from clit_basicsr.pictures.files import Picture
 
 
@@ -65,7 +65,7 @@ def test_compare_draws_and_says(folder, capsys):
 def test_the_result_beside_the_attention_is_the_network_s(folder):
     net = tiny_network.build()
     pixels = np.asarray(Image.open('p.png'))
-    view = look(net, Picture(pixels), (58.9, 40.0), 2.5)
+    view = attention_at(net, Picture(pixels), (58.9, 40.0), 2.5)
     out = tiny_network.answer(net, pixels, scale=2.5).clip(0, 1)
     top, left = round((view.result_box[0] + 0.5) * out.shape[0] / 59), round((view.result_box[1] + 0.5) * 2.5)
     height, width = view.result.shape[:2]
@@ -137,7 +137,7 @@ def test_a_full_memory_is_one_line(arguments, step, error, folder, capsys, monke
         ),
         (['compare', 'p.png', '-s', '70'], '83x59 pixels are too few at scale 70'),
         (['compare', 'p.png', '-s', '0.5'], 'a factor is at least 1'),
-        (['compare', 'p.png', '-m', 'nowhere'], 'there is no checkpoint nowhere'),
+        (['compare', 'p.png', '-m', 'nowhere'], 'nowhere is neither a checkpoint nor a trained experiment'),
         (['compare', 'p.png', '-m', 'tiny', 'tiny'], 'is named twice'),
         (['compare', 'p.png', '-o', 'x.jpg'], 'the figure is a PNG'),
         (['attention', 'p.png', '--at', '99,1'], 'outside the picture'),

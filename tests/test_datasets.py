@@ -318,8 +318,8 @@ def refused(message, root, **opt):
 
 
 def test_bad_folders_are_named(tmp_path, photographs, photographs_lmdb):
-    refused(f'dataroot_gt: there is no folder {tmp_path}/nothing;', tmp_path / 'nothing')
-    refused(f'dataroot_gt: there are no images in {tmp_path};', tmp_path)
+    refused(f'dataroot_gt: folder {tmp_path}/nothing does not exist;', tmp_path / 'nothing')
+    refused(f'dataroot_gt: {tmp_path} holds no images;', tmp_path)
     refused('(it is an LMDB: set io_backend: {type: lmdb})', photographs_lmdb)
     refused("io_backend: type 'zip' is not known", photographs, io_backend={'type': 'zip'})
     refused(f'{tmp_path}/list.txt cannot be read (No such file', photographs, meta_info_file=str(tmp_path / 'list.txt'))

@@ -169,7 +169,7 @@ def test_pillow_pictures_that_cannot_be_used_are_told_in_a_line(net, tmp_path):
     make(tmp_path)
     with (
         Image.open(tmp_path / 'truncated.jpg') as cut_off,
-        pytest.raises(UserError, match='the picture cannot be read; it is damaged or cut off'),
+        pytest.raises(UserError, match='the picture cannot be read; it is damaged or truncated'),
     ):
         clit_basicsr.upscale(cut_off, 2, model=net)
     with (

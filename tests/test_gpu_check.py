@@ -135,8 +135,8 @@ def test_a_run_that_is_stopped_prints_what_it_has(start, tmp_path):
     [
         ((), 'is_available', 'no GPU here: torch finds no CUDA device, so nothing was built, tested or timed'),
         ((), 'import torch, pytest', 'python needs torch and pytest'),
-        (('nowhere',), '', 'there is no folder nowhere'),
-        (('no wheels',), '', 'there are no wheels in no wheels'),
+        (('nowhere',), '', 'folder nowhere does not exist'),
+        (('no wheels',), '', 'folder no wheels holds no wheels'),
         (('some wheels',), 'pip install', 'some wheels cannot be unpacked'),
     ],
 )

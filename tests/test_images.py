@@ -120,10 +120,10 @@ def test_every_kind_of_image_becomes_rgb(tmp_path):
 
 
 def test_bad_folders_are_named(tmp_path, lmdb):
-    refused(f'dataroot_gt: there is no folder {tmp_path}/nothing;', tmp_path / 'nothing')
-    refused('dataroot_lq: there is no folder', tmp_path / 'nothing', None, None, 'dataroot_lq')
+    refused(f'dataroot_gt: folder {tmp_path}/nothing does not exist;', tmp_path / 'nothing')
+    refused('dataroot_lq: folder ', tmp_path / 'nothing', None, None, 'dataroot_lq')
     (tmp_path / 'empty').mkdir()
-    refused(f'dataroot_gt: there are no images in {tmp_path}/empty;', tmp_path / 'empty')
+    refused(f'dataroot_gt: {tmp_path}/empty holds no images;', tmp_path / 'empty')
     refused('(it is an LMDB: set io_backend: {type: lmdb})', lmdb)
     refused("io_backend: type 'zip' is not known; use disk or lmdb", tmp_path, {'type': 'zip'})
 
@@ -135,14 +135,14 @@ def test_bad_lists_are_named(tmp_path):
     names.write_text('\n')
     refused(f'meta_info_file: {names} lists no images', tmp_path, None, str(names))
     names.write_text('a.png (5,6,3)\nz.png (3,4,3)\n')
-    refused(f'{tmp_path}/z.png: listed in {names}, but there is no such file', tmp_path, None, str(names))
+    refused(f'{tmp_path}/z.png: listed in {names}, but the file does not exist', tmp_path, None, str(names))
 
 
 def test_missing_parts_of_an_lmdb_are_named(lmdb):
     with open(os.path.join(lmdb, 'meta_info.txt'), 'a') as lines:
         lines.write('zebra.png (10,10,3) 1\n')
     source = ImageSource(lmdb, LMDB)
-    with pytest.raises(UserError, match=r"noise\.lmdb: image 'zebra' is not in the LMDB; mend meta_info\.txt or make"):
+    with pytest.raises(UserError, match=r"noise\.lmdb: image 'zebra' is not in the LMDB; fix meta_info\.txt or make"):
         source.read('zebra')
     os.remove(os.path.join(lmdb, 'meta_info.txt'))
     refused('noise.lmdb has no meta_info.txt, so it is not a BasicSR LMDB; make it again', lmdb, LMDB)

@@ -14,7 +14,7 @@ from clit_basicsr.archs.lit_arch import LIT
 from clit_basicsr.models import ImplicitSRModel
 from clit_basicsr.ops import use_backend
 from clit_basicsr.ops.backends import contract, cuda_backend
-from clit_basicsr.pictures.attention import look
+from clit_basicsr.pictures.attention import attention_at
 from clit_basicsr.pictures.enlarge import enlarge
 from clit_basicsr.pictures.files import Picture
 from clit_basicsr.pictures.zoom import plan_shots, render_film
@@ -118,7 +118,7 @@ def test_the_commands_on_pictures(monkeypatch):
     def answers(net):
         large, _ = enlarge(net, picture, None, 2.5)
         film = list(render_film(net, picture, plan_shots((20, 17), (16, 16), (5, 5), 3, 3), (16, 16)))
-        view = look(net, picture, (3.2, 4.5), 6)
+        view = attention_at(net, picture, (3.2, 4.5), 6)
         return [large.pixels, *film, view.result, *(branch.weights for branch in view.maps)]
 
     with use_backend('reference'):

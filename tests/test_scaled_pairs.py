@@ -111,7 +111,7 @@ def test_wrong_options_and_folders_are_named(tmp_path, photograph):
         make(hr, 2, protocol='set5')
     with pytest.raises(UserError, match="downsampling: 'area' is not known"):
         make(hr, 2, downsampling='area')
-    with pytest.raises(UserError, match='dataroot_lq: there is no folder'):
+    with pytest.raises(UserError, match=r'dataroot_lq: folder .*LR does not exist'):
         make(hr, 2, dataroot_lq=str(tmp_path / 'LR'))
     with pytest.raises(
         UserError, match=r"no LR image 'eileenx2' for .*eileen\.png; check dataroot_lq and filename_tmpl"

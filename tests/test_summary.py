@@ -82,7 +82,7 @@ def test_the_row_of_a_network(network_g, row):
         ({'type': 'LIT', 'encoder': EDSR, 'grid_size': 3, 'cell': False}, 'grid_size: 3, cell: False'),
         ({'type': 'LIT', 'encoder': EDSR, 'hidden_dims': [64, 64]}, 'no LIT with hidden_dims'),
         ({'type': 'LIT', 'encoder': RDN}, 'no RDN-LIT'),
-        ({'type': 'EDSR', 'num_block': 16}, 'EDSR is no system'),
+        ({'type': 'EDSR', 'num_block': 16}, 'EDSR is not a system'),
     ],
 )
 def test_no_row_is_guessed(network_g, reason):
@@ -221,7 +221,7 @@ def test_a_run_leaves_its_table(folder):
     assert lines['odd_x2.5']['scale'] == '2.5x2' and lines['odd_x2.5']['paper_psnr'] == ''
     shown = f'{six["values"]["psnr"]:.3f} | {six["paper"]:.2f} | {six["difference"]:+.2f} | '
     assert f'| Set5 | x6 | 5 | pil | {shown}' in (results / 'summary.md').read_text()
-    table = done.stderr[done.stderr.index("figures, beside the paper's row RDN-CLIT") :]
+    table = done.stderr[done.stderr.index("figures, compared with the paper's row RDN-CLIT") :]
     assert re.search(rf'Set5 +x6 +5 +pil +{six["values"]["psnr"]:.3f} +29.39 ', table)
     assert table.count('skipped') + table.count('Skipped') == 2
     assert table in next(results.glob('*.log')).read_text()
@@ -246,7 +246,7 @@ def refused(capsys, *forced):
 
 def test_no_set_at_all_is_an_error(folder, capsys):
     forced = [f'datasets:test_{i}:dataroot_gt=no/{i}' for i in (10, 2, 3, 4)]
-    assert 'none of the test sets is there: no folder no/10, no/2, no/3, no/4 and 2 more' in refused(capsys, *forced)
+    assert 'none of the test sets exists: missing no/10, no/2, no/3, no/4 and 2 more' in refused(capsys, *forced)
 
 
 def test_a_file_in_a_set_s_place_is_called_one(folder):
@@ -254,7 +254,7 @@ def test_a_file_in_a_set_s_place_is_called_one(folder):
         {'datasets': {'test': {'name': 'a', 'dataroot_gt': 'test.yml'}, 'b': {}}}
     )
     (line,) = missing_sets.describe(missing)
-    assert line.startswith('skipped a: test.yml is a file, no folder; put')
+    assert line.startswith('skipped a: test.yml is a file, not a folder; put')
 
 
 def test_images_that_do_not_pair_are_an_error_still(folder, capsys):

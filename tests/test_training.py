@@ -1,4 +1,4 @@
-"""The road of training through the unmodified host: stages, kills, resumes, ranks."""
+"""Training through the unmodified host: stages, kills, resumes, ranks."""
 
 import csv
 import re

@@ -112,7 +112,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(folder, capsys, options, mes
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (('a.png', '-s', '2', '-o', 'pipe.png', '-f'), 'no file that could be overwritten'),
+        (('a.png', '-s', '2', '-o', 'pipe.png', '-f'), 'is not a regular file'),
         (('a.png', '', '-s', '2', '-o', 'b.png'), 'empty name'),
         (('a.png', '-s', '2', '-o', ''), 'empty name'),
     ],
@@ -175,12 +175,12 @@ def test_what_is_read_is_never_overwritten(folder, capsys, force):
     ):
         assert main(['upscale', *arguments, '-s', '2', *force]) == 1
         line = capsys.readouterr().err
-        assert 'what is read is not overwritten' in line and line.count('\n') == 1
+        assert 'inputs are never overwritten' in line and line.count('\n') == 1
     for command in (['compare', 'b.png'], ['attention', 'b.png', '--at', '0,0'], ['zoom', 'b.png']):
         output = 'b.gif' if command[0] == 'zoom' else 'b.png'
         os.link('b.png', output) if output != 'b.png' else None
         assert main([*command, '-o', output, *force]) == 1
-        assert 'what is read is not overwritten' in capsys.readouterr().err
+        assert 'inputs are never overwritten' in capsys.readouterr().err
     assert (folder / 'one/a.png').read_bytes() == before
     assert files.read('b.png').pixels.shape == (2, 2, 3)
 
@@ -195,11 +195,11 @@ def test_where_pictures_go(folder, capsys):
     assert main(['upscale', 'in/[ac].*', '-s', '1', '-o', 'pattern/']) == 0
     assert sorted(os.listdir('pattern')) == ['a.png', 'c.png']
     for arguments, message in (
-        (('in', '-o', 'x.png'), 'is no folder'),
-        (('in/*.bmp', '-o', 'x'), 'nothing is there'),
-        (('experiments', '-o', 'x'), 'no pictures in the folder'),
+        (('in', '-o', 'x.png'), 'is not a folder'),
+        (('in/*.bmp', '-o', 'x'), 'no file matches'),
+        (('experiments', '-o', 'x'), 'holds no pictures'),
         (('in/a.png', 'pattern/a.png', '-o', 'x'), 'would both be written'),
-        (('in/a.png', '-o', 'in/a.png/x.png'), 'no folder'),
+        (('in/a.png', '-o', 'in/a.png/x.png'), 'not a folder'),
         (('in/a.png', '-o', 'x.xyz'), 'cannot be written as .xyz'),
     ):
         assert main(['upscale', *arguments, '-s', '1']) == 1

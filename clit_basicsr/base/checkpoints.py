@@ -19,7 +19,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     """The content of a checkpoint or a training state, on the CPU: tensors and plain values.
 
     Args:
-        path: of a file of ``torch.save``, or ending in .safetensors: its tensors are ``params``, its metadata beside
+        path: of a file of ``torch.save``, or ending in .safetensors: its tensors are ``params``, its metadata next to
             them.
 
     Raises:

@@ -8,8 +8,8 @@ from tqdm import tqdm
 from clit_basicsr.base.devices import choose_device
 from clit_basicsr.cli import arguments, outputs, sizes
 from clit_basicsr.pictures import files, networks
-from clit_basicsr.pictures.attention import draw_attention, look
-from clit_basicsr.pictures.memory import told_when_full
+from clit_basicsr.pictures.attention import attention_at, draw_attention
+from clit_basicsr.pictures.memory import reporting_full_memory
 
 HELP = 'Draw the attention of LIT or CLIT at points of a picture: one map for each head and branch.'
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     scale = sizes.parse_scale(args.scale)
     output = outputs.figure(args.output, args.image, 'attention', args.force)
-    with told_when_full(args.image, 'take a smaller picture, or a part of it'):
+    with reporting_full_memory(args.image, 'use a smaller picture, or a part of it'):
         _attention(args, scale, output)
 
 
@@ -47,7 +47,7 @@ def _attention(args: argparse.Namespace, scale: float | tuple[float, float], out
     path = networks.find_checkpoint(args.model)
     net = networks.load_network(path, choose_device(args.device))
     with tqdm(points, desc='attention', unit='point', delay=1) as bar:
-        views = [look(net, picture, at, scale) for at in bar]
+        views = [attention_at(net, picture, at, scale) for at in bar]
     title = f'{osp.basename(args.image)} at x{args.scale}: {type(net).__name__}, {networks.name_of(path)}'
     draw_attention(views, picture, title, output)
     print(f'{output}: {len(views)} {"point" if len(views) == 1 else "points"}, {path}')

@@ -23,7 +23,7 @@ PATH_KEYS = ('resume_state', 'ignore_resume_networks')
 PATH_PREFIXES = ('pretrain_network', 'param_key', 'strict_load')
 FOLDERS = ('experiments_root', 'results_root', 'models', 'training_states', 'log', 'visualization')  # filled in
 
-# The blocks of an option file around a model of ours; what it does not serve it refuses itself, with its reason.
+# The blocks of an option file around a model of ours; what the model cannot use it refuses itself, with the reason.
 OUR_BLOCKS: dict[str, dict[str, Any]] = {
     'train': {
         'total_iter': float,

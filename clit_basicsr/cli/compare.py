@@ -1,4 +1,4 @@
-"""``basicsr compare``: what networks make of one picture, crop beside crop, as Figures 5 and 6 of the CLIT paper."""
+"""``basicsr compare``: what networks make of one picture, crop by crop, as Figures 5 and 6 of the CLIT paper."""
 
 import argparse
 from os import path as osp
@@ -11,9 +11,9 @@ from clit_basicsr.cli import arguments, outputs, sizes
 from clit_basicsr.data.pairs import DOWNSAMPLINGS
 from clit_basicsr.metrics.protocols import PROTOCOLS
 from clit_basicsr.pictures import compare, files, networks
-from clit_basicsr.pictures.memory import told_when_full
+from clit_basicsr.pictures.memory import reporting_full_memory
 
-HELP = 'Draw crops of a picture beside what bicubic interpolation and networks make of its shrunk copy, with PSNR.'
+HELP = 'Draw crops of a picture next to what bicubic interpolation and networks make of its shrunk copy, with PSNR.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     scales = [parse_pair(text) for text in args.scale or ['4']]
     crop = None if args.crop is None else parse_crop(args.crop)
     output = outputs.figure(args.output, args.image, 'compare', args.force)
-    with told_when_full(args.image, 'take a smaller picture, or a part of it'):
+    with reporting_full_memory(args.image, 'use a smaller picture, or a part of it'):
         _compare(args, scales, crop, output)
 
 
@@ -102,7 +102,7 @@ def parse_crop(text: str) -> compare.Crop:
     except ValueError:
         raise UserError(f'--crop: give y,x,h,w in whole pixels, such as 40,60,64,64; got {text!r}.') from None
     if min(y, x) < 0 or min(h, w) < 1:
-        raise UserError(f'--crop: {text} is no piece of a picture: y and x from 0, h and w from 1.')
+        raise UserError(f'--crop: {text} is not a part of a picture: y and x start at 0, h and w at 1.')
     return y, x, h, w
 
 

@@ -10,7 +10,7 @@ from clit_basicsr.archs.checkpoint import load_weights
 from clit_basicsr.base.checkpoints import read_checkpoint
 from clit_basicsr.cli.environment import report
 
-HELP = 'Tell what is in a checkpoint, or, without one, what can run here.'
+HELP = 'Show what is in a checkpoint, or, without one, what can run here.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def describe(path: str) -> list[str]:
-    """Lines about a checkpoint. Raises UserError for a file that is none, or does not hold what it says."""
+    """Lines about a checkpoint. Raises UserError if it is not one, or does not hold what it claims."""
     content = read_checkpoint(path)
     lines = [path]
     if 'model' in content:

@@ -20,7 +20,7 @@ WORDS = {'~': None, 'none': None, 'null': None, '': None, 'true': True, 'false':
 
 
 def read_option_file(path: str) -> dict:
-    """Raises UserError when the file is missing or is no YAML, with the file and the line."""
+    """Raises UserError when the file is missing or not YAML, with the file and the line."""
     try:
         with open(path, encoding='utf-8') as file:
             opt = yaml.load(file, Loader=getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
@@ -50,7 +50,7 @@ def force(opt: dict, entries: list[str] | None) -> None:
     """Sets ``a:b:0:c=value`` entries in place; a number is an index where there is a list.
 
     Raises:
-        UserError: An entry without '=', an index that the list does not have, a key below something that is no block.
+        UserError: an entry has no '=', a list no such index, or a key stands below something that is not a block.
     """
     for entry in entries or []:
         path, equals, text = entry.partition('=')
@@ -73,7 +73,7 @@ def key_of(block: dict | list, key: str, entry: str) -> Any:
     if isinstance(block, dict):
         return key
     if not INTEGER.fullmatch(key) or not -len(block) <= int(key) < len(block):
-        raise UserError(f'--force_yml {entry!r}: {key} is no index of a list of {len(block)} (they count from 0)')
+        raise UserError(f'--force_yml {entry!r}: {key} is not an index of a list of {len(block)} (they count from 0)')
     return int(key)
 
 

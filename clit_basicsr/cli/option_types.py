@@ -91,7 +91,7 @@ def describe(annotation: Any) -> str:
 def options_of(cls: type) -> tuple[dict[str, Any], list[str]]:
     """The options that a class takes in its constructor: annotation of each, and those without a default.
 
-    The host's classes have no annotations; there the default tells the type.
+    The host's classes have no annotations; there the default gives the type.
     """
     parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])  # type: ignore[misc]
     try:

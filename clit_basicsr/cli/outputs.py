@@ -8,18 +8,18 @@ from clit_basicsr.base.errors import UserError
 
 
 def check(paths: list[str], force: bool, sources: Sequence[str] = ()) -> None:
-    """Raises UserError for what could not or must not be written.
+    """Raises UserError for what cannot or may not be written.
 
     Args:
         paths: of files in one folder.
         force: whether what exists already may be overwritten.
-        sources: what is read, which is never overwritten.
+        sources: the inputs, which are never overwritten.
     """
     existing = [path for path in paths if osp.lexists(path)]
     read = {identity(source) for source in sources if osp.exists(source)}
     for path in existing:
         if osp.exists(path) and identity(path) in read:
-            raise UserError(f'{path} is read, and what is read is not overwritten; give another output (-o).')
+            raise UserError(f'{path} is an input, and inputs are never overwritten; give another output (-o).')
     if existing and not force:
         more = f' (and {len(existing) - 1} more)' if len(existing) > 1 else ''
         raise UserError(f'{existing[0]}{more} exists already; -f overwrites it.')
@@ -27,14 +27,14 @@ def check(paths: list[str], force: bool, sources: Sequence[str] = ()) -> None:
         if osp.isdir(path):
             raise UserError(f'{path} is a folder, not a file to overwrite.')
         if osp.exists(path) and not osp.isfile(path):  # a device, which the file would replace
-            raise UserError(f'{path} is no file that could be overwritten.')
+            raise UserError(f'{path} is not a regular file, so it cannot be overwritten.')
     folder = osp.dirname(paths[0]) or '.'
     while not osp.lexists(folder):  # what is missing will be made
         folder = osp.dirname(folder) or '.'
     if not osp.isdir(folder):
-        raise UserError(f'{folder} is no folder that could be written to.')
+        raise UserError(f'{folder} is not a folder.')
     if not os.access(folder, os.W_OK):
-        raise UserError(f'the folder {folder} must not be written to; choose another one.')
+        raise UserError(f'the folder {folder} is not writable; choose another one.')
 
 
 def identity(path: str) -> tuple[int, int]:
@@ -47,7 +47,7 @@ def figure(output: str | None, image: str, suffix: str, force: bool) -> str:
     """Where a figure about a picture goes: what was asked for, or ``<name>_<suffix>.png`` in the working directory.
 
     Raises:
-        UserError: it is no PNG, or see :func:`check`.
+        UserError: the name does not end in .png, or see :func:`check`.
     """
     path = output or f'{osp.splitext(osp.basename(image))[0]}_{suffix}.png'
     if not path.lower().endswith('.png'):

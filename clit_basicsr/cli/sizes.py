@@ -1,4 +1,4 @@
-"""Sizes and places in pictures, as people say them on a command line."""
+"""Sizes and places in pictures, as written on a command line."""
 
 import argparse
 import math
@@ -65,7 +65,7 @@ def point(text: str, h: int, w: int) -> tuple[float, float]:
     meant where they are whole.
 
     Raises:
-        UserError: it is no pair of numbers, or outside the picture.
+        UserError: it is not a pair of numbers, or outside the picture.
     """
     try:
         y, x = (float(number) for number in text.split(','))

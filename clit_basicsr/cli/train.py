@@ -4,7 +4,7 @@ import argparse
 
 from clit_basicsr.cli import options
 
-HELP = 'Train a network as an option file says; experiments/ is made in the working directory.'
+HELP = 'Train a network as an option file says; experiments/ is created in the working directory.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import arguments, outputs, sizes
 from clit_basicsr.pictures import files, networks
 from clit_basicsr.pictures.enlarge import enlarge
-from clit_basicsr.pictures.memory import plan_tiles, told_when_full
+from clit_basicsr.pictures.memory import plan_tiles, reporting_full_memory
 
 HELP = 'Enlarge pictures by any factor from 1 up.'
 # What is taken of a folder.
@@ -23,7 +23,7 @@ SUFFIXES = (*files.FORMATS, '.gif', '.jfif', '.jp2', '.avif', '.pgm', '.ppm')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('input', nargs='+', help='pictures; folders, of which all pictures are taken; patterns')
+    parser.add_argument('input', nargs='+', help='pictures; folders, all of whose pictures are used; patterns')
     parser.add_argument(
         '-o',
         '--output',
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     for i, (source, output) in enumerate(jobs, 1):
         count = f'[{i}/{len(jobs)}] ' if len(jobs) > 1 else ''
         try:
-            with told_when_full(source, 'give a smaller size, or enlarge a part of it'):
+            with reporting_full_memory(source, 'give a smaller size, or enlarge a part of it'):
                 upscale_file(net, source, output, target, args.tile, args.precision, count)
         except UserError as error:
             if len(jobs) == 1:
@@ -103,7 +103,7 @@ def plan_outputs(inputs: list[str], output: str) -> list[tuple[str, str]]:
     """Pairs of a picture and the file that is written for it.
 
     Raises:
-        UserError: there is nothing to do, or two pictures would be written to one file.
+        UserError: nothing is to be done, or two pictures would be written to one file.
     """
     if '' in (*inputs, output):
         raise UserError('a picture or the output has an empty name.')
@@ -114,7 +114,7 @@ def plan_outputs(inputs: list[str], output: str) -> list[tuple[str, str]]:
     is_folder = osp.isdir(output) or output.endswith(('/', os.sep)) or not osp.splitext(output)[1]
     if not is_folder:
         if not one_file:
-            raise UserError(f'{output} is no folder, which several pictures, or those of a folder, are written to.')
+            raise UserError(f'{output} is not a folder; several pictures, or those of a folder, need one.')
         return [(sources[0], output)]
     jobs: dict[str, str] = {}
     for source in sources:
@@ -132,11 +132,11 @@ def find_pictures(pattern: str) -> list[str]:
         found = [entry for entry in files.names_in(pattern) if entry.lower().endswith(SUFFIXES)]
         found = [osp.join(pattern, entry) for entry in found if not entry.startswith('.')]
         if not found:
-            raise UserError(f'there are no pictures in the folder {pattern}.')
+            raise UserError(f'the folder {pattern} holds no pictures.')
         return found
     if not osp.exists(pattern) and glob.has_magic(pattern):
         found = sorted(path for path in glob.glob(pattern, recursive=True) if not osp.isdir(path))
         if not found:
-            raise UserError(f'nothing is there that {pattern} means.')
+            raise UserError(f'no file matches {pattern}.')
         return found
     return [pattern]

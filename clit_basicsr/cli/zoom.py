@@ -1,4 +1,4 @@
-"""``basicsr zoom``: a film that zooms into a picture, each frame at its own scale."""
+"""``basicsr zoom``: an animation that zooms into a picture, each frame at its own scale."""
 
 import argparse
 import time
@@ -10,14 +10,14 @@ from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import arguments, outputs, sizes
 from clit_basicsr.pictures import files, networks, zoom
-from clit_basicsr.pictures.memory import told_when_full
+from clit_basicsr.pictures.memory import reporting_full_memory
 
-HELP = 'Zoom continuously into a point of a picture: GIF or MP4, every frame answered at its own scale.'
+HELP = 'Zoom continuously into a point of a picture: GIF or MP4, every frame computed at its own scale.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('input', help='a picture')
-    parser.add_argument('-o', '--output', required=True, metavar='OUT', help='the film: .gif or .mp4')
+    parser.add_argument('-o', '--output', required=True, metavar='OUT', help='the animation: .gif or .mp4')
     parser.add_argument(
         '--at',
         default='0.5,0.5',
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--width',
         type=int,
         metavar='N',
-        help="of the frames, pixels, made even; the height follows; default: the picture's, at most 480. The film "
+        help="of the frames, pixels, made even; the height follows; default: the picture's, at most 480. The animation "
         'begins with a window of this width at x1, or with the whole picture if that is smaller',
     )
     arguments.add_model(parser)
@@ -41,11 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if osp.splitext(args.output)[1].lower() not in zoom.FILMS:
-        raise UserError(f'{args.output}: a film is written as .gif or .mp4.')
+        raise UserError(f'{args.output}: an animation is written as .gif or .mp4.')
     outputs.check([args.output], args.force, [args.input])
     if args.width is not None and args.width < 2:
         raise UserError(f'--width: a frame has at least 2 pixels; got {args.width}.')
-    with told_when_full(args.input, 'give a smaller --width'):
+    with reporting_full_memory(args.input, 'give a smaller --width'):
         _zoom(args)
 
 

@@ -55,7 +55,7 @@ class ImageSource:
             raise UserError(f"io_backend: type '{backend}' is not known; use disk or lmdb.")
         self.is_lmdb = backend == 'lmdb'
         if not osp.isdir(self.root):
-            raise UserError(f'{option}: there is no folder {self.root}; check the path.')
+            raise UserError(f'{option}: folder {self.root} does not exist; check the path.')
         if self.is_lmdb:
             _check_lmdb(self.root, option)
             entries = _listed_names(meta_info_file or osp.join(self.root, 'meta_info.txt'))
@@ -64,7 +64,7 @@ class ImageSource:
             self.names = [osp.join(self.root, entry) for entry in _listed_names(meta_info_file)]
             for name in self.names:
                 if not osp.isfile(name):
-                    raise UserError(f'{name}: listed in {meta_info_file}, but there is no such file; mend the list.')
+                    raise UserError(f'{name}: listed in {meta_info_file}, but the file does not exist; fix the list.')
         else:
             self.names = _files_of(self.root, option)
 
@@ -80,7 +80,7 @@ class ImageSource:
         if self.is_lmdb:
             content = _lmdb_client(self.root).get(name)
             if content is None:
-                raise UserError(f'{self.label(name)} is not in the LMDB; mend meta_info.txt or make the LMDB again.')
+                raise UserError(f'{self.label(name)} is not in the LMDB; fix meta_info.txt or make the LMDB again.')
             return content
         try:
             return host_utils().FileClient('disk').get(name)
@@ -129,7 +129,7 @@ def _files_of(root: str, option: str) -> list[str]:
     names = sorted(entry.name for entry in found if entry.name.lower().endswith(SUFFIXES))
     if not names:
         hint = ' (it is an LMDB: set io_backend: {type: lmdb})' if osp.isfile(osp.join(root, 'data.mdb')) else ''
-        raise UserError(f'{option}: there are no images in {root}{hint}; {", ".join(SUFFIXES)} are read.')
+        raise UserError(f'{option}: {root} holds no images{hint}; {", ".join(SUFFIXES)} are read.')
     return [osp.join(root, name) for name in names]
 
 
@@ -167,7 +167,7 @@ def _lmdb_client(root: str) -> Any:
         if size < needed:
             # Reading behind the end of the file would kill the process with a bus error.
             environment.close()
-            raise UserError(f'{root}: data.mdb is cut off ({size} of {needed} bytes); copy it or make it again.')
+            raise UserError(f'{root}: data.mdb is truncated ({size} of {needed} bytes); copy it or make it again.')
         _clients[path] = client
     return _clients[path]
 
@@ -185,6 +185,6 @@ def _close_all() -> None:
         _close(path)
 
 
-# An open LMDB must not be used across a fork, and would keep the new process from opening its own.
+# An open LMDB may not be used across a fork, and would keep the new process from opening its own.
 if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_close_all)

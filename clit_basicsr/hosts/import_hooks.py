@@ -1,9 +1,9 @@
 """What has to happen around the imports of torchvision and BasicSR, and nothing before they are imported.
 
-torchvision, where its compiled library cannot be loaded (a CUDA build beside a CPU torch)
+torchvision, where its compiled library cannot be loaded (a CUDA build with a CPU torch)
     Before: the operator schemas that the library would have defined are declared, so that the Python part imports.
 torchvision.transforms.functional_tensor, where there is no such module (torchvision >= 0.17)
-    An alias with the one function that BasicSR wants from it.
+    An alias with the one function that BasicSR needs from it.
 basicsr
     After: ``basicsr_fixes.apply()``.
 """
@@ -40,7 +40,7 @@ def declare_torchvision_schemas() -> None:
 
 
 def torchvision_library_loads() -> bool:
-    """Whether torchvision's compiled library can be loaded beside the torch that is installed."""
+    """Whether torchvision's compiled library can be loaded with the torch that is installed."""
     import torch
 
     spec = importlib.machinery.PathFinder.find_spec('torchvision')

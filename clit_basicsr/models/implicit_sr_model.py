@@ -26,7 +26,7 @@ from clit_basicsr.models.validation_table import Row, ValidationTable
 class ImplicitSRModel(SRModel):
     """The host's SRModel for implicit networks: training on sampled queries, validation at any scale.
 
-    Options beside the host's:
+    Options in addition to the host's:
         train:
             precision (str): 'fp32', 'tf32' or 'bf16' (autocast), see :func:`clit_basicsr.archs.precision.precision`.
                 Default: as torch is set.
@@ -41,7 +41,7 @@ class ImplicitSRModel(SRModel):
 
     @classmethod
     def check_options(cls, opt: dict) -> None:
-        """Refuses options that this model cannot serve, before anything is created on disk.
+        """Refuses options that this model cannot use, before anything is created on disk.
 
         Raises:
             UserError: no loss, or one that needs whole pictures; several GPUs without a launcher; an unknown precision.
@@ -122,7 +122,7 @@ class ImplicitSRModel(SRModel):
             self.model_ema(decay=self.ema_decay)
 
     def get_current_log(self) -> OrderedDict:
-        """The losses as numbers, averaged over the ranks, all of which must ask: only here a GPU is waited for."""
+        """The losses as numbers, averaged over the ranks, all of which must call. Only here a GPU is waited for."""
         return self.reduce_loss_dict(self.log_dict)
 
     def test(self) -> None:

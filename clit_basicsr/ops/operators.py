@@ -1,7 +1,7 @@
 """The kernels as operators of torch.library: schema, fake kernel, gradient and autocast, the same for every backend.
 
-Every operator takes the name of the backend that computes it, so one registration serves all of them; what each does
-stands in :class:`clit_basicsr.ops.backends.contract.Kernels`. torch.compile keeps the operators as they are.
+Every operator takes the name of the backend that computes it, so one registration is enough for all of them; what
+each does stands in :class:`clit_basicsr.ops.backends.contract.Kernels`. torch.compile keeps the operators as they are.
 """
 
 import torch

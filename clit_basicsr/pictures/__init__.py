@@ -1,1 +1,4 @@
-"""From a picture file to a bigger one, or to a film: reading and writing, tiles, memory, progress; and figures."""
+"""From a picture file to a larger one, or to an animation: reading and writing, tiles, memory, progress; and figures.
+
+To add a figure: a file here that computes and draws it, and a command in ``cli``.
+"""

@@ -17,7 +17,7 @@ from clit_basicsr.base.errors import UserError
 from clit_basicsr.pictures import files
 from clit_basicsr.pictures.enlarge import enlarge
 from clit_basicsr.pictures.files import Picture
-from clit_basicsr.pictures.memory import device_of, plan_tiles, told_when_full
+from clit_basicsr.pictures.memory import device_of, plan_tiles, reporting_full_memory
 from clit_basicsr.pictures.networks import find_checkpoint, load_network
 
 
@@ -39,11 +39,11 @@ def upscale(
     where = None if device is None else choose_device(device)
     if isinstance(model, nn.Module):
         if not isinstance(model, ImplicitNet):
-            raise UserError(f'{type(model).__name__} answers at one scale only; take LIT, CLIT or a peer.')
+            raise UserError(f'{type(model).__name__} works at one scale only; use LIT, CLIT or a peer.')
         net = model
     else:
         net = load_network(find_checkpoint(None if model is None else os.fspath(model)), where or choose_device())
-    with told_when_full('the picture', 'give a smaller size, or enlarge a part of it'):
+    with reporting_full_memory('the picture', 'give a smaller size, or enlarge a part of it'):
         picture = _to_picture(image)
         lq_size = (picture.pixels.shape[0], picture.pixels.shape[1])
         factors = output_size(lq_size, size, scale)[1]
@@ -73,7 +73,7 @@ def _to_picture(image: Any) -> Picture:
     if isinstance(image, (str, os.PathLike)):
         return files.read(os.fspath(image))
     if isinstance(image, Image.Image):
-        with files.told_when_damaged('the picture'):
+        with files.reporting_damage('the picture'):
             picture = files.from_pillow(image)
         if picture.pixels.dtype == np.uint16 and picture.has_alpha:
             raise UserError(

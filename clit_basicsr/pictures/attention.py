@@ -65,11 +65,13 @@ class QueryView(NamedTuple):
     result_box: tuple[float, float, float, float]
 
 
-def look(net: ImplicitNet, picture: Picture, at: tuple[float, float], scale: float | tuple[float, float]) -> QueryView:
+def attention_at(
+    net: ImplicitNet, picture: Picture, at: tuple[float, float], scale: float | tuple[float, float]
+) -> QueryView:
     """Asks a network for its attention at one point of a picture.
 
     Args:
-        net: in evaluation mode, on the device that shall be used.
+        net: in evaluation mode, on the device to use.
         at: (y, x) within the picture, in LR pixels from its upper left corner; the query is the HR pixel there.
         scale: of the result, a number or (y, x).
 

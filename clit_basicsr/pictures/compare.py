@@ -1,4 +1,4 @@
-"""Figures 5 and 6 of the CLIT paper: crops of what several networks make of one picture, beside the picture itself."""
+"""Figures 5 and 6 of the CLIT paper: crops of what several networks make of one picture, next to the picture itself."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def compare(
     if min(truth.shape[:2]) <= 2 * border_width(protocol, scale):
         raise UserError(
             f'{hr.shape[1]}x{hr.shape[0]} pixels are too few at scale {scale_text(scale)}: PSNR leaves out a border of '
-            f'{border_width(protocol, scale)}; take a larger picture or a smaller scale.'
+            f'{border_width(protocol, scale)}; use a larger picture or a smaller scale.'
         )
     lr = downsample(truth, size, downsampling).astype(np.float32) / 255
     answers = []
@@ -113,7 +113,7 @@ def most_different(comparisons: list[Comparison]) -> Crop:
 
 
 def draw_comparison(comparisons: list[Comparison], crop: Crop, title: str, note: str, path: str) -> None:
-    """Writes a PNG: the whole picture with the crop outlined, and beside it a row of labelled crops for each scale.
+    """Writes a PNG: the whole picture with the crop outlined, and next to it a row of labelled crops for each scale.
 
     Args:
         crop: within every comparison's pictures.

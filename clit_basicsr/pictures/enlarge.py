@@ -32,8 +32,8 @@ def enlarge(
     Neither the picture nor the result is ever floating point as a whole, unless the picture is.
 
     Args:
-        net: in evaluation mode, on the device that shall be used.
-        picture: besides uint8 and uint16, its pixels may be floating point in [0, 1]. Grey is answered as RGB and
+        net: in evaluation mode, on the device to use.
+        picture: besides uint8 and uint16, its pixels may be floating point in [0, 1]. Grey is processed as RGB and
             averaged.
         size, scale: (H, W) or the factor, a number or (y, x); one of them.
         dtype: of the result; the picture's by default. Values are rounded and clipped.
@@ -95,7 +95,7 @@ def _paint(net: ImplicitNet, source: np.ndarray, out: np.ndarray, target: dict, 
 
 def _remedy(net: ImplicitNet) -> str:
     on_cpu = device_of(net).type == 'cpu'
-    return 'end other programs, or enlarge a part of the picture' if on_cpu else 'take the CPU as device'
+    return 'close other programs, or enlarge a part of the picture' if on_cpu else 'use the CPU as device'
 
 
 def _progress(total: int, label: str | None) -> tqdm:

@@ -53,7 +53,7 @@ class Picture:
     def rgb(self) -> np.ndarray:
         """(H, W, 3), the same type: on white where it is transparent, grey three times.
 
-        This is what figures and films show; without alpha it is a view of the pixels, not a copy.
+        This is what figures and animations show; without alpha it is a view of the pixels, not a copy.
         """
         color = self.pixels
         if self.has_alpha:
@@ -89,12 +89,12 @@ def read(path: str) -> Picture:
     the first frame is taken. EXIF orientation is applied; other metadata than the ICC profile are not kept.
 
     Raises:
-        UserError: there is no such file, or it is none that can be read, with the reason.
+        UserError: the file does not exist or cannot be read, with the reason.
     """
     if os.path.isdir(path):
         raise UserError(f'{path} is a folder, not a picture.')
     if not os.path.isfile(path):
-        raise UserError(f'there is no file {path}.' if not os.path.exists(path) else f'{path} is no file.')
+        raise UserError(f'{path} does not exist.' if not os.path.exists(path) else f'{path} is not a file.')
     try:
         with open(path, 'rb') as file:
             start = file.read(32)
@@ -102,7 +102,7 @@ def read(path: str) -> Picture:
         raise UserError(f'{path} cannot be read ({error.strerror}).') from error
     if not start:
         raise UserError(f'{path} is empty (0 bytes).')
-    with told_when_damaged(path):
+    with reporting_damage(path):
         if start[:4] in TIFF_STARTS and (deep := _read_deep_tiff(path)) is not None:
             return deep
         with Image.open(path) as im:
@@ -118,7 +118,7 @@ def names_in(folder: str) -> list[str]:
 
 
 @contextmanager
-def told_when_damaged(name: str) -> Iterator[None]:
+def reporting_damage(name: str) -> Iterator[None]:
     """Says in one line why a picture cannot be read, whatever the libraries raise; ``name``: what the line calls it.
 
     Raises:
@@ -131,12 +131,12 @@ def told_when_damaged(name: str) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise UserError(f'{name} is no picture of a kind that can be read.') from error
+        raise UserError(f'{name} is not a picture in a format that can be read.') from error
     except Image.DecompressionBombError as error:
         raise UserError(f'{name} is too large: {str(error).split(",")[0]}.') from error
     except Exception as error:  # decoders of damaged files raise anything
         reason = ' '.join(str(error).split()) or type(error).__name__
-        raise UserError(f'{name} cannot be read; it is damaged or cut off ({reason[:120]}).') from error
+        raise UserError(f'{name} cannot be read; it is damaged or truncated ({reason[:120]}).') from error
 
 
 def eight_bit(rgb: np.ndarray) -> np.ndarray:
@@ -234,7 +234,7 @@ def _read_pillow(path: str, im: Image.Image, start: bytes) -> Picture:
     if im.format == 'PNG':
         with Image.open(path) as checked:
             checked.verify()
-    im.load()  # like the checksums, it tells a damaged file in an exception; OpenCV writes to the terminal
+    im.load()  # like the checksums, it reports a damaged file as an exception; OpenCV writes to the terminal
     pixels = _read_opencv(path)
     if im.format == 'PNG' and start[25] == PNG_GREY_ALPHA:  # which is RGB with alpha to OpenCV
         pixels = pixels[..., [0, 3]]
@@ -298,7 +298,7 @@ def _is_deep(im: Image.Image, start: bytes) -> bool:
 
 
 def _to_srgb(im: Image.Image) -> Image.Image:
-    """Other colour systems as sRGB, by the embedded profile if it serves."""
+    """Other colour systems as sRGB, by the embedded profile if it can be used."""
     if im.mode in ('CMYK', 'LAB'):
         srgb = ImageCms.createProfile('sRGB')
         try:

@@ -53,7 +53,7 @@ def device_of(net: nn.Module) -> torch.device:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that are free on the device; 4 GB where the system does not tell."""
+    """Bytes that are free on the device; 4 GB where the system does not say."""
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0]
     free = 4 << 30
@@ -75,7 +75,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def told_when_full(what: str, remedy: str) -> Iterator[None]:
+def reporting_full_memory(what: str, remedy: str) -> Iterator[None]:
     """Says in one line that memory has ended.
 
     Raises:

@@ -23,7 +23,7 @@ def find_checkpoint(model: str | None = None) -> str:
             taken, or the one with the highest iteration; None: the only experiment that has one.
 
     Raises:
-        UserError: there is none, or with None there are several; or a folder cannot be read.
+        UserError: none is found, or several for None; or a folder cannot be read.
     """
     if model is not None and osp.isfile(model):
         return model
@@ -32,7 +32,7 @@ def find_checkpoint(model: str | None = None) -> str:
     trained = _trained_experiments()
     names = f'trained here: {", ".join(trained)}' if trained else f'no experiment in {ROOT}/ is trained'
     if model is not None:
-        raise UserError(f'--model: there is no checkpoint {model} and no trained experiment of that name; {names}.')
+        raise UserError(f'--model: {model} is neither a checkpoint nor a trained experiment; {names}.')
     if len(trained) != 1:
         raise UserError(f'which network? Give --model, a checkpoint or an experiment; {names}.')
     return next(iter(trained.values()))
@@ -46,7 +46,7 @@ def load_network(path: str, device: torch.device) -> ImplicitNet:
     """
     net = load_checkpoint(path)
     if not isinstance(net, ImplicitNet):
-        raise UserError(f'{path} is a {type(net).__name__}, which answers at one scale only; take LIT, CLIT or a peer.')
+        raise UserError(f'{path} is a {type(net).__name__}, which works at one scale only; use LIT, CLIT or a peer.')
     return net.to(device)
 
 

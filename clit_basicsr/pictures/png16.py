@@ -10,7 +10,7 @@ import numpy as np
 
 COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by channels: grey, grey and alpha, RGB, RGB and alpha
 FILTER_SUB = 1
-BAND = 64  # rows that are compressed at once, which bounds the memory
+BAND = 64  # rows that are compressed together, which bounds the memory
 
 
 def write_png16(path: str, pixels: np.ndarray, icc: bytes | None = None) -> None:

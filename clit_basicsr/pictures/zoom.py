@@ -1,4 +1,4 @@
-"""A film that zooms into a point without a step: every frame is answered by the network at the frame's own scale."""
+"""An animation that zooms smoothly into a point: the network computes every frame at the frame's own scale."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ from clit_basicsr.pictures.memory import Tiles, check_fits, device_of, plan_tile
 
 
 class Film(NamedTuple):
-    """What a kind of film can hold: frames per second, and pixels a side."""
+    """What a format of animations can hold: frames per second, and pixels a side."""
 
     fps: float
     longest_side: int
@@ -55,17 +55,17 @@ def check_film(path: str, frame_size: tuple[int, int], seconds: float, fps: floa
     """The number of frames, two at least.
 
     Raises:
-        UserError: the format that the file's name says cannot hold such a film, or nobody would wait for it.
+        UserError: the file's format cannot hold the animation, or it would be too long.
     """
     film = FILMS[os.path.splitext(path)[1].lower()]
     if not SLOWEST <= fps <= film.fps:
-        raise UserError(f'--fps: such a film has {SLOWEST:g} to {film.fps:g} frames per second; got {fps:g}.')
+        raise UserError(f'--fps: this format takes {SLOWEST:g} to {film.fps:g} frames per second; got {fps:g}.')
     if not 0 < seconds <= LONGEST:
-        raise UserError(f'--seconds: a film takes more than 0 and at most {LONGEST}; got {seconds:g}.')
+        raise UserError(f'--seconds: an animation lasts more than 0 and at most {LONGEST} seconds; got {seconds:g}.')
     if max(frame_size) > film.longest_side:
         raise UserError(
-            f'{path}: such a film ends at {film.longest_side} pixels a side, and {frame_size[1]}x{frame_size[0]} are '
-            'asked for; give a smaller --width.'
+            f'{path}: this format is limited to {film.longest_side} pixels a side; got '
+            f'{frame_size[1]}x{frame_size[0]}. Give a smaller --width.'
         )
     return max(2, round(seconds * fps))
 
@@ -84,7 +84,7 @@ def plan_shots(
         to: scale of the last frame.
 
     Raises:
-        UserError: the film would not zoom in.
+        UserError: the animation would not zoom in.
     """
     start = max(1.0, *(side / n for side, n in zip(frame_size, lq_size, strict=True)))
     if not start < to < math.inf:
@@ -133,7 +133,7 @@ def render(net: ImplicitNet, feat: Features, shot: Shot, frame_size: tuple[int, 
 
 
 def cut_to_film(picture: Picture, shots: list[Shot], frame_size: tuple[int, int]) -> tuple[Picture, list[Shot]]:
-    """What a film shows of a picture, with some surroundings, and the same shots of it."""
+    """The part of a picture that an animation shows, with some surroundings, and the same shots of it."""
     bounds = []
     for start, side, n in zip(shots[0].origin, frame_size, picture.pixels.shape[:2], strict=True):
         stop = math.ceil(start + side / shots[0].scale)
@@ -162,7 +162,7 @@ def render_film(
 
 
 def encode(net: ImplicitNet, lq: Tensor, tiles: Tiles) -> Features:
-    """``net.encode`` of an image that the encoder may not be able to see at once: by tiles, put together.
+    """``net.encode`` of an image that may be too large for the encoder: tile by tile, put together.
 
     Args:
         lq: (1, 3, h, w), uint8 or uint16.

@@ -8,7 +8,7 @@ from clit_basicsr.report.summary import Row, Summary
 
 
 def draw_psnr_over_scale(summary: Summary, path: str) -> None:
-    """Writes a PNG with one line for each data set, and a dashed one beside it for the paper's row on that set
+    """Writes a PNG with one line for each data set, and a dashed one for the paper's row on that set
     where any of the measurements is compared with it.
 
     Scales are spaced logarithmically. Measurements with a scale for each axis, and those that are not finite, are in

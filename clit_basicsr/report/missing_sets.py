@@ -32,7 +32,7 @@ def leave_out_missing_sets(opt: dict) -> dict[str, list[str]]:
         folders = list(missing)
         more = f' and {len(folders) - 4} more' if len(folders) > 4 else ''
         raise UserError(
-            f'none of the test sets is there: no folder {", ".join(folders[:4])}{more}; put the images there, or name '
+            f'none of the test sets exists: missing {", ".join(folders[:4])}{more}; put the images there, or name '
             'their folders in the option file (dataroot_gt, dataroot_lq)'
         )
     return missing
@@ -48,5 +48,5 @@ def describe(missing: dict[str, list[str]]) -> list[str]:
 
 
 def what_is_wrong(folder: str) -> str:
-    """What is to say of a path that is no folder."""
-    return f'{folder} is a file, no folder' if osp.exists(folder) else f'folder {folder} does not exist'
+    """What to say of a path that is not a folder."""
+    return f'{folder} is a file, not a folder' if osp.exists(folder) else f'folder {folder} does not exist'

@@ -1,4 +1,4 @@
-"""Which row of the paper's tables an option file describes, told from its network alone."""
+"""Which row of the paper's tables an option file describes, from its network alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def paper_row(network_g: dict) -> tuple[str, str]:
     """The row that a ``network_g`` block, checked, is the system of.
 
     Returns:
-        The row and '', or '' and the reason why there is none.
+        The row and '', or '' and the reason why none fits.
     """
     from clit_basicsr.report.paper_tables import paper_psnr
 
@@ -32,7 +32,7 @@ def paper_row(network_g: dict) -> tuple[str, str]:
     if kind == 'Bicubic':
         return 'Bicubic', ''
     if not network_g.get('encoder'):
-        return '', f'{kind} is no system of the tables'
+        return '', f'{kind} is not a system of the tables'
     encoder, reason = encoder_name(network_g['encoder'])
     if not encoder:
         return '', reason
@@ -46,7 +46,7 @@ def paper_row(network_g: dict) -> tuple[str, str]:
 
 
 def encoder_name(block: dict) -> tuple[str, str]:
-    """'EDSR-baseline', 'RDN' or 'SwinIR' and '', or '' and the reason why it is none of them."""
+    """'EDSR-baseline', 'RDN' or 'SwinIR' and '', or '' and the reason why it is not one of them."""
     from clit_basicsr.archs.encoders import ENCODERS
 
     own = ENCODERS[block['type']]

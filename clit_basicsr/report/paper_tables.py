@@ -26,7 +26,7 @@ SETS = {
     'B100': PaperSet(100, 'benchmark'),
     'Urban100': PaperSet(100, 'benchmark'),
 }
-# As the sets are called in option files and folders, without what is no letter or digit.
+# Names of the sets in option files and folders, letters and digits only.
 SYNONYMS = {'div2k': 'DIV2K validation', 'div2kvalid': 'DIV2K validation', 'div2kvalidhr': 'DIV2K validation'}
 SYNONYMS |= {'bsd100': 'B100', 'bsds100': 'B100'}
 

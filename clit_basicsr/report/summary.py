@@ -1,4 +1,4 @@
-"""What a test measured, beside the paper's figures: one table, as text, Markdown, CSV and JSON."""
+"""What a test measured, compared with the paper's figures: one table, as text, Markdown, CSV and JSON."""
 
 import csv
 import io
@@ -20,8 +20,8 @@ class Row(NamedTuple):
         protocol: 'div2k' or 'benchmark'; '' for metrics that know none.
         images: how many.
         values: the mean over the images of each metric, under the names of the option file.
-        paper: the paper's PSNR in dB; None where there is none to compare with.
-        note: why there is none, where that is not plain.
+        paper: the paper's PSNR in dB; None where the paper has none to compare with.
+        note: why, where that is not plain.
     """
 
     name: str
@@ -53,12 +53,15 @@ class Summary(NamedTuple):
     rows: list[Row]
 
     def title(self) -> str:
-        beside = f"beside the paper's row {self.paper_row}" if self.paper_row else "without a row of the paper's"
+        beside = f"compared with the paper's row {self.paper_row}" if self.paper_row else "without a row of the paper's"
         return f'{self.name}, {beside}'
 
     def notes(self) -> list[str]:
         """What stands below the table."""
-        return [*self.remarks, *(f'{row.name} has no figure beside it: {row.note}.' for row in self.rows if row.note)]
+        return [
+            *self.remarks,
+            *(f'{row.name} has no figure to compare with: {row.note}.' for row in self.rows if row.note),
+        ]
 
 
 def difference(row: Row, psnr: str) -> float | None:

@@ -60,7 +60,7 @@ def summarize(opt: dict, measurements: list[Measurement]):
 
 
 def find_row(opt: dict) -> tuple[str, str]:
-    """The row that the option file names, or that its network is of; or '' and the reason why there is none."""
+    """The row that the option file names, or that its network is of; or '' and the reason why none fits."""
     if opt.get('paper_row'):
         return opt['paper_row'], ''
     if (opt.get('val') or {}).get('self_ensemble'):

@@ -75,7 +75,8 @@ def seconds(function: Callable[[], Any], repeats: int = 10) -> float:
 def accuracy() -> Iterator[str]:
     """The worst norm of a difference over the norm, of values and gradients, against float64 from the same inputs."""
     for name in kernel_checks.OPERATORS:
-        for dtype, bound in kernel_checks.TOLERANCE.items():
+        for dtype in cuda_backend.DTYPES:
+            bound = kernel_checks.TOLERANCE[dtype]
             shape = (CHANNELS, HEADS, GRID, OUTPUTS)
             worst = max(kernel_checks.errors(name, dtype, DEVICE, shape=shape, size=(12, 9), queries=300))
             verdict = f'error {worst:.1e}, {"below" if worst < bound else "NOT BELOW"} {bound:.0e}'
@@ -258,7 +259,7 @@ def attempt(function: Callable[[], None], repeats: int) -> tuple[float | None, f
     return took, (torch.cuda.max_memory_allocated() - before) / 1e9
 
 
-# Constants that decide how much is made at once: module, name, multiples of its value, backend, what is timed with it
+# Constants that decide how much is made together: module, name, multiples of its value, backend, what is timed with it
 # (parts of `workloads`, 'picture' at some factor, 'step').
 TRIED = [
     (cuda_backend, 'CHUNK_BYTES', (0.5, 1, 2, 4, 16), 'cuda', ('first layer', 'first layer, backward', 'picture 4')),
@@ -306,7 +307,7 @@ def resources() -> Iterator[str]:
     tool = shutil.which('cuobjdump', path='/usr/local/cuda/bin') or shutil.which('cuobjdump')
     library = native.find('cuda')
     if tool is None or library is None:
-        yield row(what='registers', remark='not known: there is no cuobjdump' if tool is None else 'no library')
+        yield row(what='registers', remark='not known: cuobjdump is missing' if tool is None else 'no library')
         return
     major, minor = torch.cuda.get_device_capability()
     command = [tool, '--dump-resource-usage', '--gpu-architecture', f'sm_{major}{minor}', str(library)]
@@ -331,7 +332,7 @@ def main() -> None:
     parser.add_argument('--rows', metavar='FILE', help='append the rows to this file as they come')
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
-        parser.error(f'there is no part {", ".join(sorted(unknown))}; there are {", ".join(PARTS)}')
+        parser.error(f'unknown part {", ".join(sorted(unknown))}; the parts are {", ".join(PARTS)}')
     if not torch.cuda.is_available():
         raise SystemExit(f'no GPU here: torch {torch.__version__} finds no CUDA device')
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -4,7 +4,7 @@
 
 Without files: LIT on three small encoders with random weights, drawn with torch's own spread so that every residual
 block counts (the host starts them at a tenth of it). A photograph of 192 x 192 pixels, enlarged twice, tiles of 64
-pixels. Differences are in 8-bit grey levels, over the whole picture; the line above a table tells the rms of what the
+pixels. Differences are in 8-bit grey levels, over the whole picture; the line above a table gives the rms of what the
 network adds to the bilinear picture, with which they grow. On a CPU with one thread (max / rms):
 
     tile_pad                        8                16                32                48        64

@@ -16,7 +16,7 @@ from clit_basicsr.archs.encoders.trunk import (
     register_encoder,
 )
 
-# https://github.com/sanghyun-son/EDSR-PyTorch, and whoever took its networks: LIIF, LTE, CLIT.
+# https://github.com/sanghyun-son/EDSR-PyTorch, and those who use its networks: LIIF, LTE, CLIT.
 EDSR_PYTORCH: Layout = (
     ('head.0.{p}', 'conv_first.{p}'),
     ('body.{i}.body.0.{p}', 'body.{i}.conv1.{p}'),

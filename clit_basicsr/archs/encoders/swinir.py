@@ -118,7 +118,7 @@ class SwinIREncoder(Trunk, SwinIR):
 
 
 def _keep_masks(trunk: SwinIREncoder, state_dict, prefix, *_) -> None:
-    """Lets any file's attention masks pass: they follow from ``img_size`` alone and are made anew for other sizes."""
+    """Lets any file's attention masks pass: they follow from ``img_size`` alone and are made again for other sizes."""
     for key, value in trunk.named_buffers(prefix=prefix.rstrip('.')):
         if key.endswith(('attn_mask', 'relative_position_index')):
             state_dict[key] = value

@@ -21,7 +21,7 @@ def get_optimizer(self: Any, optim_type: str, params: Any, lr: float, **kwargs: 
     """`BaseModel.get_optimizer` for every optimizer of torch.optim; the host of PyPI knows Adam alone.
 
     Raises:
-        UserError: There is no such optimizer, or it has no such option.
+        UserError: the optimizer is not known, or does not have an option.
     """
     known = {name: cls for name, cls in vars(torch.optim).items() if is_optimizer(cls)}
     if optim_type not in known:
@@ -37,7 +37,7 @@ def get_optimizer(self: Any, optim_type: str, params: Any, lr: float, **kwargs: 
 
 
 def is_optimizer(thing: Any) -> bool:
-    # LBFGS wants to evaluate the loss itself, which no model of the host lets it do
+    # LBFGS evaluates the loss itself, which no model of the host allows
     return (
         isinstance(thing, type)
         and issubclass(thing, torch.optim.Optimizer)

@@ -28,7 +28,7 @@ from clit_basicsr.base.files import temporary_name
 def save_atomically(content: dict, path: str | Path) -> None:
     """`torch.save` under a temporary name, then moved: there is never a partial file of that name.
 
-    Three tries, as in the host, which goes on training without the checkpoint when all of them fail.
+    Three tries, as in the host, which continues training without the checkpoint when all of them fail.
     """
     logger = logging.getLogger('basicsr')
     for left in (2, 1, 0):

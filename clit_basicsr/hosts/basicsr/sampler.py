@@ -1,6 +1,6 @@
 """The order of training: a sampler that plans iterations, and the host's prefetchers made to keep to it.
 
-What BasicSR does instead, and why it does not serve:
+What BasicSR does instead, and why that is not enough:
 
 * It plans ceil(total_iter / ceil(len * ratio / batch)) epochs, while `drop_last` gives floor(len * ratio / batch)
   batches to each: small sets end early. Or the loop counts one or two iterations too many before it stops, and the last
@@ -27,7 +27,7 @@ class PlannedSampler(Sampler):
     """Hands out what exactly the planned iterations need: `total_iter - start_iter` whole batches, in passes.
 
     A pass ends where the host's epoch of `iters_per_epoch` iterations ends, the last one at `total_iter`; passes beyond
-    it are empty. Before the first call of `set_epoch` there is nothing to hand out.
+    it are empty. Before the first call of `set_epoch` it yields nothing.
 
     Items are (batch number, position in the batch) for a dataset whose attribute `takes_batch_numbers` is true, with
     batch number = training iteration - 1, the same on every rank; else indices of images: a permutation of the enlarged
@@ -80,7 +80,7 @@ class PlannedSampler(Sampler):
     def _image_indices(self) -> list[int]:
         if not len(self):
             return []
-        # a run resumed inside an epoch goes on with the images that this epoch has not had
+        # a run resumed inside an epoch continues with the images that this epoch has not had
         epoch_begins = self.epoch * self.iters_per_epoch if self.epoch is not None else 0
         begin = max(0, self.first - epoch_begins) % self.iters_per_epoch * self.batch_size
         generator = torch.Generator()

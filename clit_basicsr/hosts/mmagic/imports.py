@@ -3,7 +3,7 @@
 numpy.bool8 (gone since numpy 2)
     An alias of numpy.bool.
 mmcv.ops, where mmcv's own does not import (mmcv-lite has no compiled operators)
-    A module with whatever is asked of it; each of these things tells upon use that it is missing.
+    A module with any name that is asked for; each object reports upon use that it is missing.
 """
 
 from __future__ import annotations

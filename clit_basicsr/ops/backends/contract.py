@@ -171,7 +171,7 @@ class Kernels(Backend, Protocol):
 def unsupported(call: Call) -> str | None:
     """Why none of the fast backends can run a call: they have one way of attending, and no gradient for positions."""
     if not call.attention:
-        return 'without q and k there is no attention to speed up'
+        return 'without q and k it has no attention to speed up'
     if call.aggregation != 'flatten':
         return f'aggregation {call.aggregation!r} has no fast path'
     if call.coord is not None and call.coord.requires_grad:

@@ -36,7 +36,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Bytes of what two kernels hand over: attention-weighted values of a chunk of queries (2,048 at C = 256, G = 7 in half
 # precision), attention of a tile of pixels. About the size of the second-level cache of the larger GPUs.
 CHUNK_BYTES = 52 << 20
-# Bytes of a tile of pixels where the library makes their products: in no cache, but few tiles, each of which costs the
+# Bytes of a tile of pixels where cuBLAS makes their products: in no cache, but few tiles, each of which costs the
 # host its time.
 PRODUCT_BYTES = 512 << 20
 # Bytes of what does not fit there in any case: sums of one map's gradient, products of a convolution.
@@ -272,7 +272,7 @@ def _alike(like: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _chunk(like: Tensor, width: int) -> int:
-    """Queries whose attention-weighted values, ``width`` numbers each, are made at once."""
+    """Queries whose attention-weighted values, ``width`` numbers each, are made together."""
     return max(128, CHUNK_BYTES // (width * like.element_size()) // 128 * 128)
 
 

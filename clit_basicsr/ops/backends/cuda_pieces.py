@@ -64,7 +64,7 @@ class Line(NamedTuple):
 
 
 def make_lines(rows: Axis, cols: Axis, room: int) -> tuple[Line, Line]:
-    """The two axes in pieces, of which no two make more than ``room`` queries: whole pixels if possible, else rows
+    """The two axes in pieces, any two of which make at most ``room`` queries: whole pixels if possible, else rows
     of one.
     """
     nearest_y, nearest_x = rows[0].tolist(), cols[0].tolist()

@@ -1,4 +1,4 @@
-"""The compiled kernels: found beside the package or in the user's cache, else built there at first use, once.
+"""The compiled kernels: found next to the package or in the user's cache, else built there once, at first use.
 
 There are two libraries, 'cpu' and 'cuda'. Of this package and of torch nothing is imported here before :func:`problem`,
 so that ``setup.py`` can build with it too.
@@ -31,8 +31,8 @@ class Library(NamedTuple):
 
     Attributes:
         sources, headers: patterns of the files in csrc/ that it is made of.
-        flags: of the compiler, beside :data:`COMMON`.
-        portable: whether the library serves other processors than that of this machine.
+        flags: of the compiler, in addition to :data:`COMMON`.
+        portable: whether the library runs on other processors than this machine's.
         duration: what to expect of the build.
     """
 
@@ -110,7 +110,7 @@ def build(folder: Path, name: str = 'cpu') -> Path:
     """Compiles the kernels into a folder.
 
     Raises:
-        BuildError: there is no compiler, or it cannot be run.
+        BuildError: the compiler is missing or cannot be run.
         CompilerError: it fails.
     """
     found = compiler(name)
@@ -150,7 +150,7 @@ def find(name: str = 'cpu') -> Path | None:
 
 @cache
 def problem(name: str = 'cpu') -> str | None:
-    """Loads the kernels, building them first if need be; None, or the whole reason why there are none.
+    """Loads the kernels, building them first if need be; None, or the whole reason why they cannot be used.
 
     What the compiler says when it fails is kept in the cache folder, so that it costs its time once, until the sources
     or the torch change.
@@ -164,7 +164,7 @@ def problem(name: str = 'cpu') -> str | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / f'lock-{name}', 'w') as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # several ranks start at once, one builds
+                fcntl.flock(lock, fcntl.LOCK_EX)  # several ranks start together, one builds
                 path = find(name)
                 if path is None and log.exists():
                     return f'{log.read_text()}\n(kept in {log}; delete it to try again)'

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # Queries per pass of the scattered kernels, and pixels per tile of the dense one: on the CPU their working sets stay in
-# the cache; a GPU needs many at once, or its time goes into the launches.
+# the cache; a GPU needs many together, or its time goes into the launches.
 CHUNK, GPU_CHUNK = 128, 4096
 TILE, GPU_TILE = 32, 1024
 

@@ -21,7 +21,7 @@ def _interpolations(taps: Taps, length: int) -> Iterator[tuple[slice, slice, Ten
     index, weight = taps
     block = BLOCK if index.device.type == 'cpu' else GPU_BLOCK
     step = max(1, -(-block * len(index) // length))
-    places = index.cpu()  # at once: from a GPU every number takes its time
+    places = index.cpu()  # all together: reading single numbers from a GPU is slow
     for start in range(0, len(index), step):
         fine = slice(start, min(start + step, len(index)))
         low, high = int(places[fine].min()), int(places[fine].max()) + 1

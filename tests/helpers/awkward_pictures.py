@@ -108,7 +108,7 @@ def make(folder: Path) -> dict[str, tuple | str]:
     (folder / 'folder.png').mkdir()
     add('folder.png', 'is a folder')
     (folder / 'gone.png').symlink_to(folder / 'nowhere.png')
-    add('gone.png', 'no file')
+    add('gone.png', 'does not exist')
     if hasattr(os, 'mkfifo'):
         os.mkfifo(add('pipe.png', 'is no file'))
     return expected

@@ -1,8 +1,8 @@
-"""Packaging of clit-basicsr: package, command, what it needs. Known-good versions stand in requirements*.txt.
+"""Packaging of clit-basicsr: package, command, dependencies. Known-good versions are in requirements*.txt.
 
     CLIT_BUILD=cpu pip install --no-build-isolation .    # or cuda, or cpu,cuda
 
-also compiles the kernels, which are otherwise compiled at first use. Those for the CPU run on processors like this one.
+also compiles the kernels, which are otherwise compiled at first use; those for the CPU fit this machine's processor.
 """
 
 import importlib.util
@@ -18,11 +18,11 @@ LIBRARIES = [name for name in os.environ.get('CLIT_BUILD', '').split(',') if nam
 
 
 class BuildKernels(build_py):
-    """Compiles the libraries that CLIT_BUILD names into csrc/, from where they are packed with the sources."""
+    """Compiles the libraries named in CLIT_BUILD into ``csrc/``, where they are packaged with the sources."""
 
     def run(self) -> None:
         if LIBRARIES:
-            # by its path: importing the package needs torch, and what is installed may be another version
+            # by path: importing the package requires torch, and the installed package may be a different version
             path = ROOT / 'clit_basicsr' / 'ops' / 'backends' / 'native.py'
             spec = importlib.util.spec_from_file_location('native', path)
             native = importlib.util.module_from_spec(spec)
@@ -40,14 +40,14 @@ class BuildKernels(build_py):
 
 
 class MaybeBinary(Distribution):
-    """A wheel that holds compiled kernels is not for every platform."""
+    """Marks a wheel with compiled kernels as specific to its platform."""
 
     def has_ext_modules(self) -> bool:
         return bool(LIBRARIES) or super().has_ext_modules()
 
 
 def version() -> str:
-    # read, not imported: the package must be buildable where torch is not installed yet
+    # read, not imported: the package must be buildable before torch is installed
     return re.search(r"__version__ = '(.+)'", (ROOT / 'clit_basicsr' / '__init__.py').read_text()).group(1)
 
 
@@ -67,7 +67,7 @@ setup(
     packages=find_packages(include=['clit_basicsr', 'clit_basicsr.*']),
     package_data={
         'clit_basicsr.report': ['tables.csv'],
-        'clit_basicsr.ops': ['csrc/*'],  # compiled at first use, or by CLIT_BUILD
+        'clit_basicsr.ops': ['csrc/*'],  # compiled at first use or with CLIT_BUILD
     },
     cmdclass={'build_py': BuildKernels},
     distclass=MaybeBinary,
@@ -75,7 +75,7 @@ setup(
     install_requires=[
         'torch>=2.4',
         'torchvision',
-        'basicsr==1.4.2',  # the fixes in clit_basicsr/hosts are of this version
+        'basicsr==1.4.2',  # the fixes in clit_basicsr/hosts are for this version
         'lmdb',
         'matplotlib',
         'numpy',

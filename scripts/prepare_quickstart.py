@@ -1,7 +1,6 @@
-"""Lays out the photographs that scikit-image ships as a training set and a held-out picture: datasets/quickstart/.
+"""Turns the photographs shipped with scikit-image into a training set and a held-out picture: ``datasets/quickstart/``.
 
-The training photographs are cut into sub-images, as one does for DIV2K too: a crop then costs the decoding of a small
-file.
+The training photographs are cut into sub-images, as is usual for DIV2K: a crop then only decodes a small file.
 """
 
 import math
@@ -15,7 +14,7 @@ from clit_basicsr.base.files import replacing
 TRAIN = ['astronaut.png', 'coffee.png', 'rocket.jpg', 'motorcycle_left.png', 'hubble_deep_field.jpg', 'ihc.png']
 TRAIN += ['brick.png', 'camera.png', 'coins.png', 'grass.png', 'gravel.png']
 HELD_OUT = 'chelsea.png'
-SIDE = 256
+SIDE = 256  # pixels; larger than any training crop, small enough to decode quickly
 
 
 def save(image: Image.Image, target: Path) -> None:
@@ -24,7 +23,7 @@ def save(image: Image.Image, target: Path) -> None:
 
 
 def sub_images(image: Image.Image) -> list[Image.Image]:
-    """Squares of 256 pixels that cover the image, as few as possible; they overlap where they must."""
+    """The fewest squares of ``SIDE`` pixels that cover the image; they overlap where necessary."""
     starts = []
     for length in (image.height, image.width):
         count = math.ceil(length / SIDE)
@@ -40,7 +39,7 @@ def main() -> None:
             save(part, target / 'train' / f'{Path(name).stem}_s{i:03d}.png')
             count += 1
     save(Image.open(source / HELD_OUT).convert('RGB'), target / 'val' / HELD_OUT)
-    print(f'{target}: {count} sub-images of {len(TRAIN)} photographs to train on, {HELD_OUT} held out')
+    print(f'{target}: {count} sub-images of {len(TRAIN)} photographs for training, {HELD_OUT} held out')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""What the quickstart reached: PSNR compared with bicubic, a picture to look at, one line at the end."""
+"""Reports the quickstart's result: PSNR compared with bicubic, a comparison picture, and a one-line summary."""
 
 import argparse
 import csv
@@ -10,15 +10,15 @@ from clit_basicsr.base.files import replacing
 
 TRAINED, BICUBIC = Path('experiments/quickstart_clit_edsr'), Path('results/quickstart_bicubic')
 PICTURE = 'chelsea'
-# What the trained network has to gain over bicubic, dB.
+# The gain over bicubic that the trained network must reach, dB.
 GOALS = {'x2': 0.5, 'x3': 0.3, 'x4': 0.3}
-# The detail that is shown, (left, top, right, bottom) of the HR picture as fractions.
+# The detail shown, (left, top, right, bottom) as fractions of the HR picture.
 DETAIL = (0.30, 0.18, 0.62, 0.66)
 PANEL = (288, 288)
 
 
 def last_values(table: Path) -> dict[str, float]:
-    """PSNR of each validation set at the table's last validation."""
+    """PSNR of each validation set at the last validation in the table."""
     with open(table, newline='') as file:
         return {row['dataset']: float(row['value']) for row in csv.DictReader(file) if row['metric'] == 'psnr'}
 
@@ -34,7 +34,7 @@ def detail(path: Path) -> Image.Image:
 
 
 def comparison(ours: dict[str, float], bicubic: dict[str, float], target: Path) -> None:
-    """A row for each scale: bicubic, the trained network, the photograph itself."""
+    """Saves a sheet with a row for each scale: bicubic, the trained network, the photograph itself."""
     scales, top, left = ['x2', 'x3.4', 'x8'], 30, 64
     width, height = PANEL
     sheet = Image.new('RGB', (left + 3 * width + 20, top + len(scales) * (height + 30)), 'white')
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument('--seconds', type=int, required=True, help='how long the quickstart took')
     seconds = parser.parse_args().seconds
     ours, bicubic = last_values(TRAINED / 'validation.csv'), last_values(BICUBIC / 'validation.csv')
-    print(f'\n{"scale":>6} {"bicubic":>9} {"CLIT":>9} {"gain":>8}   PSNR (Y), dB, of a picture that was not trained on')
+    print(f'\n{"scale":>6} {"bicubic":>9} {"CLIT":>9} {"gain":>8}   PSNR (Y), dB, on a held-out picture')
     for name, value in bicubic.items():
         print(f'{name:>6} {value:9.2f} {ours[name]:9.2f} {ours[name] - value:+8.2f}')
     comparison(ours, bicubic, TRAINED / 'comparison.png')

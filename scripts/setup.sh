@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Makes .venv/ at the root of the repository; quickstart.sh and test.sh begin with it. Does nothing when .venv is up to date.
+# Creates .venv/ at the root of the repository; quickstart.sh and test.sh start with it. Does nothing if .venv is up to date.
 #
-#   PYTHON=/path/to/python3.11   the interpreter, instead of the first python3.12 or python3.11 on the path
-#   CLIT_TORCH=cpu|cuda|ARGS     the build of torch; ARGS goes to pip as it stands, e.g.
+#   PYTHON=/path/to/python3.11   the interpreter; default: the first python3.12 or python3.11 on the PATH
+#   CLIT_TORCH=cpu|cuda|ARGS     the build of torch; ARGS is passed to pip unchanged, e.g.
 #                                'torch==2.13.0 --index-url https://download.pytorch.org/whl/cu126'
-#                                By default cuda with an NVIDIA driver (nvidia-smi answers), else cpu.
+#                                Default: cuda with an NVIDIA driver (nvidia-smi works), otherwise cpu.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 CPU_INDEX=https://download.pytorch.org/whl/cpu
 VENV=.venv
 PY=$VENV/bin/python
-STAMP=$VENV/setup.done       # holds the key of the set-up that finished
-STARTED=$VENV/setup.started  # there while one is under way
-BUILT=$VENV/setup.build      # the build of torch that was asked for
+STAMP=$VENV/setup.done       # the key of the last set-up that finished
+STARTED=$VENV/setup.started  # exists while a set-up is running
+BUILT=$VENV/setup.build      # the build of torch that was requested
 LOG=$VENV/setup.log
 
 fail() { echo "setup: $*" >&2; exit 1; }
@@ -43,22 +43,22 @@ torch_build() {
   fi
 }
 
-step() {  # step 'what is done' command...: runs it with its output in the log, prints how long it took
+step() {  # step DESCRIPTION COMMAND...: runs the command with its output in the log and reports how long it took
   local what=$1 began=$SECONDS
   shift
   printf 'setup: %s ... ' "$what"
   if ! "$@" >>"$LOG" 2>&1; then
     echo 'failed'
     tail -n 25 "$LOG" >&2
-    fail "'$what' failed; the whole output is in $LOG"
+    fail "'$what' failed; see $LOG for the complete output"
   fi
   echo "$((SECONDS - began)) s"
 }
 
 pip_install() { "$PY" -m pip install "$@"; }
 
-# The CPU build: from the indexes pip is configured with, where they have it under its own name; from PyTorch's index; else
-# whatever the plain name gives (on macOS that is the CPU build).
+# The CPU build: from pip's configured indexes, if they have it under its own name; otherwise from PyTorch's index; otherwise
+# whatever the plain name installs (on macOS that is the CPU build).
 install_cpu_build() {
   local requirement=$1
   shift
@@ -73,7 +73,7 @@ install_torch() {
     cpu) install_cpu_build "$(pin torch)" && install_cpu_build "$(pin torchvision)" --no-deps ;;
     cuda) pip_install "$(pin torch)" && pip_install --no-deps "$(pin torchvision)" ;;
     *)
-      # shellcheck disable=SC2086  # several words on purpose
+      # shellcheck disable=SC2086  # word splitting is intended
       pip_install $BUILD && pip_install --no-deps "$(pin torchvision)"
       ;;
   esac
@@ -82,13 +82,13 @@ install_torch() {
 torch_version() { "$PY" -c 'import importlib.metadata as m; print(m.version("torch"))'; }
 
 install_rest() {
-  # The installed torch is pinned: no later step may replace it, or fetch the CUDA packages for a CPU build.
+  # Pins the installed torch: no later step may replace it, or fetch the CUDA packages in addition to a CPU build.
   echo "torch==$(torch_version)" >"$VENV/torch.txt"
   grep -iv '^torch==' requirements.txt >"$VENV/requirements.txt"
   pip_install --no-build-isolation -c "$VENV/torch.txt" -r "$VENV/requirements.txt" -r requirements-dev.txt
 }
 
-[ -f requirements.txt ] || fail 'requirements.txt is missing: run this script from a complete clone'
+[ -f requirements.txt ] || fail 'requirements.txt is missing; run this script from a complete clone'
 BUILD=$(torch_build)
 KEY=$({ cat requirements.txt requirements-dev.txt setup.py scripts/setup.sh && echo "$PWD $BUILD"; } | cksum)
 if [ "$(cat "$STAMP" 2>/dev/null)" = "$KEY" ] && "$PY" -c '' 2>/dev/null; then
@@ -98,11 +98,11 @@ fi
 
 BEGAN=$SECONDS
 if [ -e "$STARTED" ] || { [ -e "$VENV" ] && ! "$PY" -m pip --version >/dev/null 2>&1; }; then
-  echo "setup: $VENV was left unfinished; starting again"
+  echo "setup: $VENV is incomplete; starting over"
   rm -rf "$VENV"
 elif [ -e "$BUILT" ] && [ "$(cat "$BUILT")" != "$BUILD" ]; then
-  # for pip torch==2.13.0 is satisfied by a CPU build: it would not be exchanged
-  echo "setup: $VENV has another build of torch ($(cat "$BUILT")); starting again"
+  # pip considers torch==2.13.0 satisfied by a CPU build and would not replace it
+  echo "setup: $VENV has a different build of torch ($(cat "$BUILT")); starting over"
   rm -rf "$VENV"
 fi
 PYTHON_FOUND=$([ -e "$VENV" ] && echo "$PY" || find_python)
@@ -112,11 +112,11 @@ rm -f "$STAMP"
 : >"$LOG"
 echo "$BUILD" >"$BUILT"
 [ -x "$PY" ] || step "virtual environment in $VENV, $("$PYTHON_FOUND" --version)" "$PYTHON_FOUND" -m venv "$VENV"
-step 'tools to build with' pip_install 'setuptools<81' wheel "$(pin Cython)" "$(pin numpy)"
+step 'build tools' pip_install 'setuptools<81' wheel "$(pin Cython)" "$(pin numpy)"
 step "torch and torchvision ($BUILD)" install_torch
-step 'BasicSR and the tools of development' install_rest
+step 'BasicSR and development tools' install_rest
 step 'this package, editable' pip_install --no-build-isolation --no-deps -e .
-step 'trying it: import basicsr' "$PY" -c 'import clit_basicsr, basicsr'
+step 'check: import basicsr' "$PY" -c 'import clit_basicsr, basicsr'
 echo "$KEY" >"$STAMP.new"
 mv "$STAMP.new" "$STAMP"
 rm -f "$STARTED"

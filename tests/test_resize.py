@@ -80,7 +80,7 @@ def weight_matrix(in_size: int, out_size: int, scale: Fraction) -> np.ndarray:
 
 
 def exact_uint8(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """MATLAB's imresize of a uint8 plane in exact arithmetic: vertically first, rounded and clipped between."""
+    """MATLAB's imresize of a uint8 plane in exact arithmetic: vertically first, rounded and clipped in between."""
     for out_size in size:
         rows = exact_weights(plane.shape[0], out_size, Fraction(out_size, plane.shape[0]))
         out = np.zeros((out_size, plane.shape[1]), np.uint8)
@@ -89,7 +89,7 @@ def exact_uint8(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
                 value = sum(weight * int(plane[pixel, j]) for pixel, weight in row.items())
                 half_away_from_zero = math.floor(abs(value) + Fraction(1, 2)) * (1 if value >= 0 else -1)
                 out[i, j] = min(max(half_away_from_zero, 0), 255)
-        plane = out.T  # after both passes the plane lies as it did
+        plane = out.T  # after both passes the plane is back in its original orientation
     return plane
 
 
@@ -167,9 +167,9 @@ def test_refuses_integers_and_empty_axes():
 
 @pytest.mark.parametrize('size', [(12, 10), (6, 5), (3, 10), (24, 5)])
 def test_matlab_uint8_is_exact_with_ties(size):
-    # Factors 1/2, 1/4 and 1/8 have weights in powers of 2: every value is exact in floating point and ties abound.
+    # Factors 1/2, 1/4 and 1/8 have dyadic weights: every value is exact in floating point, and ties are frequent.
     img = np.random.default_rng(3).integers(0, 256, (24, 20, 3), dtype=np.uint8)
-    img[:8, :8] = [0, 255, 0]  # strong edges, where the passes clip
+    img[:8, :8] = [0, 255, 0]  # strong edges, at which the passes clip
     img[:8:2, 4:12] = [255, 0, 255]
     expected = np.stack([exact_uint8(img[..., c], size) for c in range(3)], -1)
     assert np.array_equal(downsample(img, size, 'matlab'), expected)
@@ -184,7 +184,7 @@ def test_matlab_rounds_halves_away_from_zero():
 
 
 def test_matlab_result_of_a_photograph():
-    # The routine that made these numbers reproduces the published x2, x3, x4 LR images of Set5 and Set14 exactly.
+    # The routine that computed these numbers reproduces the published x2, x3, x4 LR images of Set5 and Set14 exactly.
     img = data.chelsea()[100:121, 150:174]
     expected = np.array(PHOTOGRAPH, np.uint8).transpose(1, 2, 0)
     assert np.array_equal(downsample(img, (7, 8), 'matlab'), expected)

@@ -1,4 +1,4 @@
-"""Which stage, which branches and which scale factors a batch gets."""
+"""The stage, the branches and the scale factors of each batch."""
 
 import random
 from fractions import Fraction

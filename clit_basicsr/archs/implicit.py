@@ -26,7 +26,8 @@ class ImplicitNet(nn.Module):
     No call leaves a state behind on the module: ``feat = net.encode(lq)``, then ``net.query(feat, ...)`` as often as
     needed, or ``net.query(net.prepare(feat), ...)``, which runs the decoder's own convolutions over the map only once.
 
-    A network defines ``reach``, ``decode`` and, where it derives maps from the features, ``prepare_maps``.
+    A network defines ``reach``, ``decode`` and, where it derives maps from the features, ``prepare_maps``; it sets
+    ``image_skip`` if its values are added to the LR image.
 
     Args:
         encoder (dict | None): ``type`` and options of a network of the host (see :mod:`clit_basicsr.archs.encoders`);

@@ -1,4 +1,8 @@
-"""The command ``basicsr``: one module per sub-command, each with HELP, add_arguments(parser) and run(args)."""
+"""The command ``basicsr``: one module for each sub-command.
+
+To add a command: a module here with ``HELP``, ``add_arguments(parser)`` and ``run(args)``, and its name in
+:data:`COMMANDS`.
+"""
 
 from __future__ import annotations
 

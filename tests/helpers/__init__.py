@@ -1,1 +1,1 @@
-"""What several tests share; no test imports another test."""
+"""Helpers shared by several test files; no test imports another test."""

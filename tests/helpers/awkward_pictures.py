@@ -1,4 +1,4 @@
-"""Picture files as they come: rare, odd and damaged ones, each made here byte by byte or by the common libraries."""
+"""Picture files as found in the wild: rare, odd and damaged ones, built byte by byte or with the common libraries."""
 
 import os
 import struct
@@ -14,14 +14,14 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
 
 def color(height=6, width=9, channels=3, dtype=np.uint8):
-    """Smooth and uneven, so that a turned or swapped picture is another one."""
+    """A smooth, asymmetric picture, so that a rotation, flip or swap of channels changes it."""
     y, x, c = np.mgrid[:height, :width, :channels]
     values = (0.15 + 0.6 * y / height + 0.2 * x / width) * (1 - 0.2 * c)
     return np.round(values * np.iinfo(dtype).max).astype(dtype)
 
 
 def chunk(kind, content):
-    """A part of a PNG."""
+    """A chunk of a PNG."""
     return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
 
 
@@ -38,7 +38,7 @@ def png_rows(pixels):
 
 
 def make(folder: Path) -> dict[str, tuple | str]:
-    """Writes the files; for each what it is, enlarged once: (H, W, C, type), or a word of the error."""
+    """Writes the files. Returns for each what it enlarges to at x1, (H, W, C, type), or a word of the error message."""
     image = Image.fromarray(color())
     grey16 = color(channels=1, dtype=np.uint16)[..., 0]
     rgb16, la16 = color(dtype=np.uint16), color(channels=2, dtype=np.uint16)
@@ -50,7 +50,7 @@ def make(folder: Path) -> dict[str, tuple | str]:
             (folder / name).write_bytes(content)
         return folder / name
 
-    # what is whole
+    # intact files
     Image.fromarray(color(1, 1)).save(add('one_pixel.png', (1, 1, 3, np.uint8)))
     image.convert('1').save(add('bits.png', (6, 9, 1, np.uint8)))
     image.convert('L').save(add('grey.jpg', (6, 9, 1, np.uint8)))
@@ -80,7 +80,7 @@ def make(folder: Path) -> dict[str, tuple | str]:
         add('grey16_alpha.tif', (6, 9, 2, np.uint16)), la16, photometric='minisblack', extrasamples=['unassalpha']
     )
     add('map16.ppm', (6, 9, 3, np.uint16), b'P6 9 6 65535\n' + rgb16.astype('>u2').tobytes())
-    # what is not
+    # damaged files
     add('empty.png', 'is empty', b'')
     add('text.png', 'not a picture', b'Dear picture, \nwhere are you?\n')
     whole = (folder / 'rgb16.png').read_bytes()
@@ -110,5 +110,5 @@ def make(folder: Path) -> dict[str, tuple | str]:
     (folder / 'gone.png').symlink_to(folder / 'nowhere.png')
     add('gone.png', 'does not exist')
     if hasattr(os, 'mkfifo'):
-        os.mkfifo(add('pipe.png', 'is no file'))
+        os.mkfifo(add('pipe.png', 'is not a file'))
     return expected

@@ -1,4 +1,4 @@
-"""The hosts' networks whose trunks are encoders, small, and loading them."""
+"""Small networks of the hosts whose trunks serve as encoders, and checks of loading them."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def host_network(kind):
 
     def features(x):
         seen.clear()
-        if layer is None:  # RRDBNet: conv_up1 sees the features doubled by nearest interpolation
+        if layer is None:  # RRDBNet: the input of conv_up1 is the features, enlarged twofold by nearest interpolation
             hook = net.conv_up1.register_forward_pre_hook(lambda _, args: seen.append(args[0][..., ::2, ::2]))
         else:
             hook = getattr(net, layer).register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))

@@ -19,7 +19,7 @@ def relative_difference(a, b):
 
 
 def read(name):
-    """Meta data, published weights and the other arrays of a file. Published images are (x - 0.5) / 0.5."""
+    """Metadata, published weights and the other arrays of a file. Published images are (x - 0.5) / 0.5."""
     data = {key: value for key, value in np.load(GOLDEN / f'{name}.npz').items() if value.dtype.kind != 'U'}
     meta = json.loads(bytes(data.pop('meta')))
     tensors = {key: torch.from_numpy(np.array(value)) for key, value in data.items()}
@@ -27,6 +27,6 @@ def read(name):
 
 
 def load(name):
-    """The network of ours with the file's weights, and the file."""
+    """Our network with the weights of a golden file, and the file's content."""
     meta, weights, data = read(name)
     return published.load(meta.pop('kind'), weights, **meta), data

@@ -1,4 +1,4 @@
-"""Every registered network, small, in its variants."""
+"""Small versions of every registered network, in all variants."""
 
 import torch
 

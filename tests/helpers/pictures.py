@@ -5,7 +5,7 @@ from PIL import Image
 
 
 def ramp(height: int, width: int) -> np.ndarray:
-    """(height, width, 3): red is y, green is x, and blue tells that the channels are not turned round."""
+    """(height, width, 3): red is y, green is x, and constant blue shows whether the channels are in order."""
     y, x = np.mgrid[:height, :width]
     return np.stack([y, x, np.full_like(y, 7)], -1).astype(np.uint8)
 

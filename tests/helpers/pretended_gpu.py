@@ -1,7 +1,7 @@
-"""Tensors that say they are on a GPU and are not: what would fail there for being on two devices fails here too.
+"""Tensors that claim to be on a GPU: operations that would fail there because of mixed devices fail here too.
 
-:class:`OnGpu` wraps a tensor of the CPU. Within :func:`pretended_gpu` torch makes such tensors where a CUDA device is
-asked for, refuses operations on tensors of both kinds, and notes where the host would wait for the GPU.
+:class:`OnGpu` wraps a CPU tensor. Within :func:`pretended_gpu` torch creates such tensors where a CUDA
+device is requested, rejects operations that mix both kinds, and records where the CPU would wait for the GPU.
 """
 
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from clit_basicsr.ops import operators
 
-# Our operators, whose implementations are run as they would be on a GPU.
+# Our operators; their implementations run as they would on a GPU.
 OURS = {op._opoverload: op._init_fn for op in vars(operators).values() if hasattr(op, '_opoverload')}
 aten = torch.ops.aten
-# Whose result, or its size, the host must know.
+# Operations whose result, or its size, the CPU must know.
 WAITING = {
     aten._local_scalar_dense.default,
     aten._unique2.default,
@@ -62,11 +62,11 @@ class OnGpu(Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in OURS:
-            with Mode.active:  # torch has put it aside for the call that led here
+            with Mode.active:  # torch disabled it for the call that led here
                 return OURS[func](*args, **kwargs)
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         others = [t for t in tensors if not isinstance(t, OnGpu)]
-        # Zeros for parts without a gradient, which torch itself makes, here on the CPU.
+        # Zeros for inputs without a gradient, which torch itself creates, here on the CPU.
         zeros = func is aten.cat.default and not any(t.any() for t in others)
         if func is not aten.copy_.default and not zeros and any(t.dim() > 0 for t in others):
             raise RuntimeError(f'{func}: tensors on two devices; on the CPU are {[tuple(t.shape) for t in others]}')
@@ -74,13 +74,13 @@ class OnGpu(Tensor):
         if func in WAITING or masked or (func is aten.copy_.default and others):
             Mode.active.waits.append(str(func))
         inner_args, inner_kwargs = tree_map_only(OnGpu, lambda t: t.inner, (args, kwargs))
-        # A wrapper would not tell torch that what it holds is to be conjugated.
+        # A wrapper would hide from torch that its tensor is lazily conjugated.
         out = tree_map_only(Tensor, lambda t: OnGpu(t.resolve_conj()), func(*inner_args, **inner_kwargs))
         return return_and_correct_aliasing(func, args, kwargs, out)
 
 
 class Mode(TorchFunctionMode):
-    """What the bindings of torch would do with a CUDA device, before they see that there is none."""
+    """Does what torch's bindings would do with a CUDA device before they notice that none exists."""
 
     active: 'Mode | None' = None
 
@@ -100,7 +100,7 @@ class Mode(TorchFunctionMode):
         if name in ('tolist', 'numpy') and isinstance(args[0], OnGpu):
             self.waits.append(name)
             return func(args[0].inner, *args[1:], **kwargs)
-        if name == 'embedding_bag' and isinstance(args[0], OnGpu):  # what it would make itself, outside of the mode
+        if name == 'embedding_bag' and isinstance(args[0], OnGpu):  # it would create offsets itself, outside the mode
             kwargs['offsets'] = OnGpu(torch.arange(0, args[0].numel(), args[0].shape[1]))
             args, kwargs['per_sample_weights'] = (args[0].flatten(), *args[1:]), kwargs['per_sample_weights'].flatten()
         if kwargs.get('device') is not None and torch.device(kwargs['device']).type == 'cuda':
@@ -111,7 +111,7 @@ class Mode(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def moved(self, tensor, name, rest, kwargs):
-        """Tensor.to in all its forms."""
+        """``Tensor.to`` in all its forms."""
         non_blocking = kwargs.pop('non_blocking', False)
         device, dtype = kwargs.pop('device', None), kwargs.pop('dtype', None)
         for value in rest:
@@ -134,7 +134,7 @@ class Mode(TorchFunctionMode):
 
 
 def backward(loss: Tensor) -> None:
-    """loss.backward() for both kinds of tensors, within the mode: torch's own sets it aside."""
+    """``loss.backward()`` for both kinds of tensors, within the mode: torch's own disables it."""
     torch.autograd.Variable._execution_engine.run_backward(
         (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
     )
@@ -151,7 +151,7 @@ def pretended_gpu() -> Iterator[Mode]:
 
 
 def to_gpu(net: nn.Module) -> nn.Module:
-    """The network, its parameters and buffers moved there."""
+    """The network with its parameters and buffers moved to the pretended GPU."""
     for module in net.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:

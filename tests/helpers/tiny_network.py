@@ -1,4 +1,4 @@
-"""A small LIT for the tests of the commands on pictures, and what it says."""
+"""A small LIT for the tests of the picture commands, and its expected results."""
 
 import os
 
@@ -26,7 +26,7 @@ def build(options=OPTIONS):
 
 
 def make_experiment():
-    """experiments/tiny in the working directory, with a trained network."""
+    """Creates ``experiments/tiny`` in the working directory, with a trained network."""
     os.makedirs('experiments/tiny/models')
     content = {'params': build().state_dict(), 'network_g': OPTIONS}
     save_checkpoint('experiments/tiny/models/net_g_latest.pth', content)
@@ -37,11 +37,11 @@ def save(path, pixels, icc=None):
 
 
 def answer(net, pixels, **target):
-    """What the network says, whole and in floating point: (H, W, 3), not clamped."""
+    """The network's result for the whole picture, in floating point: (H, W, 3), not clamped."""
     lq = torch.from_numpy(pixels.astype(np.float32) / np.iinfo(pixels.dtype).max).permute(2, 0, 1).unsqueeze(0)
     return net.upscale(lq.expand(1, 3, -1, -1), **target)[0].permute(1, 2, 0).numpy()
 
 
 def levels(image, dtype=np.uint8):
-    """[0, 1] -> what a picture of that type holds, not rounded."""
+    """[0, 1] -> the range of a picture of that type, not rounded."""
     return image.clip(0, 1).astype(np.float64) * np.iinfo(dtype).max

@@ -1,4 +1,4 @@
-"""A small cascade trained through the command, in a folder of its own."""
+"""A small cascade, trained with the command in a folder of its own."""
 
 import copy
 import subprocess

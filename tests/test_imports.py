@@ -171,6 +171,30 @@ def test_any_room_may_be_imported_first(module):
     assert done.stdout.split() == ['True'] * 4
 
 
+def test_the_public_names_stay_where_they_are():
+    program = """
+import clit_basicsr
+from clit_basicsr import UserError, upscale
+from clit_basicsr.archs import CLIT, IPE, LIIF, LIT, LTE, RDN, Bicubic, MetaSR, UltraSR, load_checkpoint
+from clit_basicsr.archs.checkpoint import build_network
+from clit_basicsr.archs.encoders import build_encoder
+from clit_basicsr.metrics import calculate_psnr_float
+from clit_basicsr.ops import local_attention
+from clit_basicsr.ops.backends import use_backend
+from clit_basicsr.ops.coords import make_coord
+from clit_basicsr.pictures.files import read
+from clit_basicsr.published import load
+for method in ('encode', 'prepare', 'query', 'upscale', 'upscale_tiles', 'attention'):
+    assert callable(getattr(LTE, method)) and callable(getattr(CLIT, method))
+try:
+    from clit_basicsr.archs import Nothing
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
+    assert "cannot import name 'Nothing' from 'clit_basicsr.archs'" in done.stdout
+
+
 def test_the_host_alone_does_not_import_here():
     """If this fails, the installed torchvision has the module that BasicSR wants: the alias has no reason any more."""
     done = subprocess.run([sys.executable, '-c', 'import basicsr'], capture_output=True, text=True, check=False)

@@ -11,7 +11,7 @@ from helpers.training import changed, prepare, train, weights
 
 import clit_basicsr
 from clit_basicsr.archs.lit_arch import LIT
-from clit_basicsr.archs.precision import precision
+from clit_basicsr.archs.precision import in_precision
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import main
 from clit_basicsr.ops.attention.local import channels_last
@@ -35,7 +35,7 @@ def settings():
 def test_torch_is_set_within_the_block_alone(name, expected):
     before = settings()
     assert before == (False, True, False)
-    with pytest.raises(KeyError), precision(name, CPU):
+    with pytest.raises(KeyError), in_precision(name, CPU):
         assert settings() == expected
         raise KeyError
     assert settings() == before

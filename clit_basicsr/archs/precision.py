@@ -19,7 +19,7 @@ def check_precision(name: str | None, where: str) -> None:
 
 
 @contextmanager
-def precision(name: str | None, device: torch.device) -> Iterator[None]:
+def in_precision(name: str | None, device: torch.device) -> Iterator[None]:
     """Computes in this precision within a ``with`` block. Parameters and what is summed up stay in single precision.
 
     Args:

@@ -96,7 +96,7 @@ def parse_pair(text: str) -> tuple[float, float]:
 
 
 def parse_crop(text: str) -> compare.Crop:
-    """(y, x, h, w) from 'y,x,h,w'; UserError where these are no four whole numbers of a piece of a picture."""
+    """(y, x, h, w) from 'y,x,h,w'; UserError unless these are four whole numbers that describe a part of a picture."""
     try:
         y, x, h, w = (int(number) for number in text.split(','))
     except ValueError:

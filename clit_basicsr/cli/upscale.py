@@ -77,7 +77,7 @@ def upscale_file(
     output: str,
     target: Callable[[int, int], dict],
     tile: int | None,
-    kind: str | None,
+    precision: str | None,
     count: str,
 ) -> None:
     """One picture from file to file. ``target``: see :func:`clit_basicsr.cli.sizes.parse`."""
@@ -90,7 +90,7 @@ def upscale_file(
         dtype, losses = files.check_output(output, picture, (height, width))
         tiles = plan_tiles(net, (h, w), factors, tile)
         label = f'{count}{osp.basename(source)} {w}x{h} -> {width}x{height}'
-        bigger, tiles = enlarge(net, picture, **options, dtype=dtype, tiles=tiles, kind=kind, label=label)
+        bigger, tiles = enlarge(net, picture, **options, dtype=dtype, tiles=tiles, precision=precision, label=label)
     except UserError as error:
         raise UserError(f'{source}: {error}') from error
     del picture

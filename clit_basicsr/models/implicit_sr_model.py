@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from clit_basicsr.archs.encoders import load_pretrained
 from clit_basicsr.archs.implicit import ImplicitNet
-from clit_basicsr.archs.precision import check_precision, precision
+from clit_basicsr.archs.precision import check_precision, in_precision
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import replacing
 from clit_basicsr.base.messages import scale_text
@@ -28,7 +28,7 @@ class ImplicitSRModel(SRModel):
 
     Options in addition to the host's:
         train:
-            precision (str): 'fp32', 'tf32' or 'bf16' (autocast), see :func:`clit_basicsr.archs.precision.precision`.
+            precision (str): 'fp32', 'tf32' or 'bf16' (autocast), see :func:`clit_basicsr.archs.precision.in_precision`.
                 Default: as torch is set.
         val:
             precision (str): The same for validation and tests, where 'fp16' is possible too.
@@ -110,7 +110,7 @@ class ImplicitSRModel(SRModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         self.optimizer_g.zero_grad()
-        with precision(self.opt['train'].get('precision'), self.device):
+        with in_precision(self.opt['train'].get('precision'), self.device):
             output = self.net_g(self.lq, self.coord, self.cell, self.scales)
             with torch.autocast(self.device.type, enabled=False):
                 self.output = output.float()
@@ -132,7 +132,7 @@ class ImplicitSRModel(SRModel):
         net.eval()
         scale = getattr(self, 'val_scale', (net.default_scale,) * 2)
         val = self.opt.get('val') or {}
-        with precision(val.get('precision'), self.device):
+        with in_precision(val.get('precision'), self.device):
             if val.get('self_ensemble'):
                 self.output = self_ensemble(net, self.lq, scale, val.get('tile'))
             else:

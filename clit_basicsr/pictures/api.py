@@ -50,7 +50,7 @@ def upscale(
         with _borrowed(net, where):
             tiles = plan_tiles(net, lq_size, factors, tile)
             label = 'upscale' if progress else None
-            out, _ = enlarge(net, picture, size, scale, tiles=tiles, kind=precision, label=label)
+            out, _ = enlarge(net, picture, size, scale, tiles=tiles, precision=precision, label=label)
         return _like(image, out)
 
 
@@ -81,16 +81,16 @@ def _to_picture(image: Any) -> Picture:
             )
         return picture
     pixels = np.asarray(image)
-    shape, kind = pixels.shape, pixels.dtype
+    shape, dtype = pixels.shape, pixels.dtype
     if pixels.ndim not in (2, 3) or min(shape) < 1 or shape[2:] not in ((), (1,), (2,), (3,), (4,)):
         raise UserError(f'an image is an array of (H, W) or (H, W, 1 to 4); got {shape}.')
-    if np.issubdtype(kind, np.floating):
+    if np.issubdtype(dtype, np.floating):
         # What is not a number fails here too.
         if not (pixels.min() >= 0 and pixels.max() <= 1):
             raise UserError(f'a floating-point image is in [0, 1]; got {pixels.min():g} to {pixels.max():g}.')
         pixels = pixels.astype(np.float32, copy=False)
-    elif kind not in (np.uint8, np.uint16):
-        raise UserError(f'an image is uint8, uint16 or floating point in [0, 1]; got {kind}.')
+    elif dtype not in (np.uint8, np.uint16):
+        raise UserError(f'an image is uint8, uint16 or floating point in [0, 1]; got {dtype}.')
     return Picture(pixels.astype(pixels.dtype.newbyteorder('='), copy=False).reshape(*shape[:2], -1))
 
 

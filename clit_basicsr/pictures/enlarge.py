@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from clit_basicsr.archs import Bicubic
 from clit_basicsr.archs.implicit import ImplicitNet, output_size
-from clit_basicsr.archs.precision import precision
+from clit_basicsr.archs.precision import in_precision
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.pictures.files import Picture
 from clit_basicsr.pictures.memory import SHORTEST_TILE, Tiles, check_fits, device_of, is_out_of_memory, plan_tiles
@@ -24,7 +24,7 @@ def enlarge(
     *,
     dtype: np.dtype | None = None,
     tiles: Tiles | None = None,
-    kind: str | None = None,
+    precision: str | None = None,
     label: str | None = None,
 ) -> tuple[Picture, Tiles]:
     """A picture of any size of 1 times and more: colours by the network, alpha by bicubic interpolation.
@@ -39,7 +39,7 @@ def enlarge(
         dtype: of the result; the picture's by default. Values are rounded and clipped.
         tiles: how the picture is cut at first; None: as :func:`plan_tiles` says. Where memory ends, others need it too,
             smaller ones are tried.
-        kind: of the network's numbers, see :func:`clit_basicsr.archs.precision.precision`.
+        precision: in which the network computes, see :func:`clit_basicsr.archs.precision.in_precision`.
         label: what the progress bar is called, which names the tiles too; None: no bar.
 
     Returns:
@@ -63,7 +63,7 @@ def enlarge(
     while True:
         total = len(layers) * math.ceil(h / tiles.size) * math.ceil(w / tiles.size)
         try:
-            with _progress(total, label and f'{label}, {tiles}') as bar, precision(kind, device_of(net)):
+            with _progress(total, label and f'{label}, {tiles}') as bar, in_precision(precision, device_of(net)):
                 for network, part in layers:
                     _paint(network, pixels[..., part], out[..., part], target, tiles, bar)
             return Picture(out, picture.icc, picture.notes), tiles

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from clit_basicsr.archs.clit_arch import CLIT, split_scale
-from clit_basicsr.archs.precision import precision
+from clit_basicsr.archs.precision import in_precision
 
 EDSR_BASELINE = {'type': 'EDSR', 'num_feat': 64, 'num_block': 16, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
 
@@ -75,8 +75,8 @@ def network() -> CLIT:
     return CLIT(encoder=EDSR_BASELINE, num_branches=3)
 
 
-def training_step(net: CLIT, case: Training, side: int = 48, queries: int = 2304, kind: str | None = None):
-    """A function that makes one step's forward and backward pass where the network is; kind: see ``precision``."""
+def training_step(net: CLIT, case: Training, side: int = 48, queries: int = 2304, precision: str | None = None):
+    """A function that makes one step's forward and backward pass where the network is, in a precision."""
     device, gen = next(net.parameters()).device, torch.Generator().manual_seed(0)
     size = round(side * torch.tensor(case.scales, dtype=torch.float64).prod().item())
     lq, gt = (torch.rand(case.batch, *shape, generator=gen).to(device) for shape in ((3, side, side), (queries, 3)))
@@ -85,7 +85,7 @@ def training_step(net: CLIT, case: Training, side: int = 48, queries: int = 2304
 
     def step() -> None:
         net.zero_grad(set_to_none=True)
-        with precision(kind, device):
+        with in_precision(precision, device):
             out = net(lq, coord, cell, case.scales)
             with torch.autocast(device.type, enabled=False):
                 F.l1_loss(out.float(), gt).backward()

@@ -184,21 +184,21 @@ def kernels() -> Iterator[str]:
             )
 
 
-def step_of(net, scales: tuple[float, ...], kind: str) -> Callable[[], None]:
+def step_of(net, scales: tuple[float, ...], precision: str) -> Callable[[], None]:
     """A training step's forward and backward pass."""
     import cases
 
-    return cases.training_step(net, cases.Training('', BATCH, scales), SIDE, QUERIES, kind)
+    return cases.training_step(net, cases.Training('', BATCH, scales), SIDE, QUERIES, precision)
 
 
-def picture_of(net, ratio: float, kind: str) -> Callable[[], None]:
+def picture_of(net, ratio: float, precision: str) -> Callable[[], None]:
     """A whole picture of size PICTURE."""
-    from clit_basicsr.archs.precision import precision
+    from clit_basicsr.archs.precision import in_precision
 
     lq = torch.rand(1, 3, *(math.ceil(n / ratio) for n in PICTURE), device=DEVICE)
 
     def picture() -> None:
-        with torch.no_grad(), precision(kind, lq.device):
+        with torch.no_grad(), in_precision(precision, lq.device):
             net.upscale(lq, size=PICTURE)
 
     return picture

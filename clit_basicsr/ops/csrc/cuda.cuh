@@ -74,7 +74,7 @@ __device__ __forceinline__ void store(T* to, const float (&from)[V], float scale
 
 // How a warp shares out the channels of a query, head by head, and the lane's part in it: lane `part` of its group has
 // the channels part * kPack ... of every kPerHead * kPack, of the slot-th of the kHeads heads that are in work
-// together. kDim = C / H: 8 channels a lane, so several heads at once; kDim = 0: any C / H, one head at a time, one
+// together. kDim = C / H: 8 channels a lane, so several heads together; kDim = 0: any C / H, one head at a time, one
 // channel a lane.
 template <int kDim>
 struct Lanes {
@@ -123,7 +123,7 @@ void launch(const char* name, void (*kernel)(P...), int64_t blocks, dim3 block, 
     A... arguments) {
   if (blocks == 0) return;
   if (blocks > INT32_MAX)
-    throw std::runtime_error(std::string("clit_basicsr: too much at once for the CUDA kernel ") + name);
+    throw std::runtime_error(std::string("clit_basicsr: too many elements in one call of the CUDA kernel ") + name);
   kernel<<<dim3(blocks), block, shared, reinterpret_cast<cudaStream_t>(stream)>>>(P(arguments)...);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)

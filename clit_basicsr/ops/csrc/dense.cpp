@@ -42,7 +42,7 @@ constexpr int64_t tile_pixels(double queries_per_pixel) {
   return std::clamp<int64_t>(int64_t(2560 / queries_per_pixel), 12, 64);
 }
 
-// Bytes of products made at once, for kRows pixels: they are used while they lie in the first-level cache.
+// Bytes of products made together, for kRows pixels: they are used while they lie in the first-level cache.
 constexpr int64_t kProductBytes = 24 << 10;
 
 template <typename T>

@@ -1,4 +1,4 @@
-// Queries anywhere, the road of training: attention weights, and the first layer on attention-weighted values that are
+// Queries anywhere, as in training: attention weights, and the first layer on attention-weighted values that are
 // gathered, used and forgotten chunk by chunk. Each sum is made by one thread in a fixed order.
 #include "tensors.h"
 #include "vec.h"

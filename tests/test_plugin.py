@@ -99,7 +99,7 @@ def test_a_run_of_earlier_code_resumes_and_ends_as_it_would_have(saved_run):
 
 
 def test_the_table_of_validations(tmp_path):
-    """Header and columns, a row once, later rows replaced after a resume, and Best that goes on from the file."""
+    """Header and columns, a row once, later rows replaced after a resume, and Best continued from the file."""
     options = changed(train__stages=STAGES, val__val_freq=1, logger__save_checkpoint_freq=1, val__save_img=False)
     options['val']['tile'] = {'tile_size': 8, 'tile_pad': 20}
     folder = prepare(tmp_path / 'run', options)

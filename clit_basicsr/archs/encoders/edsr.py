@@ -7,14 +7,7 @@ from basicsr.archs.edsr_arch import EDSR
 from torch import Tensor
 
 from clit_basicsr.archs.encoders.layouts import SAME, Layout, count
-from clit_basicsr.archs.encoders.trunk import (
-    DIV2K_MEAN,
-    Normalization,
-    PaperEncoder,
-    Trunk,
-    mean_shift_layers,
-    register_encoder,
-)
+from clit_basicsr.archs.encoders.trunk import DIV2K_MEAN, MeanShiftTrunk, Normalization, PaperEncoder, register_encoder
 
 # https://github.com/sanghyun-son/EDSR-PyTorch, and those who use its networks: LIIF, LTE, CLIT.
 EDSR_PYTORCH: Layout = (
@@ -26,7 +19,7 @@ EDSR_PYTORCH: Layout = (
 
 
 @register_encoder
-class EDSREncoder(Trunk, EDSR):
+class EDSREncoder(MeanShiftTrunk, EDSR):
     """EDSR. ``img_range: 2, rgb_mean: [0.5, 0.5, 0.5]`` is the published (x - 0.5) / 0.5; pretrained ones have range
     255.
     """
@@ -62,18 +55,3 @@ class EDSREncoder(Trunk, EDSR):
     def published_spec(cls, options: dict[str, Any]) -> dict[str, Any]:
         sizes = {'n_resblocks': 'num_block', 'n_feats': 'num_feat', 'res_scale': 'res_scale'}
         return {'name': 'edsr-baseline', 'args': {theirs: options[ours] for theirs, ours in sizes.items()}}
-
-    @classmethod
-    def published_unused(cls) -> dict[str, Tensor]:
-        return mean_shift_layers()
-
-    @classmethod
-    def checkpoint_normalization(cls, weights: dict[str, Tensor]) -> Normalization:
-        return mean_shift_normalization(weights) or cls.normalization
-
-
-def mean_shift_normalization(weights: dict[str, Tensor]) -> Normalization | None:
-    """The normalisation that EDSR-PyTorch saves as a layer: its bias is -rgb_range * mean."""
-    if 'sub_mean.bias' not in weights:
-        return None
-    return Normalization(round(-weights['sub_mean.bias'][0].item() / DIV2K_MEAN[0], 3), DIV2K_MEAN)

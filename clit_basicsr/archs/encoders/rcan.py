@@ -6,15 +6,8 @@ from typing import Any
 from basicsr.archs.rcan_arch import RCAN
 from torch import Tensor
 
-from clit_basicsr.archs.encoders.edsr import mean_shift_normalization
 from clit_basicsr.archs.encoders.layouts import SAME, Layout, count
-from clit_basicsr.archs.encoders.trunk import (
-    DIV2K_MEAN,
-    Normalization,
-    Trunk,
-    mean_shift_layers,
-    register_encoder,
-)
+from clit_basicsr.archs.encoders.trunk import DIV2K_MEAN, MeanShiftTrunk, Normalization, register_encoder
 
 # https://github.com/yulunzhang/RCAN
 RCAN_PYTORCH: Layout = (
@@ -29,7 +22,7 @@ RCAN_PYTORCH: Layout = (
 
 
 @register_encoder
-class RCANEncoder(Trunk, RCAN):
+class RCANEncoder(MeanShiftTrunk, RCAN):
     """RCAN, normalised as EDSR. Its attention looks at the whole image: tiles change the features everywhere a
     little.
     """
@@ -75,11 +68,3 @@ class RCANEncoder(Trunk, RCAN):
             'reduction': 'squeeze_factor',
         }
         return {'name': 'rcan', 'args': {theirs: options[ours] for theirs, ours in sizes.items()}}
-
-    @classmethod
-    def published_unused(cls) -> dict[str, Tensor]:
-        return mean_shift_layers()
-
-    @classmethod
-    def checkpoint_normalization(cls, weights: dict[str, Tensor]) -> Normalization:
-        return mean_shift_normalization(weights) or cls.normalization

@@ -161,6 +161,28 @@ class Trunk(nn.Module):
         return super().train(mode and not self.frozen)
 
 
+class MeanShiftTrunk(Trunk):
+    """A trunk whose network in EDSR-PyTorch subtracts the mean in a layer, ``sub_mean``, and adds it at the end.
+
+    The published encoders build these layers and never use them.
+    """
+
+    @classmethod
+    def published_unused(cls) -> dict[str, Tensor]:
+        layers = {}
+        for prefix, sign in (('sub', -1), ('add', 1)):
+            layers[f'{prefix}_mean.weight'] = torch.eye(3).view(3, 3, 1, 1)
+            layers[f'{prefix}_mean.bias'] = sign * torch.tensor(DIV2K_MEAN)
+        return layers
+
+    @classmethod
+    def checkpoint_normalization(cls, weights: dict[str, Tensor]) -> Normalization:
+        if 'sub_mean.bias' not in weights:
+            return cls.normalization
+        # The layer's bias is -rgb_range * mean.
+        return Normalization(round(-weights['sub_mean.bias'][0].item() / DIV2K_MEAN[0], 3), DIV2K_MEAN)
+
+
 class RawPixels(nn.Module):
     """No encoder: the LR image itself is the feature map."""
 
@@ -200,12 +222,3 @@ def register_encoder(cls: type[Trunk]) -> type[Trunk]:
 
 def _is_inherited(cls: type[Trunk], method: str) -> bool:
     return getattr(cls, method).__func__ is getattr(Trunk, method).__func__
-
-
-def mean_shift_layers() -> dict[str, Tensor]:
-    """``sub_mean`` and ``add_mean`` of EDSR-PyTorch's networks, which the published encoders build and never use."""
-    layers = {}
-    for prefix, sign in (('sub', -1), ('add', 1)):
-        layers[f'{prefix}_mean.weight'] = torch.eye(3).view(3, 3, 1, 1)
-        layers[f'{prefix}_mean.bias'] = sign * torch.tensor(DIV2K_MEAN)
-    return layers

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import clit_basicsr  # noqa: F401  makes `import basicsr` work
+from clit_basicsr.ops import backends
 from clit_basicsr.ops.backends import cuda_backend, native
 
 # The checks of the kernels, which the benchmark on a GPU runs as well.
@@ -54,6 +55,7 @@ def emulation(tmp_path_factory):
 def emulated(emulation, monkeypatch):
     """Backend 'cuda' takes CPU tensors and launches the emulated kernels; at least one must have run."""
     monkeypatch.setattr(cuda_backend, 'unavailable', lambda device=None: None)
+    monkeypatch.setattr(backends, '_usable', set())
     monkeypatch.setattr(cuda_backend, 'reason', lambda call: None)
     monkeypatch.setattr(cuda_backend, 'run', lambda name, *arguments: getattr(emulation, name)(*arguments, 0))
     before = emulation.launches()

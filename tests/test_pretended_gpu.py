@@ -12,7 +12,7 @@ from helpers.pretended_gpu import OnGpu, backward, pretended_gpu, to_gpu
 from clit_basicsr.archs.clit_arch import CLIT
 from clit_basicsr.archs.lit_arch import LIT
 from clit_basicsr.models import ImplicitSRModel
-from clit_basicsr.ops import use_backend
+from clit_basicsr.ops import backends, use_backend
 from clit_basicsr.ops.backends import contract, cuda_backend
 from clit_basicsr.pictures.attention import attention_at
 from clit_basicsr.pictures.enlarge import enlarge
@@ -31,6 +31,7 @@ def kernels(emulation, monkeypatch):
 
     monkeypatch.setattr(cuda_backend, 'run', run)
     monkeypatch.setattr(cuda_backend, 'unavailable', lambda device=None: None)
+    monkeypatch.setattr(backends, '_usable', set())
 
 
 def compare(call, net, backend):

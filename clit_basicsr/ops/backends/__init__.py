@@ -25,6 +25,7 @@ BACKENDS: tuple[Backend, ...] = (cuda_backend, cpu_backend, torch_backend, refer
 NAMES = tuple(backend.NAME for backend in BACKENDS)
 
 _default = os.environ.get('CLIT_BACKEND', 'auto')
+_usable: set[str] = set()  # names of backends whose kernels are loaded
 
 
 def find(name: str) -> Backend:
@@ -67,8 +68,10 @@ def kernels(backend: str) -> Kernels:
         UserError: they cannot be used here, with the cause.
     """
     found = find(backend)
-    if (cause := found.unavailable()) is not None:
-        raise UserError(f'backend {backend!r} cannot run here: {cause}.')
+    if backend not in _usable:  # every operator asks
+        if (cause := found.unavailable()) is not None:
+            raise UserError(f'backend {backend!r} cannot run here: {cause}.')
+        _usable.add(backend)
     return cast(Kernels, found)
 
 

@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent.parent / 'options'
 FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('*.yml'))
 TRAINING = [name for name in FILES if not Path(name).name.startswith(('test', 'quickstart'))]
 TESTS = [name for name in FILES if Path(name).name.startswith('test')]
+# The decoders of the paper, each of which has an option file for each of the paper's encoders.
 DECODERS = ('LIT', 'CLIT', 'LIIF', 'LTE', 'MetaSR', 'UltraSR', 'IPE')
 TYPES = {name.lower(): name for name in DECODERS}
 ENCODERS = {'edsr': 'EDSR', 'rdn': 'RDN', 'swinir': 'SwinIR'}
@@ -52,7 +53,8 @@ def test_training_options(name, tmp_path, monkeypatch):
     network_g = opt['network_g']
     assert opt['name'] == Path(name).stem
     assert opt['train']['total_iter'] == sum(stage['iters'] for stage in opt['train']['stages'])
-    if match := re.fullmatch(r'train_(\w+?)_(edsr|rdn|swinir)(_cumulative)?\.yml', name):
+    decoders = '|'.join(TYPES)
+    if match := re.fullmatch(rf'train_({decoders})_(edsr|rdn|swinir)(_cumulative)?\.yml', name):
         assert network_g['type'] == TYPES[match[1]]
         assert network_g['encoder']['type'] == ENCODERS[match[2]]
         assert (len(opt['train']['stages']) > 1) == bool(match[3] or match[1] == 'clit')

@@ -1,5 +1,6 @@
 """scripts/gpu_check.sh with stand-ins for python and the sanitizer: what it runs, what it says and how it ends."""
 
+import importlib
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ SCRIPT = Path(__file__).parents[1] / 'scripts' / 'gpu_check.sh'
 PYTHON = """#!/usr/bin/env bash
 echo "$*" >> "$CALLS"
 if [ -n "$FAIL" ] && [[ $* == *$FAIL* ]]; then exit 3; fi
-if [ -n "$HANG" ] && [[ $* == *$HANG* ]]; then sleep 60; fi
+if [ -n "$HANG" ] && [[ $* == *$HANG* ]]; then exec sleep 60; fi
 [ "$1" = - ] && echo '2026-01-01, A GPU, compute capability 9.0'
 [[ $* == *gpu.py* ]] && echo "| ${*: -1} | a row |" >> "$3"
 exit 0
@@ -166,3 +167,13 @@ def test_the_limits_leave_the_run_under_eight_minutes():
     total = sum(limits.values()) + limits['compute-sanitizer $tool']  # two tools
     assert f'add up to {total} s' in SCRIPT.read_text()
     assert total < 480
+
+
+def test_what_the_script_imports_is_there():
+    """The stand-ins run no Python: a name that has moved would only be noticed on a machine with a GPU."""
+    found = re.findall(r'from ([\w.]+) import (\w+)', SCRIPT.read_text())
+    assert ('clit_basicsr.ops.backends', 'native') in found
+    for module, name in found:
+        assert hasattr(importlib.import_module(module), name), (module, name)
+    (checks,) = set(re.findall(r'import (kernel_\w+)', SCRIPT.read_text()))
+    assert callable(importlib.import_module(checks).check_small)

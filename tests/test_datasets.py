@@ -159,6 +159,7 @@ def test_shapes_types_and_ranges(photographs):
         'coord': ((4, 60, 2), torch.float32),
         'cell': ((4, 2), torch.float32),
         'scales': ((4, 3, 2), torch.float64),
+        'drawn': ((4, 3), torch.float64),
     }
     for key in ('lq', 'gt'):
         assert 0 <= batch[key].min() < batch[key].max() <= 1

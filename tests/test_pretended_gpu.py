@@ -12,6 +12,8 @@ from helpers.pretended_gpu import OnGpu, backward, pretended_gpu, to_gpu
 from clit_basicsr.archs.clit_arch import CLIT
 from clit_basicsr.archs.lit_arch import LIT
 from clit_basicsr.models import ImplicitSRModel
+from clit_basicsr.models.clipped_scales import ClippedScales
+from clit_basicsr.models.loss_guard import LossGuard
 from clit_basicsr.ops import backends, use_backend
 from clit_basicsr.ops.backends import contract, cuda_backend
 from clit_basicsr.pictures.attention import attention_at
@@ -101,9 +103,10 @@ def test_training_goes_on_without_waiting_for_the_last_step():
         model.opt, model.device, model.ema_decay = {'train': {}, 'dist': False}, torch.device('cuda'), 0
         model.net_g, model.cri_pix = to_gpu(build('LIT')), torch.nn.L1Loss()
         model.optimizer_g = torch.optim.SGD(model.net_g.parameters(), lr=0.1, foreach=False)
+        model.clipped_scales, model.loss_guard = ClippedScales(), LossGuard(3, 'models')
         losses = []
         for step in (1, 2):
-            model.feed_data({**data, 'scales': torch.ones(2, 1)})
+            model.feed_data({**data, 'scales': torch.ones(1, 1, 2), 'drawn': torch.ones(1, 1), 'gt_path': ['x.png']})
             model.optimize_parameters(step)
             assert gpu.waits == []
             losses.append(model.get_current_log()['l_pix'])

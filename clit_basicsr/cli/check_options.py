@@ -38,6 +38,7 @@ OUR_BLOCKS: dict[str, dict[str, Any]] = {
         'stages': list,
         'start_stage': int,
         'precision': str | None,
+        'nonfinite_limit': int,
     },
     'val': {
         'val_freq': float,

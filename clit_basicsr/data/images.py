@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Iterable
 from os import path as osp
 from typing import Any
 
@@ -31,6 +32,8 @@ class ImageSource:
     Args:
         root: a folder, or an LMDB folder (data.mdb, meta_info.txt) as BasicSR makes it.
         io_backend: ``{type: disk}`` (default) or ``{type: lmdb}``.
+        folders: where below the root to look, '' for the root itself; those that do not exist are passed over.
+            Default: the root alone. Only for folders without ``meta_info_file``.
         meta_info_file: text file whose lines start with an image's name, as in BasicSR; by default all images of the
             folder (not of its subfolders), sorted by name, or the LMDB's own meta_info.txt.
         option: the option that gave ``root``, for messages.
@@ -48,6 +51,7 @@ class ImageSource:
         io_backend: dict[str, Any] | None = None,
         meta_info_file: str | None = None,
         option: str = 'dataroot_gt',
+        folders: Iterable[str] = (),
     ):
         self.root = str(root)
         backend = (io_backend or {}).get('type', 'disk')
@@ -59,17 +63,24 @@ class ImageSource:
         if self.is_lmdb:
             _check_lmdb(self.root, option)
             entries = _listed_names(meta_info_file or osp.join(self.root, 'meta_info.txt'))
-            self.names = [osp.splitext(entry)[0] for entry in entries]
+            self.names = [without_suffix(entry) for entry in entries]
         elif meta_info_file:
             self.names = [osp.join(self.root, entry) for entry in _listed_names(meta_info_file)]
             for name in self.names:
                 if not osp.isfile(name):
                     raise UserError(f'{name}: listed in {meta_info_file}, but the file does not exist; fix the list.')
         else:
-            self.names = _files_of(self.root, option)
+            below = [osp.join(self.root, folder) for folder in folders if osp.isdir(osp.join(self.root, folder))]
+            self.names = [name for folder in below for name in _files_of(folder, option)]
+            if not self.names:
+                self.names = _files_of(self.root, option)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def key(self, name: str) -> str:
+        """What an image is called below the root, without its format: 'sub/0001', 'shot.01'."""
+        return name if self.is_lmdb else without_suffix(osp.relpath(name, self.root))
 
     def label(self, name: str) -> str:
         """How messages call an image."""
@@ -86,6 +97,12 @@ class ImageSource:
             return host_utils().FileClient('disk').get(name)
         except OSError as error:
             raise UserError(f'{name}: cannot be read ({error.strerror}).') from error
+
+
+def without_suffix(path: str) -> str:
+    """A path without an image's suffix; what follows the last dot of 'shot.01' is none."""
+    stem, suffix = osp.splitext(path)
+    return stem if suffix.lower() in SUFFIXES else path
 
 
 def decode(content: bytes, label: str) -> np.ndarray:

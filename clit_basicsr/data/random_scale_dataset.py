@@ -49,6 +49,7 @@ class RandomScaleDataset(data.Dataset):
         coord: (Q, 2), float32, (y, x) centres of those pixels in [-1, 1].
         cell: (2,), float32, height and width of an HR pixel in that unit.
         scales: (n, 2), float64, the (y, x) factors of the n active branches.
+        drawn: (n,), float64, these factors before they were reduced to fit the batch's smallest image.
         lq_path, gt_path: path of the HR image, or its key in the LMDB.
 
     Raises:
@@ -117,11 +118,12 @@ class RandomScaleDataset(data.Dataset):
         names = [self.source.names[image] for image in images]
         # Encoded images are held until the clip rule knows the smallest; decoded ones would take many times the memory.
         contents = [self.source.read(name) for name in names]
-        scales = self._plan(batch, names, contents)
-        return [
+        drawn, scales = self._plan(batch, names, contents)
+        samples = [
             self._sample(name, content, scales, self._rng(_SAMPLE, self.rank, batch, position))
             for position, (name, content) in enumerate(zip(names, contents, strict=True))
         ]
+        return [{**sample, 'drawn': torch.tensor(drawn, dtype=torch.float64)} for sample in samples]
 
     def _rng(self, purpose: int, *key: int) -> np.random.Generator:
         return np.random.default_rng([purpose, self.seed, *key])
@@ -138,8 +140,8 @@ class RandomScaleDataset(data.Dataset):
             images.append(int(passes[turn][position]))
         return images
 
-    def _plan(self, batch: int, names: list[str], contents: list[bytes]) -> tuple[float, ...]:
-        """Scale factors of a batch, clipped so that the HR crop fits into its smallest image."""
+    def _plan(self, batch: int, names: list[str], contents: list[bytes]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Scale factors of a batch as drawn, and clipped so that the HR crop fits into its smallest image."""
         sides = []
         for name, content in zip(names, contents, strict=True):
             label = self.source.label(name)
@@ -150,7 +152,7 @@ class RandomScaleDataset(data.Dataset):
                     'remove it or lower lq_size.'
                 )
         scales = self.schedule.draw(batch, self._rng(_PLAN, self.rank, batch))
-        return clip_scales(scales, self.lq_size, min(sides))
+        return scales, clip_scales(scales, self.lq_size, min(sides))
 
     def _sample(self, name: str, content: bytes, scales: tuple[float, ...], rng: np.random.Generator) -> dict[str, Any]:
         size = round(self.lq_size * float(np.prod(scales)))

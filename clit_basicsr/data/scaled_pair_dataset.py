@@ -1,6 +1,7 @@
 """Whole images and their LR versions at one scale, for validation and test."""
 
 import math
+from collections import Counter
 from os import path as osp
 from typing import Any
 
@@ -76,7 +77,8 @@ class ScaledPairDataset(data.Dataset):
         self.lr: ImageSource | None = None
         self.lr_names = self.hr.names
         if opt.get('dataroot_lq'):
-            self.lr = ImageSource(opt['dataroot_lq'], io_backend, option='dataroot_lq')
+            folders = sorted({osp.dirname(self.hr.key(name)) for name in self.hr.names})
+            self.lr = ImageSource(opt['dataroot_lq'], io_backend, option='dataroot_lq', folders=folders)
             self.lr_names = _partners(self.hr, self.lr, opt.get('filename_tmpl', '{}'))
 
     def __len__(self) -> int:
@@ -120,23 +122,41 @@ def parse_scale(scale: Any) -> tuple[float, float]:
 
 
 def _partners(hr: ImageSource, lr: ImageSource, template: str) -> list[str]:
-    """The LR image of every HR image, whatever its extension."""
+    """The LR image of every HR image: that of the same path below the folder (or key), whatever its format.
+
+    Where HR images lie in sub-folders and LR images do not, their names alone count if no two are the same.
+
+    Raises:
+        UserError: an HR image has no LR image, or several; an LR image would serve two HR images.
+    """
     if '{}' not in template:
         raise UserError(f"filename_tmpl: must hold {{}} for the HR image's name, got '{template}'.")
-    by_stem = {_stem(name): name for name in lr.names}
-    partners = []
+    by_key: dict[str, list[str]] = {}
+    for name in lr.names:
+        by_key.setdefault(lr.key(name), []).append(name)
+    by_name = Counter(osp.basename(hr.key(name)) for name in hr.names)
+    partners: dict[str, str] = {}
     for name in hr.names:
-        wanted = template.replace('{}', _stem(name))
-        if wanted not in by_stem:
+        key = hr.key(name)
+        folder, base = osp.split(key)
+        wanted = osp.join(folder, template.replace('{}', base))
+        if wanted not in by_key and by_name[base] == 1:
+            wanted = osp.basename(wanted)
+        found = by_key.get(wanted, [])
+        if len(found) > 1:  # in two formats: that of the HR image
+            found = [one for one in found if osp.splitext(one)[1] == osp.splitext(name)[1]] or found
+        if not found:
             raise UserError(
                 f"{lr.root}: no LR image '{wanted}' for {hr.label(name)}; check dataroot_lq and filename_tmpl."
             )
-        partners.append(by_stem[wanted])
-    return partners
-
-
-def _stem(name: str) -> str:
-    return osp.splitext(osp.basename(name))[0]
+        other = partners.setdefault(found[0], name)
+        if len(found) > 1 or other != name:
+            reason = f'{lr.label(found[1])} too' if len(found) > 1 else f'that of {hr.label(other)} too'
+            raise UserError(
+                f'{lr.label(found[0])} may be the LR image of {hr.label(name)}, and {reason}; rename or remove one.'
+            )
+    by_hr = {name: partner for partner, name in partners.items()}
+    return [by_hr[name] for name in hr.names]
 
 
 def _size(img: np.ndarray) -> str:

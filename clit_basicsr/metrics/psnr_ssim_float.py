@@ -34,7 +34,7 @@ def calculate_psnr_float(
         scale: a number or (y, x); the border comes from the larger one, rounded up.
 
     Returns:
-        float: infinite for identical images.
+        float: infinite for identical images, NaN if a pixel of the prediction is not finite.
 
     Raises:
         UserError: unknown protocol, or nothing is left inside the border.
@@ -49,6 +49,8 @@ def calculate_psnr_float(
             f'an image of {height}x{width} pixels is too small for the border of {border} pixels that protocol '
             f'{protocol} cuts off at scale {scale_text(pair)}; remove it from the data set.'
         )
+    if not img.isfinite().all():
+        return math.nan  # clamping would make a pixel of inf a white one
     difference = img.double().clamp(0, 1) - img2.double()
     difference = difference[..., border : height - border, border : width - border]
     if find_protocol(protocol).luma:
@@ -67,10 +69,15 @@ def calculate_ssim_float(img: Tensor, img2: Tensor, **kwargs: object) -> float:
         img: (1, 3, H, W), the prediction, RGB; clamped to [0, 1] here.
         img2: (1, 3, H, W), the truth, RGB in [0, 1].
 
+    Returns:
+        float: NaN if a pixel of the prediction is not finite.
+
     Raises:
         ValueError: shapes differ or are not as above.
     """
     _check_shapes(img, img2)
+    if not img.isfinite().all():
+        return math.nan
     # Channel by channel: the moments of a whole image in double precision are many times its size.
     channels = zip(img.double().clamp(0, 1).unbind(1), img2.double().unbind(1), strict=True)
     return sum(_ssim_map(a, b).mean().item() for a, b in channels) / img.shape[1]

@@ -100,6 +100,7 @@ class CumulativeSRModel(ImplicitSRModel):
         if index > 0 or self.plan.start_stage > 1:
             self._initialise_branches(self.plan.branches_before(index), self.stage.branches)
         self._set_trained_branches(self.stage.branches)
+        self.clipped_scales.restart()
         self.setup_optimizers()
         logger = get_root_logger()
         logger.info(f'Iteration {first + 1:,}: {self._describe_stage()}; optimizer and learning rate are reset.')

@@ -5,10 +5,9 @@ from os import path as osp
 
 import cv2
 import torch
-from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, tensor2img
-from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,7 +17,11 @@ from clit_basicsr.archs.precision import check_precision, in_precision
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import replacing
 from clit_basicsr.base.messages import scale_text
+from clit_basicsr.data.images import without_suffix
 from clit_basicsr.metrics.protocols import border_width, dataset_protocol
+from clit_basicsr.models.clipped_scales import ClippedScales
+from clit_basicsr.models.loss_guard import DEFAULT_LIMIT, LossGuard
+from clit_basicsr.models.measurement import Measurement, dataset_scale, is_float_metric, picture_names
 from clit_basicsr.models.validation_table import Row, ValidationTable
 
 
@@ -30,6 +33,8 @@ class ImplicitSRModel(SRModel):
         train:
             precision (str): 'fp32', 'tf32' or 'bf16' (autocast), see :func:`clit_basicsr.archs.precision.in_precision`.
                 Default: as torch is set.
+            nonfinite_limit (int): Iterations in a row with a loss that is NaN or infinite after which the training
+                stops, see :class:`clit_basicsr.models.loss_guard.LossGuard`. Default: 3.
         val:
             precision (str): The same for validation and tests, where 'fp16' is possible too.
             self_ensemble (bool): Average over the eight flips and transpositions. Default: False.
@@ -83,8 +88,13 @@ class ImplicitSRModel(SRModel):
         self.validated: set[tuple[int, int]] = set()  # data set and iteration
         super().__init__(opt)
         self.check_network(opt, self.get_bare_model(self.net_g))
+        for line in opt.get('warnings', []):
+            get_root_logger().warning(line)
 
     def init_training_settings(self) -> None:
+        limit = self.opt['train'].get('nonfinite_limit', DEFAULT_LIMIT)
+        self.loss_guard = LossGuard(limit, self.opt['path']['models'], self.opt['dist'])
+        self.clipped_scales = ClippedScales()
         self._load_encoder()
         super().init_training_settings()
 
@@ -101,12 +111,15 @@ class ImplicitSRModel(SRModel):
         get_root_logger().info(loaded.message)
 
     def feed_data(self, data: dict) -> None:
-        """Takes a batch: `lq` (B,3,h,w) and `gt` (B,3,H,W); in training `gt` (B,Q,3), `coord`, `cell`, `scales`."""
+        """Takes a batch: `lq` (B,3,h,w) and `gt` (B,3,H,W); in training `gt` (B,Q,3), `coord`, `cell`, `scales`, ..."""
         # Without the host's waiting for the step before, which may still be running on a GPU.
         for name in data.keys() & {'lq', 'gt', 'coord', 'cell'}:
             setattr(self, name, data[name].to(self.device, non_blocking=True))
         if 'coord' in data:
             self.scales = data['scales'][0].tolist()  # one plan for the whole batch
+            self.files = data['gt_path']
+            if remark := self.clipped_scales.add(data['drawn'][0].tolist(), data['scales'][0, :, 0].tolist()):
+                get_root_logger().warning(remark)
 
     def optimize_parameters(self, current_iter: int) -> None:
         self.optimizer_g.zero_grad()
@@ -116,14 +129,20 @@ class ImplicitSRModel(SRModel):
                 self.output = output.float()
                 loss = self.cri_pix(self.output, self.gt)
                 loss.backward()
+        self.log_dict, self.iteration = OrderedDict(l_pix=loss.detach()), current_iter
+        if not self.loss_guard.accepts(loss, current_iter, self.files):
+            get_root_logger().warning(f'Iteration {current_iter:,}: the loss is not finite; the step is left out.')
+            return
         self.optimizer_g.step()
-        self.log_dict = OrderedDict(l_pix=loss.detach())
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
 
     def get_current_log(self) -> OrderedDict:
         """The losses as numbers, averaged over the ranks, all of which must call. Only here a GPU is waited for."""
-        return self.reduce_loss_dict(self.log_dict)
+        losses = self.reduce_loss_dict(self.log_dict)
+        if self.device.type != 'cpu':
+            self.loss_guard.check_logged(losses['l_pix'], self.iteration, self.files)
+        return losses
 
     def test(self) -> None:
         """Enlarges ``self.lq`` at the validation set's scale; outside of a validation, at the network's own."""
@@ -151,40 +170,36 @@ class ImplicitSRModel(SRModel):
         self.val_scale = dataset_scale(dataset)
         if metrics:
             self._continue_best_results(name)
-        self.metric_results = dict.fromkeys(metrics, 0.0)
+        measurement, names = Measurement(metrics, dataset), picture_names(dataset)
         progress = tqdm(dataloader, unit='image', desc=name, disable=not val.get('pbar', False))
         for data in progress:
-            image_name = osp.splitext(osp.basename(data['lq_path'][0]))[0]
+            path = data['lq_path'][0]
             self.feed_data(data)
             self.test()
+            if not self.is_train and not self.output.isfinite().all():
+                raise UserError(
+                    f'{path}: the result of the network is not finite (NaN or infinite), so it is not measured; check '
+                    'the weights (path:pretrain_network_g) and val:precision.'
+                )
             if save_img:
-                self._save_picture(name, image_name, current_iter)
-            if hasattr(self, 'gt'):
-                for metric, value in self._measure(metrics, dataset).items():
-                    self.metric_results[metric] += value
+                self._save_picture(name, names.get(path) or osp.basename(without_suffix(path)), current_iter)
+            measurement.add(self.output, getattr(self, 'gt', None), path)
             # A whole picture each: let go of them before the next one is enlarged.
             for attribute in ('gt', 'lq', 'output'):
                 self.__dict__.pop(attribute, None)
         if metrics:
-            for metric, total in self.metric_results.items():
-                self.metric_results[metric] = total / len(dataloader)
-                self._update_best_metric_result(name, metric, self.metric_results[metric], current_iter)
-            self._log_validation_metric_values(current_iter, name, tb_logger)
-            self._add_to_table(dataset, current_iter)
+            self._report(measurement, current_iter, tb_logger)
 
-    def _measure(self, metrics: dict, dataset) -> dict[str, float]:
-        """Every metric for the current picture: ours on float tensors, the host's on rounded 8-bit images."""
-        values = {}
-        eight_bit = None
-        for name, metric_opt in metrics.items():
-            if is_float_metric(metric_opt):
-                pair = {'img': self.output, 'img2': self.gt, 'scale': self.val_scale}
-                pair['protocol'] = dataset_protocol(dataset)
-                values[name] = calculate_metric(pair, metric_opt)
-            else:
-                eight_bit = eight_bit or {'img': tensor2img([self.output]), 'img2': tensor2img([self.gt])}
-                values[name] = calculate_metric(eight_bit, metric_opt)
-        return values
+    def _report(self, measurement: Measurement, current_iter, tb_logger) -> None:
+        """The means of a set to the log, the records and validation.csv."""
+        name = measurement.dataset.opt['name']
+        for remark in measurement.remarks.values():
+            get_root_logger().warning(f'{name}: {remark}.')
+        self.metric_results = measurement.means()
+        for metric, value in self.metric_results.items():
+            self._update_best_metric_result(name, metric, value, current_iter)
+        self._log_validation_metric_values(current_iter, name, tb_logger)
+        self._add_to_table(measurement.dataset, current_iter)
 
     def _save_picture(self, dataset_name: str, image_name: str, current_iter) -> None:
         suffix = current_iter if self.is_train else (self.opt['val'].get('suffix') or self.opt['name'])
@@ -237,19 +252,6 @@ class ImplicitSRModel(SRModel):
             own = {'metric': metric, 'value': f'{value:.6f}', 'protocol': protocol, 'border': str(border)}
             rows.append(Row(**about, **own))
         self.table.add(rows)
-
-
-def is_float_metric(options: dict) -> bool:
-    """Whether a block of ``val:metrics`` names a metric of ours, which measures float images by a protocol."""
-    return getattr(METRIC_REGISTRY.get(options['type']), 'takes_float_tensors', False)
-
-
-def dataset_scale(dataset) -> tuple[float, float]:
-    """The (y, x) scale of a validation set, ours or the host's."""
-    scale = getattr(dataset, 'scale', None) or dataset.opt.get('scale')
-    if scale is None:
-        raise UserError(f'datasets: {dataset.opt["name"]}: scale is missing.')
-    return tuple(scale) if isinstance(scale, (list, tuple)) else (scale, scale)
 
 
 def self_ensemble(net: ImplicitNet, lq: Tensor, scale: tuple[float, float], tile: dict | None = None) -> Tensor:

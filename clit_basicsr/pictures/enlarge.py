@@ -46,7 +46,7 @@ def enlarge(
         The picture, and the tiles that it was cut into in the end.
 
     Raises:
-        UserError: the result would be smaller than the picture, or does not fit into the memory.
+        UserError: the result would be smaller than the picture, does not fit into the memory, or is not finite.
     """
     pixels = np.require(picture.pixels, requirements=['C', 'W'])  # what torch takes
     h, w, channels = pixels.shape
@@ -84,6 +84,11 @@ def _paint(net: ImplicitNet, source: np.ndarray, out: np.ndarray, target: dict, 
     options = {'tile_size': tiles.size, 'tile_pad': max(tiles.pad, net.reach)}
     for rows, cols, rgb in net.upscale_tiles(lq, **target, tile=options):
         rgb = rgb.float()  # half precision, if that is what the network computes in
+        if not rgb.isfinite().all():
+            raise UserError(
+                'the network gives values that are not finite (NaN or infinite): its weights are damaged, or the '
+                'precision is too low for them (fp32 is the safest).'
+            )
         values = rgb[0] if out.shape[2] == 3 else rgb[0].mean(0, keepdim=True)
         values = values.mul_(white)
         values = (values.round_() if integer else values).clamp_(0, white)

@@ -58,6 +58,7 @@ def save_network(
         }
         for one, key in zip(nets, keys, strict=True)
     }
+    refuse_nonfinite(content, net_label, current_iter)
     from clit_basicsr.archs.checkpoint import plain  # not above: it imports the host, which is being imported then
 
     options = net_label.replace('net_', 'network_', 1)
@@ -65,6 +66,18 @@ def save_network(
         content[options] = plain(self.opt[options])
     label = 'latest' if current_iter == -1 else current_iter
     save_atomically(content, Path(self.opt['path']['models']) / f'{net_label}_{label}.pth')
+
+
+def refuse_nonfinite(content: dict[str, dict[str, torch.Tensor]], net_label: str, iteration: int) -> None:
+    """Raises UserError for weights that hold NaN or infinity: they would take the place of the last good ones."""
+    for weights in content.values():
+        for name, value in weights.items():
+            if not value.isfinite().all():
+                when = 'at the end' if iteration == -1 else f'at iteration {iteration:,}'
+                raise UserError(
+                    f'{net_label} {when}: weight {name} is not finite (NaN or infinite), so the network is not saved; '
+                    'lower the learning rate and resume from the last checkpoint (--auto_resume).'
+                )
 
 
 def save_training_state(self: Any, epoch: int, current_iter: int) -> None:

@@ -1,0 +1,204 @@
+"""Figures that would be wrong without a word: NaN, pairs of other images, pictures of one name."""
+
+import math
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+import torch
+from helpers.training import changed, prepare, run
+from PIL import Image
+
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.data.scaled_pair_dataset import ScaledPairDataset
+from clit_basicsr.metrics import calculate_psnr_float, calculate_ssim_float
+from clit_basicsr.models.clipped_scales import ClippedScales
+from clit_basicsr.models.loss_guard import LossGuard
+from clit_basicsr.models.measurement import Measurement, picture_names
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_a_pixel_that_is_not_finite_is_no_figure(value):
+    truth = torch.rand(1, 3, 30, 30, generator=torch.Generator().manual_seed(0))
+    prediction = truth.clone()
+    prediction[0, 1, 12, 13] = value
+    assert math.isnan(calculate_psnr_float(prediction, truth, 'benchmark', 2))
+    assert math.isnan(calculate_ssim_float(prediction, truth))
+    assert calculate_psnr_float(truth, truth, 'benchmark', 2) == math.inf
+
+
+class Dataset:
+    """As much of a validation set as a measurement needs."""
+
+    scale = (2.0, 2.0)
+    protocol = 'benchmark'
+    opt = {'name': 'set'}
+
+
+METRICS = {
+    'psnr': {'type': 'calculate_psnr_float'},
+    'host': {'type': 'calculate_psnr', 'crop_border': 2},
+    'ssim': {'type': 'calculate_ssim', 'crop_border': 2},
+    'niqe': {'type': 'calculate_niqe', 'crop_border': 2},
+}
+
+
+def test_one_bad_picture_makes_the_mean_nan_and_is_named():
+    measurement = Measurement({key: METRICS[key] for key in ('psnr', 'host')}, Dataset())
+    gt = torch.zeros(1, 3, 20, 20)
+    bad = torch.full_like(gt, 0.1)
+    bad[0, 0, 0, 0] = math.nan  # in the border that the metrics cut off
+    measurement.add(gt + 0.1, gt, 'a.png')
+    measurement.add(bad, gt, 'b.png')
+    assert all(math.isnan(value) for value in measurement.means().values())
+    assert measurement.remarks['psnr'] == 'psnr is NaN, first of b.png: the result is not finite'
+
+
+def test_metrics_of_pictures_too_small_and_without_gt_say_why():
+    measurement = Measurement(METRICS, Dataset())
+    gt = torch.rand(1, 3, 14, 40, generator=torch.Generator().manual_seed(0))
+    measurement.add(gt, gt, 'a.png')
+    assert measurement.means()['psnr'] == math.inf
+    assert math.isnan(measurement.means()['ssim'])
+    assert 'calculate_ssim needs 11 pixels a side, the border leaves 10 x 36' in measurement.remarks['ssim']
+    assert 'calculate_niqe needs 96' in measurement.remarks['niqe']
+    without = Measurement({key: METRICS[key] for key in ('psnr', 'host', 'ssim')}, Dataset())
+    without.add(gt, None, 'a.png')
+    assert without.means() == {}
+    assert without.remarks['host'] == 'there are no GT images for host, so it has no figure'
+    with pytest.raises(UserError, match=r'small\.png: an image of 4x4 pixels is too small'):
+        measurement.add(gt[..., :4, :4], gt[..., :4, :4], 'small.png')
+
+
+def test_a_loss_that_stays_not_finite_ends_the_training(tmp_path):
+    (tmp_path / 'net_g_200.pth').touch()
+    (tmp_path / 'net_g_1000.pth').touch()
+    guard = LossGuard(3, str(tmp_path))
+    values = [1.0, math.nan, math.inf, 0.5, -math.inf, math.nan]
+    accepted = [guard.accepts(torch.tensor(value), i, ['x.png']) for i, value in enumerate(values, 1)]
+    assert accepted == [True, False, False, True, False, False]
+    with pytest.raises(
+        UserError, match=r'iteration 1,007: .* 3 iterations in a row.* x\.png, y\.png; .*net_g_1000\.pth'
+    ):
+        guard.accepts(torch.tensor(math.nan), 1007, ['x.png', 'y.png'])
+    with pytest.raises(UserError, match='no checkpoint has been saved'):
+        LossGuard(1, str(tmp_path / 'none')).check_logged(math.nan, 1, [])
+
+
+NAN_LOSS = """
+import sys
+import torch
+from clit_basicsr.cli import main
+from basicsr.losses.basic_loss import L1Loss
+from clit_basicsr.models import ImplicitSRModel
+calls = []
+forward = L1Loss.forward
+def broken(self, *arguments, **options):
+    calls.append(1)
+    factor = float('nan') if len(calls) in {bad} else 1
+    return forward(self, *arguments, **options) * factor
+L1Loss.forward = broken
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_training_with_nan_losses_stops_and_one_bad_batch_does_not_spoil_it(tmp_path):
+    folder = prepare(tmp_path / 'nan', changed(network_g__num_branches=1, train__stages=ONE_STAGE))
+    (folder / 'nan.py').write_text(NAN_LOSS.format(bad=[3, 6, 7, 8]))
+    result = run(folder, 'train', '-opt', 'options.yml', program=['nan.py'])
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith('basicsr: error: iteration 8: the loss is not finite')
+    assert 'images/0.png' in last and 'net_g_6.pth' in last
+    assert 'Iteration 3: the loss is not finite; the step is left out.' in result.stderr
+    saved = torch.load(folder / 'experiments/tiny/models/net_g_6.pth')
+    assert all(value.isfinite().all() for value in saved['params'].values())
+    assert 'Traceback' not in result.stderr
+
+
+ONE_STAGE = [{'branches': 1, 'iters': 12, 'lr': 0.01, 'milestones': [], 'scales': [[[1, 4]]]}]
+
+
+def write_lmdb(folder, images, suffix='.png'):
+    folder.mkdir()
+    environment = lmdb.open(str(folder), map_size=10**7)
+    with environment.begin(write=True) as transaction:
+        for key, image in images.items():
+            transaction.put(key.encode(), cv2.imencode('.png', image)[1].tobytes())
+    environment.close()
+    lines = [f'{key}{suffix} ({image.shape[0]},{image.shape[1]},3) 1\n' for key, image in images.items()]
+    (folder / 'meta_info.txt').write_text(''.join(lines))
+    return str(folder)
+
+
+def gray(level, side):
+    return np.full((side, side, 3), level, np.uint8)
+
+
+def pair_set(hr, lr, **options):
+    opt = {'name': 'set', 'type': 'ScaledPairDataset', 'phase': 'val', 'scale': 2, 'dataroot_gt': hr, 'dataroot_lq': lr}
+    return ScaledPairDataset({**opt, **options})
+
+
+@pytest.mark.parametrize(('first', 'second'), [('shot.01', 'shot.02'), ('A/1', 'B/1')])
+@pytest.mark.parametrize('suffix', ['.png', ''])
+def test_keys_of_an_lmdb_are_paired_whole(first, second, suffix, tmp_path):
+    hr = write_lmdb(tmp_path / 'HR', {first: gray(10, 8), second: gray(200, 8)}, suffix)
+    lr = write_lmdb(tmp_path / 'LR', {second: gray(200, 4), first: gray(10, 4)}, suffix)
+    dataset = pair_set(hr, lr, io_backend={'type': 'lmdb'})
+    for sample in dataset:
+        assert sample['lq'].mean() == sample['gt'].mean()
+    names = picture_names(dataset)
+    assert len(set(names.values())) == 2
+    assert names[second] == second.replace('/', '_')
+
+
+def write_images(folder, images):
+    for name, image in images.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / name)
+    return str(folder)
+
+
+def test_files_of_one_name_in_two_formats_are_paired_by_format(tmp_path):
+    hr = write_images(tmp_path / 'HR', {'x.png': gray(10, 8), 'x.bmp': gray(200, 8)})
+    lr = write_images(tmp_path / 'LR', {'x.png': gray(10, 4), 'x.bmp': gray(200, 4)})
+    dataset = pair_set(hr, lr)
+    assert [sample['lq'].mean() == sample['gt'].mean() for sample in dataset] == [True, True]
+    assert sorted(picture_names(dataset).values()) == ['x.bmp', 'x.png']
+
+
+def test_pairs_that_may_be_others_are_refused(tmp_path):
+    hr = write_images(tmp_path / 'HR', {'x.png': gray(10, 8), 'x.bmp': gray(200, 8)})
+    lr = write_images(tmp_path / 'LR', {'x.png': gray(10, 4)})
+    with pytest.raises(UserError, match=r'x\.png may be the LR image of .*x\.png, and that of .*x\.bmp too'):
+        pair_set(hr, lr)
+    two = write_images(tmp_path / 'two', {'x.tif': gray(10, 4), 'x.bmp': gray(10, 4)})
+    with pytest.raises(UserError, match=r'may be the LR image of .*x\.png, and .*x\.tif too'):
+        pair_set(write_images(tmp_path / 'one', {'x.png': gray(10, 8)}), two)
+
+
+def test_images_in_sub_folders_are_paired_with_those_of_the_same_folder(tmp_path):
+    hr = write_images(tmp_path / 'HR', {'A/1.png': gray(10, 8), 'B/1.png': gray(200, 8)})
+    lr = write_images(tmp_path / 'LR', {'A/1x2.png': gray(10, 4), 'B/1x2.png': gray(200, 4)})
+    (tmp_path / 'list.txt').write_text('A/1.png (8,8,3) 1\nB/1.png (8,8,3) 1\n')
+    dataset = pair_set(hr, lr, meta_info_file=str(tmp_path / 'list.txt'), filename_tmpl='{}x2')
+    assert [sample['lq'].mean() == sample['gt'].mean() for sample in dataset] == [True, True]
+    assert sorted(picture_names(dataset).values()) == ['A_1x2', 'B_1x2']
+    flat = write_images(tmp_path / 'flat', {'1x2.png': gray(10, 4)})
+    with pytest.raises(UserError, match="no LR image 'A/1x2'"):
+        pair_set(hr, flat, meta_info_file=str(tmp_path / 'list.txt'), filename_tmpl='{}x2')
+
+
+def test_scales_that_are_reduced_all_the_time_are_reported_once():
+    clipped = ClippedScales(batches=4)
+    said = [clipped.add([4.0], [used]) for used in (4.0, 2.0, 2.0, 2.0, 2.0)]
+    assert said[:3] == ['', '', ''] and said[4] == ''
+    assert (
+        said[3].startswith('In 3 of 4 batches the scales were reduced')
+        and 'x2.50 on average instead of x4.00' in said[3]
+    )
+    clipped.restart()
+    assert [clipped.add([2.0, 2.0], [2.0, 2.0]) for _ in range(9)] == [''] * 9

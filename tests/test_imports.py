@@ -20,7 +20,10 @@ ROOMS = {
     'metrics.protocols': ({'base'}, set()),
     'data': ({'data', 'ops', 'base', 'metrics.protocols'}, {'torch', 'basicsr', 'numpy', 'cv2', 'PIL', 'lmdb'}),
     'metrics': ({'metrics', 'base'}, {'torch', 'basicsr', 'numpy'}),
-    'models': ({'models', 'archs', 'data.schedule', 'metrics', 'base'}, {'torch', 'basicsr', 'numpy', 'cv2', 'tqdm'}),
+    'models': (
+        {'models', 'archs', 'data.schedule', 'data.images', 'metrics', 'base'},
+        {'torch', 'basicsr', 'numpy', 'cv2', 'tqdm'},
+    ),
     'report': ({'report', 'metrics', 'archs', 'base'}, {'basicsr', 'matplotlib'}),
     'pictures': (
         {'pictures', 'archs', 'data', 'metrics', 'ops', 'report', 'base'},

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 import clit_basicsr
-from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.errors import Terminated, UserError
 from clit_basicsr.base.messages import nearest
 
 COMMANDS = ('train', 'test', 'upscale', 'attention', 'compare', 'zoom', 'convert', 'info')
@@ -23,7 +23,8 @@ DISTRIBUTION = 'clit-basicsr'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line (default: this process's) and returns its exit code: 1 for a UserError, 130 for Ctrl-C."""
+    """Runs a command line (default: this process's) and returns its exit code: 1 for a UserError, 130 for Ctrl-C, 143
+    for SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be text
@@ -35,9 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f'basicsr: error: {one_line(error)}', file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print('basicsr: interrupted', file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print('; '.join(['basicsr: interrupted', *filter(None, map(str, stop.args))]), file=sys.stderr)
         return 130
+    except Terminated as stop:
+        print(f'basicsr: {stop}', file=sys.stderr)
+        return 143
     return 0
 
 

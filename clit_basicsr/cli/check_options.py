@@ -6,21 +6,24 @@ the parts that are ours (a model, network or dataset of this package) are checke
 
 from __future__ import annotations
 
-import copy
 from os import path as osp
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import nearest
-from clit_basicsr.cli.option_types import check_block, check_keys, check_type, joined, options_of
+from clit_basicsr.cli.check_host_blocks import check_host_blocks, check_host_dataset, check_seed, find, type_of
+from clit_basicsr.cli.check_names import check_name, check_sets, check_top_keys
+from clit_basicsr.cli.check_networks import check_network, drop_options_of_other_decoders
+from clit_basicsr.cli.option_types import check_block, check_keys, check_number, check_type, joined
 from clit_basicsr.data.schedule import TrainingPlan
 from clit_basicsr.hosts.basicsr.plugin import is_ours
 from clit_basicsr.report.missing_sets import what_is_wrong
 
 STRUCTURE = {'name': str, 'model_type': str, 'datasets': dict, 'path': dict}
-PATH_KEYS = ('resume_state', 'ignore_resume_networks')
+PATH_KEYS = ('resume_state', 'ignore_resume_networks', 'untrained_network_g')
 PATH_PREFIXES = ('pretrain_network', 'param_key', 'strict_load')
+FILLED_IN = ('is_train', 'auto_resume', 'dist', 'missing_sets', 'warnings')
 FOLDERS = ('experiments_root', 'results_root', 'models', 'training_states', 'log', 'visualization')  # filled in
 
 # The blocks of an option file around a model of ours; what the model cannot use it refuses itself, with the reason.
@@ -76,23 +79,28 @@ def dataset_class(dataset: dict) -> type:
     return find(DATASET_REGISTRY, dataset['type'], f'datasets: {dataset.get("name")}: type')
 
 
-def find(registry: Any, name: str, where: str) -> Any:
-    """The class or function of that name; UserError with the nearest name if there is none."""
-    known = registry.keys()
-    for candidate in (name, f'{name}_basicsr'):  # the host tries both
-        if candidate in known:
-            return registry.get(candidate)
-    raise UserError(f'{where}: {name!r} is not known; the nearest is {nearest(name, known)!r}')
-
-
 def check_structure(opt: dict) -> None:
     """The blocks that the host reads before anything else can be checked."""
     for key, kind in STRUCTURE.items():
         if opt.get(key) is None:
             raise UserError(f'{key} is missing')
         check_type(opt[key], key, kind)
+    check_name(opt['name'], 'name')
     if opt.get('num_gpu') != 'auto':
         check_type(opt.get('num_gpu'), 'num_gpu', int)
+        check_number(opt['num_gpu'], 'num_gpu', 0)
+    check_seed(opt.get('manual_seed'))
+    for key in FOLDERS:
+        if key in opt['path']:
+            raise UserError(f'path:{key} cannot be chosen: it follows from name; leave it out')
+    if not opt['is_train'] and not opt['datasets']:
+        raise UserError('datasets is empty; name at least one test set')
+    if opt.get('network_g') is None:
+        raise UserError('network_g is missing')
+    optional: dict[str, Any] = {'dist_params': dict, 'find_unused_parameters': bool, 'val': dict}
+    for key, kind in optional.items():
+        if opt.get(key) is not None:
+            check_type(opt[key], key, kind)
     for key, block in opt.items():
         if key.startswith('network_'):
             check_type(block, key, dict)
@@ -102,8 +110,10 @@ def check_structure(opt: dict) -> None:
         if phase.split('_')[0] not in phases:
             raise UserError(f'datasets:{phase}: here the names are {" or ".join(phases)}, with _anything after it')
         for key in ('name', 'type'):
-            if not isinstance(dataset.get(key), str):
+            if dataset.get(key) is None:
                 raise UserError(f'datasets:{phase}:{key} is missing')
+            check_type(dataset[key], f'datasets:{phase}:{key}', str)
+    check_sets(opt)
     if opt['is_train']:
         check_structure_of_training(opt)
     else:
@@ -119,14 +129,22 @@ def check_structure_of_training(opt: dict) -> None:
     for block, keys in needed.items():
         check_type(opt.get(block), block, dict)
         for key in keys:
-            check_type(opt[block].get(key), f'{block}:{key}', float)  # !!float 5e3 is the host's style
-            if opt[block][key] < 1:
-                raise UserError(f'{block}:{key} must be at least 1, got {opt[block][key]}')
+            check_number(opt[block].get(key), f'{block}:{key}', 1, whole=True)  # !!float 5e3 is the host's style
     opt['logger'].setdefault('use_tb_logger', False)
     if opt.get('val') is not None:
         opt['val'].setdefault('save_img', False)
-    if not opt['train'].get('stages'):
-        check_type(opt['train'].get('total_iter'), 'train:total_iter', float)
+    train = opt['train']
+    if not train.get('stages'):
+        check_number(train.get('total_iter'), 'train:total_iter', 1, whole=True)
+    for key, least, below, whole in (
+        ('ema_decay', 0, 1, False),
+        ('warmup_iter', -1, float('inf'), True),
+        ('nonfinite_limit', 1, float('inf'), True),
+    ):
+        if train.get(key) is not None:
+            check_number(train[key], f'train:{key}', least, below, whole)
+    if train.get('optim_g') is None:
+        raise UserError('train:optim_g is missing')
 
 
 def check_options(opt: dict, checked: Checked | None = None) -> None:
@@ -142,60 +160,54 @@ def check_options(opt: dict, checked: Checked | None = None) -> None:
 
     checked = Checked([], {}) if checked is None else checked
     model = find(MODEL_REGISTRY, opt['model_type'], 'model_type')
+    check_top_keys({key: None for key in opt if key not in FILLED_IN}, is_ours(model))
     for key, block in opt.items():
         if key.startswith('network_'):
-            network = find(ARCH_REGISTRY, str(block.get('type')), f'{key}:type')
+            network = find(ARCH_REGISTRY, type_of(block, key), f'{key}:type')
+            drop_options_of_other_decoders(opt, key, network)
             checked.networks[key] = check_network(block, key, network)
     for phase, dataset in opt['datasets'].items():
         check_dataset(dataset, f'datasets:{phase}', checked)
-    check_losses_and_metrics(opt)
-    check_paper_row(opt.get('paper_row'))
     check_stages(opt)
+    if hasattr(model, 'check_options'):
+        model.check_options(opt)
+    check_host_blocks(opt)
+    check_paper_row(opt.get('paper_row'))
     check_paths(opt, is_ours(model))
-    if is_ours(model):
-        for name, options in OUR_BLOCKS.items():
-            check_block(opt.get(name) or {}, name, options)
-        if hasattr(model, 'check_options'):
-            model.check_options(opt)
-        if checked.networks.get('network_g') is not None:
-            model.check_network(opt, checked.networks['network_g'])
+    check_weights(opt, checked.networks.get('network_g'))
+    if not is_ours(model):
+        check_fits_host_model(opt)
+        return
+    for name, options in OUR_BLOCKS.items():
+        check_block(opt.get(name) or {}, name, options)
+    check_validation(opt.get('val') or {})
+    if checked.networks.get('network_g') is not None:
+        model.check_network(opt, checked.networks['network_g'])
+    if opt['is_train'] and not is_ours(dataset_class(opt['datasets']['train'])):
+        raise UserError(
+            f'datasets:train:type: {opt["datasets"]["train"]["type"]} gives whole pictures, but {model.__name__} '
+            'trains on pixels drawn from them; take RandomScaleDataset'
+        )
 
 
-def check_network(block: dict, where: str, cls: type) -> Any:
-    """Returns the network, built on the meta device; None for the host's."""
-    if not is_ours(cls):
-        return None
-    options, required = options_of(cls)
-    values = {key: value for key, value in block.items() if key != 'type'}
-    check_block(values, where, options, required)
-    if values.get('encoder') is not None:
-        check_encoder(values['encoder'], joined(where, 'encoder'))
-    try:  # what depends on several options only the network can check
-        return build_without_values(cls, values)
-    except (UserError, TypeError) as error:
-        raise UserError(f'{where}: {error}') from error
+def check_fits_host_model(opt: dict) -> None:
+    """A model of the host trains on whole pictures."""
+    train = opt['datasets'].get('train')
+    if train and getattr(dataset_class(train), 'takes_batch_numbers', False):
+        raise UserError(
+            f'datasets:train:type: {train["type"]} gives single pixels, but {opt["model_type"]} trains on whole '
+            'pictures; take model_type: ImplicitSRModel, or a data set of BasicSR'
+        )
 
 
-def build_without_values(cls: type, options: dict) -> Any:
-    """A network on the meta device; on the CPU if it reads values while it is built, as SwinIR does."""
-    import torch
-
-    try:
-        with torch.device('meta'):
-            return cls(**copy.deepcopy(options))
-    except (RuntimeError, NotImplementedError):
-        return cls(**copy.deepcopy(options))
-
-
-def check_encoder(block: dict, where: str) -> None:
-    """Keys as `build_encoder` takes them, types as the host's network has them."""
-    from clit_basicsr.archs.encoders import COMMON_OPTIONS, ENCODERS, encoder_options
-
-    kind = block.get('type')
-    if kind not in ENCODERS:
-        raise UserError(f'{where}:type: {kind!r} is not a known encoder; the nearest is {nearest(kind, ENCODERS)!r}')
-    hints = options_of(ENCODERS[kind].host)[0] | options_of(ENCODERS[kind])[0] | COMMON_OPTIONS
-    check_block(block, where, {'type': str} | {key: hints.get(key, Any) for key in encoder_options(kind)})
+def check_validation(val: dict) -> None:
+    tile = val.get('tile')
+    if tile is not None:
+        check_keys(tile, 'val:tile', ('tile_size', 'tile_pad'))
+        check_number(tile.get('tile_size'), 'val:tile:tile_size', 1, whole=True)
+        check_number(tile.get('tile_pad', 32), 'val:tile:tile_pad', 0, whole=True)
+    if val.get('suffix') is not None:
+        check_name(val['suffix'], 'val:suffix')
 
 
 def check_dataset(dataset: dict, where: str, checked: Checked) -> None:
@@ -207,11 +219,18 @@ def check_dataset(dataset: dict, where: str, checked: Checked) -> None:
                 raise UserError(f'{where}:{key} is missing')
     if dataset['phase'] == 'train':
         check_loader(dataset, where)
-    lmdb = (dataset.get('io_backend') or {}).get('type') == 'lmdb'
+    backend = dataset.get('io_backend')
+    if backend is not None:
+        check_type(backend, f'{where}:io_backend', dict)
+        if is_ours(cls):
+            check_keys(backend, f'{where}:io_backend', ('type',))
+        type_of(backend, f'{where}:io_backend')
+    lmdb = (backend or {}).get('type') == 'lmdb'
     for key in ('dataroot_gt', 'dataroot_lq'):
         root = dataset.get(key)
-        if not isinstance(root, str):
+        if root is None:
             continue
+        check_type(root, f'{where}:{key}', str)
         if not osp.isdir(root):
             raise UserError(f'{where}:{key}: {what_is_wrong(root)}')
         for file in ('data.mdb', 'meta_info.txt') if lmdb else ():
@@ -225,6 +244,8 @@ def check_dataset(dataset: dict, where: str, checked: Checked) -> None:
             checked.datasets.append((dict(dataset), cls(dataset)))  # finds the images, reads none
         except UserError as error:
             raise UserError(f'{where}: {error}') from error
+    else:
+        check_host_dataset(cls, dataset, where)
 
 
 def check_loader(dataset: dict, where: str) -> None:
@@ -232,8 +253,7 @@ def check_loader(dataset: dict, where: str) -> None:
         if key not in dataset:
             raise UserError(f'{where}:{key} is missing')
         check_type(dataset[key], joined(where, key), int)
-        if dataset[key] < least:
-            raise UserError(f'{where}:{key} must be at least {least}, got {dataset[key]}')
+        check_number(dataset[key], joined(where, key), least)
     check_type(dataset.get('dataset_enlarge_ratio', 1), f'{where}:dataset_enlarge_ratio', float)
     if dataset.get('dataset_enlarge_ratio', 1) <= 0:
         raise UserError(f'{where}:dataset_enlarge_ratio must be above 0, got {dataset["dataset_enlarge_ratio"]}')
@@ -245,20 +265,11 @@ def check_loader(dataset: dict, where: str) -> None:
         raise UserError(f'{where}:prefetch_mode: cuda needs pin_memory: true')
 
 
-def check_losses_and_metrics(opt: dict) -> None:
-    from basicsr.utils.registry import LOSS_REGISTRY, METRIC_REGISTRY
-
-    for key, block in (opt.get('train') or {}).items():
-        if key.endswith('_opt') and isinstance(block, dict) and 'type' in block:
-            find(LOSS_REGISTRY, block['type'], f'train:{key}:type')
-    for name, block in ((opt.get('val') or {}).get('metrics') or {}).items():
-        check_type(block, f'val:metrics:{name}', dict)
-        find(METRIC_REGISTRY, str(block.get('type')), f'val:metrics:{name}:type')
-
-
 def check_paper_row(row: Any) -> None:
     from clit_basicsr.report.paper_tables import paper_psnr
 
+    if row is not None:
+        check_type(row, 'paper_row', str)
     if row is not None and row not in paper_psnr():
         raise UserError(f"paper_row: the paper's tables have no {row!r}; the nearest is {nearest(row, paper_psnr())!r}")
 
@@ -271,6 +282,9 @@ def check_stages(opt: dict) -> None:
         total = TrainingPlan.parse(train).total_iter
     except UserError as error:
         raise UserError(f'train:stages: {error}') from error
+    for key in ('scheduler', 'warmup_iter'):
+        if train.get(key) is not None:
+            raise UserError(f'train:{key}: each of train:stages has its own; leave this one out')
     if train.get('total_iter') not in (None, total):
         raise UserError(
             f'train:total_iter: {train["total_iter"]}, but the stages have {total} iterations; leave it out'
@@ -287,6 +301,29 @@ def check_paths(opt: dict, ours: bool) -> None:
     )
     resuming = opt['auto_resume'] and any(Path(opt['path'].get('training_states', '')).glob('*.state'))
     for key, value in opt['path'].items():
+        if key.startswith('strict_load') or key == 'untrained_network_g':
+            check_type(value, f'path:{key}', bool)
+        if key == 'ignore_resume_networks':
+            check_type(value, f'path:{key}', list | None)
+        if key.startswith(('param_key', 'pretrain_network', 'resume_state')):
+            check_type(value, f'path:{key}', str | None)
         named = key.startswith('pretrain_network') or (key == 'resume_state' and not opt['auto_resume'])
-        if named and isinstance(value, str) and not resuming and not osp.isfile(value):
-            raise UserError(f'path:{key}: {value} does not exist')
+        if named and value is not None and not resuming and not osp.isfile(value):
+            what = 'is a folder, not a file' if osp.isdir(value) else 'does not exist'
+            raise UserError(f'path:{key}: {value} {what}')
+
+
+def check_weights(opt: dict, net: Any) -> None:
+    """Refuses to measure random weights.
+
+    Args:
+        net: network_g, on whatever device; None if it is the host's.
+    """
+    path = opt['path']
+    if opt['is_train'] or path.get('pretrain_network_g') or path.get('untrained_network_g'):
+        return
+    if net is None or any(True for _ in net.parameters()):
+        raise UserError(
+            'path:pretrain_network_g is missing: a test without a checkpoint would measure random weights (path: '
+            '{untrained_network_g: true} does, for benchmarks)'
+        )

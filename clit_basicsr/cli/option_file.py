@@ -1,7 +1,8 @@
 """Option files as they stand on disk, and ``--force_yml`` on top. Pure Python.
 
 Beside what the host does: list indices and missing parents in ``--force_yml``, numbers such as 1e-4 and -1, '=' in
-values, YAML's merge keys (``<<: *name``), and errors of one line.
+values, YAML's merge keys (``<<: *name``), and errors of one line: duplicate keys are refused, as is YAML that would
+take the memory or the stack to read.
 """
 
 from __future__ import annotations
@@ -15,28 +16,103 @@ from clit_basicsr.base.errors import UserError
 
 INTEGER = re.compile(r'[+-]?\d+')
 NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?')
-EXPONENT = re.compile(r'[+-]?\d+(\.\d*)?[eE][+-]?\d+')  # YAML 1.1 takes 1e-4 for a word
+EXPONENT = re.compile(r'[+-]?\d+(\.\d*)?[eE][+-]?\d+$')  # YAML 1.1 takes 1e-4 for a word
+# Of an option file: characters, blocks within blocks, values in all. Ours have 5,000, 7 and 300.
+MAX_LENGTH, MAX_DEPTH, MAX_VALUES = 1_000_000, 50, 100_000
 WORDS = {'~': None, 'none': None, 'null': None, '': None, 'true': True, 'false': False}
 
 
+class Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML as the host reads it, where 1e-4 is a number too."""
+
+
+Loader.add_implicit_resolver('tag:yaml.org,2002:float', EXPONENT, list('+-0123456789'))
+
+
 def read_option_file(path: str) -> dict:
-    """Raises UserError when the file is missing or not YAML, with the file and the line."""
+    """The blocks of an option file.
+
+    Raises:
+        UserError: the file is missing, not YAML, or has a key twice; with the file and the line.
+    """
     try:
         with open(path, encoding='utf-8') as file:
-            opt = yaml.load(file, Loader=getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
+            text = file.read(MAX_LENGTH + 1)
     except OSError as error:
         raise UserError(f'option file {path}: {error.strerror}') from error
     except UnicodeDecodeError as error:
-        raise UserError(f'option file {path} is not a text file') from error
+        raise UserError(f'option file {path} is not a text file in UTF-8') from error
+    try:
+        opt = load_yaml(text, path)
     except yaml.YAMLError as error:
         mark = getattr(error, 'problem_mark', None)
         what = getattr(error, 'problem', None) or str(error).splitlines()[0]
         raise UserError(f'{path}, line {mark.line + 1}: {what}' if mark else f'{path}: {what}') from error
+    except ValueError as error:  # of YAML's constructors: a date of a 13th month, an integer of 5,000 digits
+        raise error if isinstance(error, UserError) else UserError(f'{path}: {error}') from error
     if not isinstance(opt, dict):
         raise UserError(
             f'option file {path} holds {"nothing" if opt is None else repr(opt)[:40]}, not a block of options'
         )
     return unshared(opt)
+
+
+def load_yaml(text: str, path: str) -> Any:
+    """The values of a YAML text, checked before it is built: its length, depth, aliases and keys."""
+    if len(text) > MAX_LENGTH:
+        raise UserError(f'option file {path} is longer than {MAX_LENGTH:,} characters; is it one?')
+    depth = 0
+    for event in yaml.parse(text, Loader=Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            line = event.start_mark.line + 1
+            raise UserError(f'{path}, line {line}: blocks and lists are nested more than {MAX_DEPTH} deep')
+    loader = Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        check_node(node, path, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def check_node(node: yaml.Node, path: str, sizes: dict[int, int]) -> int:
+    """How many values a node stands for, aliases written out.
+
+    Args:
+        sizes: of the nodes seen so far, by identity; 0 while a node is being looked at.
+
+    Raises:
+        UserError: a key stands twice in a block, or there are too many values.
+    """
+    line = f'{path}, line {node.start_mark.line + 1}'
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise UserError(f'{line}: the block holds itself, by an alias')
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+        keys: dict[Any, yaml.Node] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError(f'{path}, line {key.start_mark.line + 1}: a key must be a word')
+            if key.value in keys and key.tag != 'tag:yaml.org,2002:merge':
+                first = keys[key.value].start_mark.line + 1
+                raise UserError(
+                    f'{path}, line {key.start_mark.line + 1}: {key.value} stands in line {first} already; keep one'
+                )
+            keys[key.value] = key
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    size = 1 + sum(check_node(child, path, sizes) for child in children)
+    if size > MAX_VALUES:
+        raise UserError(f'{line}: more than {MAX_VALUES:,} values, aliases written out; is this an option file?')
+    sizes[id(node)] = size
+    return size
 
 
 def unshared(value: Any) -> Any:

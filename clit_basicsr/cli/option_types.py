@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import inspect
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -45,6 +46,20 @@ def check_type(value: Any, where: str, annotation: Any) -> None:
         raise UserError(f'{where} must be {describe(annotation)}, got {value!r}')
 
 
+def check_number(value: Any, where: str, least: float, below: float = math.inf, whole: bool = False) -> None:
+    """Raises UserError unless the value is a number of at least ``least`` and below ``below``.
+
+    Args:
+        whole: whether it must be a whole number; 5e3 is one.
+    """
+    check_type(value, where, float)
+    if whole and value != int(value):
+        raise UserError(f'{where} must be a whole number, got {value!r}')
+    if not least <= value < below:
+        limit = f' and below {below:g}' if below < math.inf else ''
+        raise UserError(f'{where} must be at least {least:g}{limit}, got {value!r}')
+
+
 def joined(where: str, key: str) -> str:
     return f'{where}:{key}' if where else str(key)
 
@@ -64,7 +79,8 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation in (None, type(None)):
         return value is None
     if annotation in (int, float):
-        return isinstance(value, int if annotation is int else int | float) and not isinstance(value, bool)
+        number = isinstance(value, int if annotation is int else int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value)
     if (origin or annotation) in (bool, str, dict):
         return isinstance(value, origin or annotation)
     return True

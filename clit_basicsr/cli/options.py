@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import random
@@ -14,8 +15,11 @@ from typing import Any
 import clit_basicsr  # noqa: F401  before the host is imported
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import option_file
+from clit_basicsr.cli.check_names import check_place_of_file
 from clit_basicsr.cli.check_options import Checked, check_options, check_structure, dataset_class
+from clit_basicsr.hosts.basicsr import experiment
 from clit_basicsr.hosts.basicsr.plugin import complete_options
+from clit_basicsr.hosts.basicsr.stopping import OrderlyStop
 from clit_basicsr.report import missing_sets
 
 
@@ -57,6 +61,7 @@ def run_pipeline(name: str, args: argparse.Namespace, watch: Callable[[Any], Non
 
     def build_model(opt: dict) -> Any:
         model = hosts_build(opt)
+        stop.watch(model)
         if watch is not None:
             watch(model)
         return model
@@ -66,8 +71,12 @@ def run_pipeline(name: str, args: argparse.Namespace, watch: Callable[[Any], Non
 
     hosts_parse, hosts_build, hosts_dataset = host.parse_options, host.build_model, host.build_dataset
     host.parse_options, host.build_model, host.build_dataset = parse_options, build_model, build_dataset
+    stop = OrderlyStop()
     try:
-        getattr(host, f'{name}_pipeline')(os.getcwd())
+        with stop if name == 'train' else contextlib.nullcontext():
+            getattr(host, f'{name}_pipeline')(os.getcwd())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(stop.last_saved() if name == 'train' else '') from None
     finally:
         host.parse_options, host.build_model, host.build_dataset = hosts_parse, hosts_build, hosts_dataset
     return opt
@@ -87,7 +96,7 @@ def complete(
         UserError: see `check_options`.
     """
     opt['is_train'], opt['auto_resume'], opt['dist'] = is_train, args.auto_resume, args.launcher != 'none'
-    opt['path'] = opt.get('path') or {}
+    opt['path'] = {} if opt.get('path') is None else opt['path']
     check_structure(opt)
     if args.debug and not opt['name'].startswith('debug'):
         opt['name'] = 'debug_' + opt['name']
@@ -96,8 +105,12 @@ def complete(
     if not is_train:
         skip_missing_sets(opt)
     set_output_folders(opt, root_path)
+    if is_train:
+        check_place_of_file(opt, osp.abspath(args.opt), opt['auto_resume'])
     check_options(opt, checked)
     start_processes(opt, args.launcher)
+    if opt['rank'] == 0:
+        experiment.take(opt)
     if is_train:
         complete_options(opt)
     return opt
@@ -175,5 +188,5 @@ def start_processes(opt: dict, launcher: str) -> None:
         seed = [random.randint(1, 10000)]
         if opt['dist']:  # the ranks share the order of images, which is drawn from it
             torch.distributed.broadcast_object_list(seed)
-        opt['manual_seed'] = seed[0]
+        opt['manual_seed'], opt['seed_drawn'] = seed[0], True
     set_random_seed(opt['manual_seed'] + opt['rank'])

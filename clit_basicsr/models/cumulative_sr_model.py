@@ -50,6 +50,11 @@ class CumulativeSRModel(ImplicitSRModel):
         branches = getattr(net, 'num_branches', 1)
         if opt.get('is_train') and (asked := TrainingPlan.parse(opt['train']).branches) > branches:
             raise UserError(f'train:stages ask for {asked} branches, but network_g has {branches}.')
+        if opt.get('is_train') and asked < branches:
+            never = f'branch {branches} is' if asked + 1 == branches else f'branches {asked + 1} to {branches} are'
+            line = f'train:stages have at most {asked} of the {branches} branches of network_g: {never} never trained.'
+            if line not in opt.setdefault('warnings', []):
+                opt['warnings'].append(line)
 
     def __init__(self, opt: dict) -> None:
         self.check_options(opt)

@@ -1,5 +1,6 @@
 """Training and validation of networks that answer at any point, on the host's SRModel."""
 
+import copy
 from collections import OrderedDict
 from os import path as osp
 
@@ -22,6 +23,7 @@ from clit_basicsr.metrics.protocols import border_width, dataset_protocol
 from clit_basicsr.models.clipped_scales import ClippedScales
 from clit_basicsr.models.loss_guard import DEFAULT_LIMIT, LossGuard
 from clit_basicsr.models.measurement import Measurement, dataset_scale, is_float_metric, picture_names
+from clit_basicsr.models.resuming import follow_options, follow_schedule, going_on_without, load_state, own_options
 from clit_basicsr.models.validation_table import Row, ValidationTable
 
 
@@ -199,13 +201,14 @@ class ImplicitSRModel(SRModel):
         for metric, value in self.metric_results.items():
             self._update_best_metric_result(name, metric, value, current_iter)
         self._log_validation_metric_values(current_iter, name, tb_logger)
-        self._add_to_table(measurement.dataset, current_iter)
+        with going_on_without(self.is_train):
+            self._add_to_table(measurement.dataset, current_iter)
 
     def _save_picture(self, dataset_name: str, image_name: str, current_iter) -> None:
         suffix = current_iter if self.is_train else (self.opt['val'].get('suffix') or self.opt['name'])
         folder = osp.join(self.opt['path']['visualization'], dataset_name)
         target = osp.join(folder, f'{image_name}_{suffix}.png')
-        with replacing(target) as unfinished:
+        with going_on_without(self.is_train), replacing(target) as unfinished:
             if not cv2.imwrite(unfinished, tensor2img([self.output])):
                 raise UserError(f'{target} cannot be written.')
 
@@ -215,7 +218,14 @@ class ImplicitSRModel(SRModel):
         return ValidationTable(osp.join(self.opt['path']['log'], 'validation.csv'))
 
     def resume_training(self, resume_state: dict) -> None:
-        super().resume_training(resume_state)
+        """The host's, with learning rate, milestones and the optimizer's options as the option file has them now."""
+        options = [own_options(optimizer) for optimizer in self.optimizers]
+        schedules = [copy.copy(scheduler.state_dict()) for scheduler in self.schedulers]
+        load_state(super().resume_training, resume_state)
+        for optimizer, groups in zip(self.optimizers, options, strict=True):
+            follow_options(optimizer, groups)
+        for scheduler, schedule in zip(self.schedulers, schedules, strict=True):
+            follow_schedule(scheduler, schedule)
         if self.opt['rank'] == 0:
             self.table.drop_after(resume_state['iter'])
 

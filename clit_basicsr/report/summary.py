@@ -44,6 +44,7 @@ class Summary(NamedTuple):
         remarks: whole sentences to stand below the table: why no row fits, which data sets were skipped.
         psnr: the metric that is compared with the paper's; '' if it was not measured.
         rows: in the order of the option file.
+        warnings: whole sentences to stand above the table.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Summary(NamedTuple):
     remarks: list[str]
     psnr: str
     rows: list[Row]
+    warnings: tuple[str, ...] = ()
 
     def title(self) -> str:
         beside = f"compared with the paper's row {self.paper_row}" if self.paper_row else "without a row of the paper's"
@@ -98,14 +100,16 @@ def as_text(summary: Summary) -> str:
         '  '.join([line[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(line[1:], widths[1:], strict=True))])
         for line in lines
     ]
-    return '\n'.join([summary.title(), *padded, *summary.notes()]) + '\n'
+    return '\n'.join([summary.title(), *summary.warnings, *padded, *summary.notes()]) + '\n'
 
 
 def as_markdown(summary: Summary) -> str:
     lines = table(summary)
     lines.insert(1, ['---', *['---:'] * (len(lines[0]) - 1)])
+    rows = ['| ' + ' | '.join(line) + ' |' for line in lines]
+    above = [*summary.warnings, ''] if summary.warnings else []
     notes = [f'- {note}' for note in summary.notes()]
-    return '\n'.join([f'# {summary.title()}', '', *('| ' + ' | '.join(line) + ' |' for line in lines), '', *notes, ''])
+    return '\n'.join([f'# {summary.title()}', '', *above, *rows, '', *notes, ''])
 
 
 def as_csv(summary: Summary) -> str:

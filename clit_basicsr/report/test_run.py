@@ -56,7 +56,7 @@ def summarize(opt: dict, measurements: list[Measurement]):
     if row and not any(one.paper is not None or one.note for one in rows):
         remarks.append(f'{row} has no figures for these data sets and scales.')
     remarks += [f'{line[0].upper()}{line[1:]}.' for line in missing_sets.describe(opt.get('missing_sets', {}))]
-    return summary.Summary(opt['name'], row, remarks, psnr, rows)
+    return summary.Summary(opt['name'], row, remarks, psnr, rows, tuple(opt.get('warnings', [])))
 
 
 def find_row(opt: dict) -> tuple[str, str]:

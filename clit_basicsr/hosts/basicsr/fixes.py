@@ -1,7 +1,8 @@
 """The fixes of BasicSR 1.4.2, put in place once it is imported (see `import_hooks`); its files stay as they are.
 
 Each replaces one name in one of its modules. What is wrong there, and when it shows, stands with the replacement:
-``sampler`` (order of training, workers, prefetchers), ``resume`` (checkpoints), ``models`` (rest); ``plugin`` is how
+``sampler`` (order of training, workers, prefetchers), ``resume`` (checkpoints), ``experiment`` (the run's folder),
+``models`` (rest); ``plugin`` is how
 this package enters BasicSR.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from clit_basicsr.hosts.basicsr import models, plugin, resume, sampler
+from clit_basicsr.hosts.basicsr import experiment, models, plugin, resume, sampler
 
 
 def apply() -> None:
@@ -25,6 +26,8 @@ def apply() -> None:
     dist_util: Any = sys.modules['basicsr.utils.dist_util']
     dist_util._init_dist_pytorch = models.init_dist_pytorch(dist_util._init_dist_pytorch)
     for pipeline in (train, sys.modules['basicsr.test']):
+        pipeline.get_root_logger = experiment.quiet(pipeline.get_root_logger)  # type: ignore[attr-defined]
+        pipeline.make_exp_dirs = experiment.reporting_files(pipeline.make_exp_dirs)  # type: ignore[attr-defined]
         pipeline.parse_options = plugin.completing(pipeline.parse_options)  # type: ignore[attr-defined]
     train.fixed_by_clit_basicsr = True  # type: ignore[attr-defined]
     plugin.register()  # last of all: our files import the host, with its fixes
@@ -40,6 +43,7 @@ def fix_order_of_training(train: Any) -> None:
 
 
 def fix_checkpoints(train: Any, base_model: Any) -> None:
+    train.copy_opt_file = experiment.reporting_files(experiment.copy_unless_same(train.copy_opt_file))
     train.load_resume_state = resume.load_resume_state
     base_model.save_network = resume.save_network
     base_model.save_training_state = resume.save_training_state

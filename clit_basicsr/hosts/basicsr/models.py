@@ -23,17 +23,22 @@ def get_optimizer(self: Any, optim_type: str, params: Any, lr: float, **kwargs: 
     Raises:
         UserError: the optimizer is not known, or does not have an option.
     """
+    return find_optimizer(optim_type, kwargs)(params, lr=lr, **kwargs)
+
+
+def find_optimizer(optim_type: str, options: dict) -> Callable[..., torch.optim.Optimizer]:
+    """The class of that name in torch.optim; see :func:`get_optimizer`."""
     known = {name: cls for name, cls in vars(torch.optim).items() if is_optimizer(cls)}
     if optim_type not in known:
         near = nearest(optim_type, known, likeness=0.4)
         raise UserError(
             f'unknown optimizer {optim_type!r}' + (f', did you mean {near}?' if near else f' (one of {list(known)})')
         )
-    options = [name for name in inspect.signature(known[optim_type]).parameters if name != 'params']
-    for name in kwargs:
-        if name not in options:
-            raise UserError(f'optimizer {optim_type} has no option {name!r} (it has {", ".join(options)})')
-    return known[optim_type](params, lr=lr, **kwargs)
+    accepted = [name for name in inspect.signature(known[optim_type]).parameters if name != 'params']
+    for name in options:
+        if name not in accepted:
+            raise UserError(f'optimizer {optim_type} has no option {name!r} (it has {", ".join(accepted)})')
+    return known[optim_type]
 
 
 def is_optimizer(thing: Any) -> bool:

@@ -11,8 +11,10 @@ What BasicSR does instead:
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -23,25 +25,41 @@ from torch import nn
 from clit_basicsr.base.checkpoints import read_checkpoint
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import temporary_name
+from clit_basicsr.hosts.basicsr.changes import check_changes, kept_options
+from clit_basicsr.hosts.basicsr.plugin import complete_options
+
+SMALLEST_FREE = 2**20  # bytes; with less, a write that failed has met a full disk
 
 
-def save_atomically(content: dict, path: str | Path) -> None:
+def save_atomically(content: dict, path: str | Path) -> str:
     """`torch.save` under a temporary name, then moved: there is never a partial file of that name.
 
     Three tries, as in the host, which continues training without the checkpoint when all of them fail.
+
+    Returns:
+        str: '' if it is saved, else why not.
     """
-    logger = logging.getLogger('basicsr')
     for left in (2, 1, 0):
         try:
             with temporary_name(str(path)) as temporary:
                 torch.save(content, temporary)  # by name: given a Python file, it turns Ctrl-C into a RuntimeError
                 with open(temporary, 'rb+') as file:
                     os.fsync(file.fileno())
-            return
+            return ''
         except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
-            logger.warning(f'Cannot save {path}: {error}; {left} tries left')
+            reason = reason_of(error, Path(path))
             time.sleep(1 if left else 0)
-    logger.error(f'{path} is not saved; training continues')
+    logging.getLogger('basicsr').error(f'{path} is not saved: {reason}')
+    return reason
+
+
+def reason_of(error: OSError | RuntimeError, path: Path) -> str:
+    """Why a file cannot be written, in a few words; torch's writer says nothing of a full disk."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if path.parent.is_dir() and shutil.disk_usage(path.parent).free < SMALLEST_FREE:
+        return os.strerror(errno.ENOSPC).lower()
+    return str(error).splitlines()[0]
 
 
 def save_network(
@@ -65,7 +83,12 @@ def save_network(
     if self.opt.get(options):
         content[options] = plain(self.opt[options])
     label = 'latest' if current_iter == -1 else current_iter
-    save_atomically(content, Path(self.opt['path']['models']) / f'{net_label}_{label}.pth')
+    path = Path(self.opt['path']['models']) / f'{net_label}_{label}.pth'
+    reason = save_atomically(content, path)
+    if reason and label == 'latest':
+        raise UserError(
+            f'the trained network could not be saved as {path}: {reason}; make room and resume with --auto_resume'
+        )
 
 
 def refuse_nonfinite(content: dict[str, dict[str, torch.Tensor]], net_label: str, iteration: int) -> None:
@@ -89,8 +112,11 @@ def save_training_state(self: Any, epoch: int, current_iter: int) -> None:
         'iter': current_iter,
         'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
         'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+        'options': kept_options(self.opt),
     }
-    save_atomically(state, Path(self.opt['path']['training_states']) / f'{current_iter}.state')
+    path = Path(self.opt['path']['training_states']) / f'{current_iter}.state'
+    if not save_atomically(state, path):
+        self.last_state = path
 
 
 def load_network(
@@ -158,28 +184,64 @@ def load_resume_state(opt: dict) -> dict | None:
         state = read_state(opt, Path(path)) if path else None
     if state is None:
         return None
+    if state.get('options'):  # states of earlier versions have none
+        keep_drawn_seed(opt, state['options'])
+        opt['changed_options'] = check_changes(state['options'], opt, state['iter'])
     opt['path']['resume_state'] = str(path)
     opt['resumed'] = {'epoch': state['epoch'], 'iter': state['iter']}
     check_resume(opt, state['iter'])
     return state
 
 
+def keep_drawn_seed(opt: dict, saved: dict) -> None:
+    """A seed that the option file does not name is that of the run so far."""
+    if not opt.get('seed_drawn') or saved.get('manual_seed') is None:
+        return
+    from basicsr.utils import set_random_seed
+
+    opt['manual_seed'] = saved['manual_seed']
+    set_random_seed(opt['manual_seed'] + opt['rank'])
+    complete_options(opt)
+
+
 def newest_usable_state(opt: dict) -> tuple[Path | None, dict | None]:
-    """The newest complete checkpoint of the experiment; what had to be skipped is reported."""
-    folder = Path(opt['path']['training_states'])
+    """The newest complete checkpoint of the experiment; what had to be skipped is reported.
+
+    Raises:
+        UserError: there are states or networks, but no state can be used: starting anew would move them aside.
+    """
+    folder, models = Path(opt['path']['training_states']), Path(opt['path']['models'])
     states = [file for file in folder.glob('*.state') if file.stem.isdigit()]
+    reason = ''
     for file in sorted(states, key=lambda file: int(file.stem), reverse=True):
         try:
             return file, read_state(opt, file)
         except UserError as error:
+            reason = reason or str(error)
             print(f'auto_resume: {file.name} is skipped: {error}', flush=True)
+    networks = list(models.glob('net_*.pth'))
+    if states or networks:
+        found = f'none of the {len(states)} training states can be used ({reason})' if states else 'there is none'
+        raise UserError(
+            f'--auto_resume: {found} in {folder}; restore one, or start anew without --auto_resume, which moves the '
+            'experiment aside'
+        )
     return None, None
 
 
 def read_state(opt: dict, path: Path) -> dict:
-    """A training state whose networks can be read as well."""
+    """A training state whose networks can be read as well.
+
+    Raises:
+        UserError: it, or a network, is missing, damaged or something else.
+    """
+    if path.is_dir():
+        raise UserError(f'{path} is a folder, not a training state; name a file in training_states')
     state = read_checkpoint(path)
-    if 'iter' not in state or 'optimizers' not in state:
+    lists = [state.get(key) for key in ('optimizers', 'schedulers')]
+    numbers = [state.get(key) for key in ('iter', 'epoch')]
+    proper = all(isinstance(one, list) and all(isinstance(item, dict) for item in one) for one in lists)
+    if not proper or not all(isinstance(one, int) and one >= 0 for one in numbers):
         raise UserError(f'{path} is not a training state of BasicSR')
     for network in saved_networks(opt, state['iter']):
         read_checkpoint(network)

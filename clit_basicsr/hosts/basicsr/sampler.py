@@ -101,6 +101,9 @@ def planned_loaders(original: Any, host: Any) -> Any:
     """
 
     def create_train_val_dataloader(opt: dict, logger: Any) -> tuple:
+        for line in opt.get('changed_options', []):
+            logger.warning(f'Changed since the state was saved: {line}.')
+
         def sampler(dataset: Dataset, world_size: int, rank: int, ratio: float) -> PlannedSampler:
             return plan(opt, dataset, world_size, rank, ratio)
 
@@ -120,13 +123,14 @@ def planned_loaders(original: Any, host: Any) -> Any:
 def plan(opt: dict, dataset: Dataset, world_size: int, rank: int, ratio: float) -> PlannedSampler:
     """The sampler for an option file as the host parsed it; `opt['resumed']` is set by `load_resume_state`."""
     per_gpu = opt['datasets']['train']['batch_size_per_gpu']
+    opt['iters_per_epoch'] = math.ceil(len(dataset) * ratio / (per_gpu * world_size))  # type: ignore[arg-type]
     return PlannedSampler(
         dataset,
         world_size,
         rank,
         ratio,
         batch_size=per_gpu if opt['dist'] else per_gpu * max(1, opt['num_gpu']),  # as build_dataloader does
-        iters_per_epoch=math.ceil(len(dataset) * ratio / (per_gpu * world_size)),  # type: ignore[arg-type]
+        iters_per_epoch=opt['iters_per_epoch'],
         total_iter=int(opt['train']['total_iter']),
         start_iter=opt.get('resumed', {}).get('iter', 0),
     )

@@ -1,0 +1,76 @@
+"""Ending a training in an orderly way: SIGTERM saves a state (pre-emption), and Ctrl-C says what was saved last."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from clit_basicsr.base.errors import Terminated
+
+RESUME = 'resume with the same command and --auto_resume'
+
+
+class OrderlyStop:
+    """Saves a state after the iteration in which SIGTERM arrives, or at once during a validation.
+
+    Use as a context around the host's ``train_pipeline``; :meth:`watch` takes its model.
+    """
+
+    def __init__(self) -> None:
+        self.model: Any = None
+        self.requested = self.validating = False
+        self.iteration = 0
+
+    def __enter__(self) -> OrderlyStop:
+        self.main = threading.current_thread() is threading.main_thread()
+        self.before = signal.signal(signal.SIGTERM, self._handle) if self.main else None
+        self.process = os.getpid()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.main:
+            signal.signal(signal.SIGTERM, self.before)
+
+    def watch(self, model: Any) -> None:
+        """Takes over the model's ``optimize_parameters``, after which a state may be saved, and ``validation``."""
+        optimize, validation = model.optimize_parameters, model.validation
+
+        def optimize_parameters(current_iter: int) -> None:
+            optimize(current_iter)
+            self.iteration = current_iter
+            if self.requested:
+                self._save_and_end()
+
+        def validate(*args: Any, **kwargs: Any) -> None:
+            self.validating = True
+            try:
+                if self.requested:
+                    self._save_and_end()
+                validation(*args, **kwargs)
+            finally:
+                self.validating = False
+
+        self.model, model.optimize_parameters, model.validation = model, optimize_parameters, validate
+
+    def last_saved(self) -> str:
+        """What to say after Ctrl-C."""
+        saved = getattr(self.model, 'last_state', None) if self.model else None
+        return f'the last state is {saved}; {RESUME}' if saved else 'no state has been saved yet'
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a worker of a data loader
+            os._exit(128 + number)
+        if self.requested or not self.iteration:
+            raise Terminated('terminated; ' + self.last_saved())
+        self.requested = True
+        if self.validating:
+            self._save_and_end()
+
+    def _save_and_end(self) -> None:
+        opt = self.model.opt
+        epoch = (self.iteration - 1) // opt['iters_per_epoch']
+        self.model.save(epoch, self.iteration)
+        raise Terminated(f'terminated after iteration {self.iteration:,}; ' + self.last_saved())

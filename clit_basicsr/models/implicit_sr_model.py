@@ -18,6 +18,7 @@ from clit_basicsr.archs.precision import check_precision, in_precision
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import replacing
 from clit_basicsr.base.messages import scale_text
+from clit_basicsr.base.ranks import for_each_picture, mean_values, on_first_rank
 from clit_basicsr.metrics.protocols import border_width, dataset_protocol
 from clit_basicsr.models.validation_table import Row, ValidationTable
 
@@ -38,6 +39,8 @@ class ImplicitSRModel(SRModel):
         val.metrics may hold the host's metrics (rounded 8-bit images) and ``calculate_psnr_float``,
         ``calculate_ssim_float`` (float images, the papers' protocols; each validation set names its ``protocol``).
     """
+
+    shares_validation = True  # nondist_validation deals the pictures out over the ranks
 
     @classmethod
     def check_options(cls, opt: dict) -> None:
@@ -141,7 +144,10 @@ class ImplicitSRModel(SRModel):
         self.net_g.train(self.is_train)
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img: bool) -> None:
-        """The host's validation, with float metrics by each set's own protocol and pictures saved per set."""
+        """The host's validation, with float metrics by each set's own protocol and pictures saved per set.
+
+        In a distributed run every rank must call: the pictures are dealt out, and every rank has the same means.
+        """
         dataset = dataloader.dataset
         name, val = dataset.opt['name'], self.opt.get('val') or {}
         if self.is_train and (id(dataset), current_iter) in self.validated:
@@ -149,28 +155,38 @@ class ImplicitSRModel(SRModel):
         self.validated.add((id(dataset), current_iter))
         metrics = val.get('metrics') or {}
         self.val_scale = dataset_scale(dataset)
+        on_first_rank(lambda: None)  # which may still be moving the folder of an earlier run aside
         if metrics:
             self._continue_best_results(name)
-        self.metric_results = dict.fromkeys(metrics, 0.0)
-        progress = tqdm(dataloader, unit='image', desc=name, disable=not val.get('pbar', False))
-        for data in progress:
-            image_name = osp.splitext(osp.basename(data['lq_path'][0]))[0]
-            self.feed_data(data)
-            self.test()
-            if save_img:
-                self._save_picture(name, image_name, current_iter)
-            if hasattr(self, 'gt'):
-                for metric, value in self._measure(metrics, dataset).items():
-                    self.metric_results[metric] += value
-            # A whole picture each: let go of them before the next one is enlarged.
-            for attribute in ('gt', 'lq', 'output'):
-                self.__dict__.pop(attribute, None)
+        bar = val.get('pbar', False) and self.opt['rank'] == 0
+        with tqdm(total=len(dataloader), unit='image', desc=name, disable=not bar) as progress:
+            values = for_each_picture(
+                dataloader, lambda data: self._validate_picture(data, dataset, current_iter, save_img), progress.update
+            )
+        self.metric_results = {**dict.fromkeys(metrics, 0.0), **mean_values(values)}
         if metrics:
-            for metric, total in self.metric_results.items():
-                self.metric_results[metric] = total / len(dataloader)
-                self._update_best_metric_result(name, metric, self.metric_results[metric], current_iter)
-            self._log_validation_metric_values(current_iter, name, tb_logger)
-            self._add_to_table(dataset, current_iter)
+            for metric, value in self.metric_results.items():
+                self._update_best_metric_result(name, metric, value, current_iter)
+            on_first_rank(lambda: self._report(dataset, current_iter, tb_logger))
+
+    def _validate_picture(self, data: dict, dataset, current_iter, save_img: bool) -> dict[str, float]:
+        """Enlarges a picture, saves it if asked for, and returns its metrics; none without a GT."""
+        self.feed_data(data)
+        self.test()
+        if save_img:
+            image_name = osp.splitext(osp.basename(data['lq_path'][0]))[0]
+            self._save_picture(dataset.opt['name'], image_name, current_iter)
+        values = {}
+        if hasattr(self, 'gt'):
+            values = self._measure((self.opt.get('val') or {}).get('metrics') or {}, dataset)
+        # A whole picture each: let go of them before the next one is enlarged.
+        for attribute in ('gt', 'lq', 'output'):
+            self.__dict__.pop(attribute, None)
+        return values
+
+    def _report(self, dataset, current_iter, tb_logger) -> None:
+        self._log_validation_metric_values(current_iter, dataset.opt['name'], tb_logger)
+        self._add_to_table(dataset, current_iter)
 
     def _measure(self, metrics: dict, dataset) -> dict[str, float]:
         """Every metric for the current picture: ours on float tensors, the host's on rounded 8-bit images."""
@@ -205,17 +221,21 @@ class ImplicitSRModel(SRModel):
             self.table.drop_after(resume_state['iter'])
 
     def _continue_best_results(self, dataset_name: str) -> None:
-        """The host's records of the best figures; those of a resumed run begin with what its table holds."""
+        """The host's records of the best figures; those of a resumed run begin with what rank 0's table holds."""
         known = dataset_name in getattr(self, 'best_metric_results', {})
         self._initialize_best_metric_results(dataset_name)
         if self.is_train and not known:
-            records = self.best_metric_results[dataset_name]
-            self.table.replay(
-                dataset_name,
-                lambda metric, value, iteration: (
-                    metric in records and self._update_best_metric_result(dataset_name, metric, value, iteration)
-                ),
-            )
+            self.best_metric_results[dataset_name] = on_first_rank(lambda: self._records(dataset_name))
+
+    def _records(self, dataset_name: str) -> dict:
+        records = self.best_metric_results[dataset_name]
+        self.table.replay(
+            dataset_name,
+            lambda metric, value, iteration: (
+                metric in records and self._update_best_metric_result(dataset_name, metric, value, iteration)
+            ),
+        )
+        return records
 
     def _add_to_table(self, dataset, current_iter) -> None:
         val = self.opt.get('val') or {}

@@ -15,6 +15,7 @@ import clit_basicsr  # noqa: F401  before the host is imported
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import option_file
 from clit_basicsr.cli.check_options import Checked, check_options, check_structure, dataset_class
+from clit_basicsr.cli.orphans import end_with_launcher
 from clit_basicsr.hosts.basicsr.plugin import complete_options
 from clit_basicsr.report import missing_sets
 
@@ -167,6 +168,7 @@ def start_processes(opt: dict, launcher: str) -> None:
     from basicsr.utils.dist_util import get_dist_info, init_dist
 
     if opt['dist']:
+        end_with_launcher()
         init_dist(launcher, **(opt.get('dist_params') or {}) if launcher == 'slurm' else {})
     else:
         print('Disable distributed.', flush=True)

@@ -23,9 +23,7 @@ def fork(work, count, log, timeout=60):
     Returns:
         list[int]: the exit codes; minus the signal's number for a rank that one has ended.
     """
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ranks = []
     for rank in range(count):
         ranks.append(os.fork())
@@ -43,6 +41,12 @@ def fork(work, count, log, timeout=60):
             os.kill(pid, 9)
             os.waitpid(pid, 0)
     return codes
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
 
 
 def run_rank(work, rank, count, port, log):

@@ -11,11 +11,12 @@ from helpers.training import changed, prepare, run
 from PIL import Image
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.ranks import mean_values
 from clit_basicsr.data.scaled_pair_dataset import ScaledPairDataset
 from clit_basicsr.metrics import calculate_psnr_float, calculate_ssim_float
 from clit_basicsr.models.clipped_scales import ClippedScales
 from clit_basicsr.models.loss_guard import LossGuard
-from clit_basicsr.models.measurement import Measurement, picture_names
+from clit_basicsr.models.measurement import first_remarks, measure, picture_names
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
@@ -45,30 +46,28 @@ METRICS = {
 
 
 def test_one_bad_picture_makes_the_mean_nan_and_is_named():
-    measurement = Measurement({key: METRICS[key] for key in ('psnr', 'host')}, Dataset())
+    metrics = {key: METRICS[key] for key in ('psnr', 'host')}
     gt = torch.zeros(1, 3, 20, 20)
     bad = torch.full_like(gt, 0.1)
     bad[0, 0, 0, 0] = math.nan  # in the border that the metrics cut off
-    measurement.add(gt + 0.1, gt, 'a.png')
-    measurement.add(bad, gt, 'b.png')
-    assert all(math.isnan(value) for value in measurement.means().values())
-    assert measurement.remarks['psnr'] == 'psnr is NaN, first of b.png: the result is not finite'
+    pairs = {'a.png': gt + 0.1, 'b.png': bad, 'c.png': bad}
+    figures = [measure(metrics, Dataset(), output, gt, name) for name, output in pairs.items()]
+    assert all(math.isnan(value) for value in mean_values([one.values for one in figures]).values())
+    assert first_remarks(figures)[0] == 'psnr is NaN, first of b.png: the result is not finite'
 
 
 def test_metrics_of_pictures_too_small_and_without_gt_say_why():
-    measurement = Measurement(METRICS, Dataset())
     gt = torch.rand(1, 3, 14, 40, generator=torch.Generator().manual_seed(0))
-    measurement.add(gt, gt, 'a.png')
-    assert measurement.means()['psnr'] == math.inf
-    assert math.isnan(measurement.means()['ssim'])
-    assert 'calculate_ssim needs 11 pixels a side, the border leaves 10 x 36' in measurement.remarks['ssim']
-    assert 'calculate_niqe needs 96' in measurement.remarks['niqe']
-    without = Measurement({key: METRICS[key] for key in ('psnr', 'host', 'ssim')}, Dataset())
-    without.add(gt, None, 'a.png')
-    assert without.means() == {}
-    assert without.remarks['host'] == 'there are no GT images for host, so it has no figure'
+    values, remarks = measure(METRICS, Dataset(), gt, gt, 'a.png')
+    assert values['psnr'] == math.inf
+    assert math.isnan(values['ssim'])
+    assert 'calculate_ssim needs 11 pixels a side, the border leaves 10 x 36' in remarks['ssim']
+    assert 'calculate_niqe needs 96' in remarks['niqe']
+    values, remarks = measure({key: METRICS[key] for key in ('psnr', 'host', 'ssim')}, Dataset(), gt, None, 'a.png')
+    assert values == {}
+    assert remarks['host'] == 'there are no GT images for host, so it has no figure'
     with pytest.raises(UserError, match=r'small\.png: an image of 4x4 pixels is too small'):
-        measurement.add(gt[..., :4, :4], gt[..., :4, :4], 'small.png')
+        measure(METRICS, Dataset(), gt[..., :4, :4], gt[..., :4, :4], 'small.png')
 
 
 def test_a_loss_that_stays_not_finite_ends_the_training(tmp_path):

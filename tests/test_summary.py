@@ -18,7 +18,7 @@ from clit_basicsr.archs import build_network
 from clit_basicsr.cli.option_file import read_option_file
 from clit_basicsr.hosts.basicsr import plugin
 from clit_basicsr.metrics import calculate_psnr_float
-from clit_basicsr.models import measurement
+from clit_basicsr.models.measurement import measure
 from clit_basicsr.report import missing_sets, paper_tables, summary
 from clit_basicsr.report.curves import draw_psnr_over_scale
 from clit_basicsr.report.paper_row import paper_row
@@ -128,9 +128,7 @@ class HostSet:
 def test_a_set_of_the_host_is_recorded_by_the_protocol_it_is_measured_by(protocol):
     dataset = HostSet() if protocol is None else HostSet(protocol=protocol)
     output, gt = torch.rand(2, 1, 3, 40, 50, generator=torch.Generator().manual_seed(0)).unbind()
-    measured = measurement.Measurement({'psnr': {'type': 'calculate_psnr_float'}}, dataset)
-    measured.add(output, gt, 'a.png')
-    values = measured.means()
+    values = measure({'psnr': {'type': 'calculate_psnr_float'}}, dataset, output, gt, 'a.png').values
     row = row_of(Measurement(dataset, values), 'psnr', 'RDN-CLIT')
     assert row.protocol == (protocol or 'div2k')
     assert values['psnr'] == calculate_psnr_float(output, gt, row.protocol, 4)

@@ -17,6 +17,7 @@ from importlib import metadata
 import clit_basicsr
 from clit_basicsr.base.errors import Terminated, UserError
 from clit_basicsr.base.messages import nearest
+from clit_basicsr.cli import orphans  # noqa: F401  notes the parent process, so before torch is imported
 
 COMMANDS = ('train', 'test', 'upscale', 'attention', 'compare', 'zoom', 'convert', 'info')
 DISTRIBUTION = 'clit-basicsr'

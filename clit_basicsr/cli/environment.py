@@ -23,7 +23,9 @@ def _processor() -> str:
 def versions() -> dict[str, str]:
     """Names and versions of what results depend on."""
     try:
-        compiler = subprocess.run([native.compiler() or 'none', '--version'], capture_output=True, text=True).stdout
+        compiler = subprocess.run(
+            [*(native.compiler() or ['none']), '--version'], capture_output=True, text=True
+        ).stdout
     except OSError:
         compiler = 'none'
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'

@@ -14,9 +14,11 @@ from typing import Any
 
 import clit_basicsr  # noqa: F401  before the host is imported
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.ranks import on_first_rank
 from clit_basicsr.cli import option_file
 from clit_basicsr.cli.check_names import check_place_of_file
 from clit_basicsr.cli.check_options import Checked, check_options, check_structure, dataset_class
+from clit_basicsr.cli.orphans import end_with_launcher
 from clit_basicsr.hosts.basicsr import experiment
 from clit_basicsr.hosts.basicsr.plugin import complete_options
 from clit_basicsr.hosts.basicsr.stopping import OrderlyStop
@@ -109,8 +111,7 @@ def complete(
         check_place_of_file(opt, osp.abspath(args.opt), opt['auto_resume'])
     check_options(opt, checked)
     start_processes(opt, args.launcher)
-    if opt['rank'] == 0:
-        experiment.take(opt)
+    on_first_rank(lambda: experiment.take(opt))
     if is_train:
         complete_options(opt)
     return opt
@@ -180,6 +181,7 @@ def start_processes(opt: dict, launcher: str) -> None:
     from basicsr.utils.dist_util import get_dist_info, init_dist
 
     if opt['dist']:
+        end_with_launcher()
         init_dist(launcher, **(opt.get('dist_params') or {}) if launcher == 'slurm' else {})
     else:
         print('Disable distributed.', flush=True)

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> None:
 
     measurements: list[Measurement] = []
     opt = options.run_pipeline('test', args, watch=lambda model: record(model, measurements))
-    if any(one.values for one in measurements):  # on the first process alone
+    if opt['rank'] == 0 and any(one.values for one in measurements):
         write_summary(opt, measurements)
 
 

@@ -18,11 +18,19 @@ from clit_basicsr.archs.precision import check_precision, in_precision
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import replacing
 from clit_basicsr.base.messages import scale_text
+from clit_basicsr.base.ranks import for_each_picture, mean_values, on_first_rank
 from clit_basicsr.data.images import without_suffix
 from clit_basicsr.metrics.protocols import border_width, dataset_protocol
 from clit_basicsr.models.clipped_scales import ClippedScales
 from clit_basicsr.models.loss_guard import DEFAULT_LIMIT, LossGuard
-from clit_basicsr.models.measurement import Measurement, dataset_scale, is_float_metric, picture_names
+from clit_basicsr.models.measurement import (
+    Figures,
+    dataset_scale,
+    first_remarks,
+    is_float_metric,
+    measure,
+    picture_names,
+)
 from clit_basicsr.models.resuming import follow_options, follow_schedule, going_on_without, load_state, own_options
 from clit_basicsr.models.validation_table import Row, ValidationTable
 
@@ -45,6 +53,8 @@ class ImplicitSRModel(SRModel):
         val.metrics may hold the host's metrics (rounded 8-bit images) and ``calculate_psnr_float``,
         ``calculate_ssim_float`` (float images, the papers' protocols; each validation set names its ``protocol``).
     """
+
+    shares_validation = True  # nondist_validation deals the pictures out over the ranks
 
     @classmethod
     def check_options(cls, opt: dict) -> None:
@@ -162,7 +172,10 @@ class ImplicitSRModel(SRModel):
         self.net_g.train(self.is_train)
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img: bool) -> None:
-        """The host's validation, with float metrics by each set's own protocol and pictures saved per set."""
+        """The host's validation, with float metrics by each set's own protocol and pictures saved per set.
+
+        In a distributed run every rank must call: the pictures are dealt out, and every rank has the same means.
+        """
         dataset = dataloader.dataset
         name, val = dataset.opt['name'], self.opt.get('val') or {}
         if self.is_train and (id(dataset), current_iter) in self.validated:
@@ -170,39 +183,54 @@ class ImplicitSRModel(SRModel):
         self.validated.add((id(dataset), current_iter))
         metrics = val.get('metrics') or {}
         self.val_scale = dataset_scale(dataset)
+        on_first_rank(lambda: None)  # which may still be moving the folder of an earlier run aside
         if metrics:
             self._continue_best_results(name)
-        measurement, names = Measurement(metrics, dataset), picture_names(dataset)
-        progress = tqdm(dataloader, unit='image', desc=name, disable=not val.get('pbar', False))
-        for data in progress:
-            path = data['lq_path'][0]
-            self.feed_data(data)
-            self.test()
-            if not self.is_train and not self.output.isfinite().all():
-                raise UserError(
-                    f'{path}: the result of the network is not finite (NaN or infinite), so it is not measured; check '
-                    'the weights (path:pretrain_network_g) and val:precision.'
-                )
-            if save_img:
-                self._save_picture(name, names.get(path) or osp.basename(without_suffix(path)), current_iter)
-            measurement.add(self.output, getattr(self, 'gt', None), path)
-            # A whole picture each: let go of them before the next one is enlarged.
-            for attribute in ('gt', 'lq', 'output'):
-                self.__dict__.pop(attribute, None)
+        names = picture_names(dataset)
+        bar = val.get('pbar', False) and self.opt['rank'] == 0
+        with tqdm(total=len(dataloader), unit='image', desc=name, disable=not bar) as progress:
+            figures = for_each_picture(
+                dataloader,
+                lambda data: self._validate_picture(data, dataset, names, current_iter if save_img else None),
+                progress.update,
+            )
+        self.metric_results = mean_values([one.values for one in figures])
         if metrics:
-            self._report(measurement, current_iter, tb_logger)
+            for remark in first_remarks(figures):
+                get_root_logger().warning(f'{name}: {remark}.')
+            for metric, value in self.metric_results.items():
+                self._update_best_metric_result(name, metric, value, current_iter)
+            on_first_rank(lambda: self._report(dataset, current_iter, tb_logger))
 
-    def _report(self, measurement: Measurement, current_iter, tb_logger) -> None:
-        """The means of a set to the log, the records and validation.csv."""
-        name = measurement.dataset.opt['name']
-        for remark in measurement.remarks.values():
-            get_root_logger().warning(f'{name}: {remark}.')
-        self.metric_results = measurement.means()
-        for metric, value in self.metric_results.items():
-            self._update_best_metric_result(name, metric, value, current_iter)
-        self._log_validation_metric_values(current_iter, name, tb_logger)
+    def _validate_picture(self, data: dict, dataset, names: dict[str, str], save_as) -> Figures:
+        """Enlarges a picture and measures it.
+
+        Args:
+            names: file name of each picture, see :func:`picture_names`.
+            save_as: the iteration, if the result is saved.
+        """
+        path = data['lq_path'][0]
+        self.feed_data(data)
+        self.test()
+        if not self.is_train and not self.output.isfinite().all():
+            raise UserError(
+                f'{path}: the result of the network is not finite (NaN or infinite), so it is not measured; check '
+                'the weights (path:pretrain_network_g) and val:precision.'
+            )
+        if save_as is not None:
+            name = names.get(path) or osp.basename(without_suffix(path))
+            self._save_picture(dataset.opt['name'], name, save_as)
+        metrics = (self.opt.get('val') or {}).get('metrics') or {}
+        figures = measure(metrics, dataset, self.output, getattr(self, 'gt', None), path)
+        # A whole picture each: let go of them before the next one is enlarged.
+        for attribute in ('gt', 'lq', 'output'):
+            self.__dict__.pop(attribute, None)
+        return figures
+
+    def _report(self, dataset, current_iter, tb_logger) -> None:
+        self._log_validation_metric_values(current_iter, dataset.opt['name'], tb_logger)
         with going_on_without(self.is_train):
-            self._add_to_table(measurement.dataset, current_iter)
+            self._add_to_table(dataset, current_iter)
 
     def _save_picture(self, dataset_name: str, image_name: str, current_iter) -> None:
         suffix = current_iter if self.is_train else (self.opt['val'].get('suffix') or self.opt['name'])
@@ -230,17 +258,21 @@ class ImplicitSRModel(SRModel):
             self.table.drop_after(resume_state['iter'])
 
     def _continue_best_results(self, dataset_name: str) -> None:
-        """The host's records of the best figures; those of a resumed run begin with what its table holds."""
+        """The host's records of the best figures; those of a resumed run begin with what rank 0's table holds."""
         known = dataset_name in getattr(self, 'best_metric_results', {})
         self._initialize_best_metric_results(dataset_name)
         if self.is_train and not known:
-            records = self.best_metric_results[dataset_name]
-            self.table.replay(
-                dataset_name,
-                lambda metric, value, iteration: (
-                    metric in records and self._update_best_metric_result(dataset_name, metric, value, iteration)
-                ),
-            )
+            self.best_metric_results[dataset_name] = on_first_rank(lambda: self._records(dataset_name))
+
+    def _records(self, dataset_name: str) -> dict:
+        records = self.best_metric_results[dataset_name]
+        self.table.replay(
+            dataset_name,
+            lambda metric, value, iteration: (
+                metric in records and self._update_best_metric_result(dataset_name, metric, value, iteration)
+            ),
+        )
+        return records
 
     def _add_to_table(self, dataset, current_iter) -> None:
         val = self.opt.get('val') or {}

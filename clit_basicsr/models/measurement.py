@@ -4,7 +4,7 @@ import inspect
 import math
 import warnings
 from os import path as osp
-from typing import Any
+from typing import Any, NamedTuple
 
 from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
@@ -37,58 +37,65 @@ def dataset_scale(dataset: Any) -> tuple[float, float]:
     return tuple(scale) if isinstance(scale, (list, tuple)) else (scale, scale)
 
 
-class Measurement:
-    """The figures of one validation set.
+class Figures(NamedTuple):
+    """What was measured on a picture.
+
+    Attributes:
+        values: by metric; one that needs a GT image is missing where there is none.
+        remarks: by metric, why a figure is missing or NaN.
+    """
+
+    values: dict[str, float]
+    remarks: dict[str, str]
+
+
+def measure(metrics: dict[str, dict], dataset: Any, output: Tensor, gt: Tensor | None, picture: str) -> Figures:
+    """Measures a picture.
 
     Args:
         metrics: the block ``val:metrics``.
-        dataset: ours or the host's.
+        dataset: the validation set, ours or the host's, which names scale and protocol.
+        output, gt: (1, 3, H, W), RGB in [0, 1], the first one as the network gives it.
+        picture: its name, for messages.
 
-    Attributes:
-        values: name of a metric -> figure of each picture, in their order; a metric that needs GT images is missing
-            where there are none.
-        remarks: why figures are missing or NaN, a sentence each.
+    Raises:
+        UserError: a metric of ours cannot measure this picture.
     """
+    finite = bool(output.isfinite().all())
+    figures = Figures({}, {})
+    eight_bit: dict = {}
+    for name, options in metrics.items():
+        if gt is None and needs_gt(options):
+            figures.remarks[name] = f'there are no GT images for {name}, so it has no figure'
+            continue
+        if not finite:
+            value, reason = math.nan, 'the result is not finite'
+        elif is_float_metric(options):
+            value, reason = float_metric(dataset, output, gt, options, picture), ''
+        else:
+            eight_bit = eight_bit or rounded(output, gt)
+            value, reason = host_metric(eight_bit, options)
+        figures.values[name] = float(value)
+        if math.isnan(value):
+            figures.remarks[name] = f'{name} is NaN, first of {picture}: {reason}'
+    return figures
 
-    def __init__(self, metrics: dict[str, dict], dataset: Any) -> None:
-        self.metrics, self.dataset = metrics, dataset
-        self.values: dict[str, list[float]] = {}
-        self.remarks: dict[str, str] = {}
 
-    def add(self, output: Tensor, gt: Tensor | None, picture: str) -> None:
-        """Measures a picture.
+def first_remarks(figures: list[Figures]) -> list[str]:
+    """The first remark on each metric, a sentence without its full stop."""
+    found: dict[str, str] = {}
+    for one in figures:
+        found = {**one.remarks, **found}
+    return list(found.values())
 
-        Args:
-            output, gt: (1, 3, H, W), RGB in [0, 1], the first one as the network gives it.
-            picture: its name, for remarks.
-        """
-        finite = bool(output.isfinite().all())
-        eight_bit: dict = {}
-        for name, options in self.metrics.items():
-            if gt is None and needs_gt(options):
-                self.remarks.setdefault(name, f'there are no GT images for {name}, so it has no figure')
-                continue
-            if not finite:
-                value, reason = math.nan, 'the result is not finite'
-            elif is_float_metric(options):
-                value, reason = self._float_metric(output, gt, options, picture), ''
-            else:
-                eight_bit = eight_bit or rounded(output, gt)
-                value, reason = host_metric(eight_bit, options)
-            self.values.setdefault(name, []).append(float(value))
-            if math.isnan(value):
-                self.remarks.setdefault(name, f'{name} is NaN, first of {picture}: {reason}')
 
-    def _float_metric(self, output: Tensor, gt: Tensor | None, options: dict, picture: str) -> float:
-        pair = {'img': output, 'img2': gt, 'scale': dataset_scale(self.dataset)}
-        try:
-            return calculate_metric({**pair, 'protocol': dataset_protocol(self.dataset)}, options)
-        except UserError as error:
-            raise UserError(f'{picture}: {error}') from error
-
-    def means(self) -> dict[str, float]:
-        """Name of a metric -> mean over the pictures; NaN if one of them is."""
-        return {name: sum(values) / len(values) for name, values in self.values.items()}
+def float_metric(dataset: Any, output: Tensor, gt: Tensor | None, options: dict, picture: str) -> float:
+    """A metric of ours on a picture, by the set's protocol."""
+    pair = {'img': output, 'img2': gt, 'scale': dataset_scale(dataset), 'protocol': dataset_protocol(dataset)}
+    try:
+        return calculate_metric(pair, options)
+    except UserError as error:
+        raise UserError(f'{picture}: {error}') from error
 
 
 def rounded(output: Tensor, gt: Tensor | None) -> dict:

@@ -12,6 +12,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from clit_basicsr.base.ranks import on_first_rank
 from clit_basicsr.hosts.basicsr import experiment
 
 # The rooms with classes for the host's registries, and the suffixes of their files, as the host has them.
@@ -59,8 +60,7 @@ def completing(parse_options: Callable) -> Callable:
     @functools.wraps(parse_options)
     def wrapper(root_path: str, is_train: bool = True) -> tuple[dict, Any]:
         opt, args = parse_options(root_path, is_train=is_train)
-        if opt['rank'] == 0:
-            experiment.take(opt)
+        on_first_rank(lambda: experiment.take(opt))
         if is_train:
             complete_options(opt)
         return opt, args

@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
+
+PART = 1 << 16  # indices of a permutation that are Python numbers at the same time
 
 
 class PlannedSampler(Sampler):
@@ -73,23 +76,27 @@ class PlannedSampler(Sampler):
         return max(0, self.end - self.first) * self.batch_size
 
     def __iter__(self) -> Iterator[Any]:
+        # One by one: a pass of millions of iterations would be gigabytes as a list.
         if getattr(self.dataset, 'takes_batch_numbers', False):
-            return iter([(b, i) for b in range(self.first, self.end) for i in range(self.batch_size)])
-        return iter(self._image_indices())
+            return ((b, i) for b in range(self.first, self.end) for i in range(self.batch_size))
+        return self._image_indices(len(self))
 
-    def _image_indices(self) -> list[int]:
-        if not len(self):
-            return []
+    def _image_indices(self, count: int) -> Iterator[int]:
+        if not count:
+            return iter(())
         # a run resumed inside an epoch continues with the images that this epoch has not had
         epoch_begins = self.epoch * self.iters_per_epoch if self.epoch is not None else 0
         begin = max(0, self.first - epoch_begins) % self.iters_per_epoch * self.batch_size
+        return islice(self._permutations(self.epoch or 0), begin, begin + count)
+
+    def _permutations(self, seed: int) -> Iterator[int]:
+        """This rank's share of one permutation of the enlarged dataset after the other, without end."""
         generator = torch.Generator()
-        generator.manual_seed(self.epoch or 0)
-        indices: list[int] = []
-        while len(indices) < begin + len(self):
-            permutation = torch.randperm(self.enlarged, generator=generator)
-            indices += (permutation[self.rank :: self.world_size] % len(self.dataset)).tolist()  # type: ignore[arg-type]
-        return indices[begin : begin + len(self)]
+        generator.manual_seed(seed)
+        while True:
+            permutation = torch.randperm(self.enlarged, generator=generator)[self.rank :: self.world_size]
+            for part in permutation.split(PART):
+                yield from (part % len(self.dataset)).tolist()  # type: ignore[arg-type]
 
 
 def planned_loaders(original: Any, host: Any) -> Any:

@@ -5,11 +5,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 # Suffixes of pictures, whether or not they are read here.
-PICTURES = tuple(
-    f'.{suffix}'
-    for suffix in (
-        'avif bmp cr2 dng eps exr gif heic heif ico jfif jp2 jpeg jpg jxl nef pbm pgm png pnm ppm psd qoi tga tif tiff webp'
-    ).split()
+PICTURES = (
+    *('.avif', '.bmp', '.cr2', '.dng', '.eps', '.exr', '.gif', '.heic', '.heif', '.ico', '.jfif', '.jp2', '.jpeg'),
+    *('.jpg', '.jxl', '.nef', '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.psd', '.qoi', '.tga', '.tif', '.tiff', '.webp'),
 )
 
 

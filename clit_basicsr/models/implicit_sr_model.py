@@ -160,11 +160,7 @@ class ImplicitSRModel(SRModel):
             if save_img:
                 self._save_picture(name, image_name, current_iter)
             if hasattr(self, 'gt'):
-                try:
-                    values = self._measure(metrics, dataset)
-                except UserError as error:
-                    raise UserError(f'{data["lq_path"][0]}: {error}') from error
-                for metric, value in values.items():
+                for metric, value in self._measure(metrics, dataset).items():
                     self.metric_results[metric] += value
             # A whole picture each: let go of them before the next one is enlarged.
             for attribute in ('gt', 'lq', 'output'):

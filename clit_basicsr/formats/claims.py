@@ -56,6 +56,9 @@ def check(name: str, im: Image.Image, content: bytes) -> None:
     """
     width, height = im.size
     kind = im.format or ''
+    if kind == 'JPEG':
+        check_jpeg(name, (height, width), len(content))
+        return
     if kind == 'PNG':
         row = width * content[24] * PNG_SAMPLES.get(content[25], 4) / 8 + 1
         possible = row * height <= DEFLATE * len(content)
@@ -70,18 +73,31 @@ def check(name: str, im: Image.Image, content: bytes) -> None:
         _refuse(name, width, height, len(content))
 
 
+def check_jpeg(name: str, size: tuple[int, int], length: int) -> None:
+    """:func:`check` for a JPEG of ``size`` (H, W) in a file of ``length`` bytes."""
+    height, width = size
+    _check_limit(name, height, width)
+    if height * width > max(PIXELS['JPEG'] * length, FREE_PIXELS):
+        _refuse(name, width, height, length)
+
+
 def check_tiff(name: str, size: tuple[int, int], bits: int, compression: str, length: int) -> None:
     """:func:`check` for a TIFF of ``size`` (H, W) and ``bits`` per pixel in a file of ``length`` bytes."""
     height, width = size
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and height * width > 2 * limit and not lift_if_asked():  # Pillow's own rule
-        raise UserError(f'{name} is too large: {width}x{height} pixels; {ANY_SIZE}=1 reads it all the same.')
+    _check_limit(name, height, width)
     if compression in FAX:
         possible = height <= 8 * length
     else:
         possible = height * width * bits / 8 <= TIFF_BYTES.get(compression, 2**16) * length
     if not possible and height * width > FREE_PIXELS:
         _refuse(name, width, height, length)
+
+
+def _check_limit(name: str, height: int, width: int) -> None:
+    """Pillow's own rule, where Pillow does not apply it."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and height * width > 2 * limit and not lift_if_asked():
+        raise UserError(f'{name} is too large: {width}x{height} pixels; {ANY_SIZE}=1 reads it all the same.')
 
 
 def _refuse(name: str, width: int, height: int, length: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.formats import claims, png, tiff
+from clit_basicsr.formats import claims, jpeg, png, tiff
 from clit_basicsr.formats.picture import Picture, make_picture
 from clit_basicsr.formats.silence import is_alone, silenced
 
@@ -62,6 +62,9 @@ def decode_rgb8(content: bytes, name: str) -> np.ndarray:
     if not content:
         raise DamagedPicture(f'{name} is empty (0 bytes).')
     with reporting_damage(name):
+        if is_alone() and (size := jpeg.ordinary_size(content)):
+            claims.check_jpeg(name, size, len(content))
+            return _read_rgb8(content)
         decoded = _decode(content, name, stored_rgb8=True)
         return decoded.stored_rgb8 if isinstance(decoded, Picture) else decoded
 
@@ -72,9 +75,15 @@ def size_of(content: bytes, name: str) -> tuple[int, int]:
     Raises:
         UserError: see :func:`decode`.
     """
-    if content[:4] not in tiff.STARTS:  # 16 bits of which Pillow does not know all
+    if size := jpeg.ordinary_size(content):
+        claims.check_jpeg(name, size, len(content))
+        return size
+    try:
         with reporting_damage(name), _opened(content, name) as im:
             return im.height, im.width
+    except DamagedPicture:
+        if content[:4] not in tiff.STARTS:  # of 16 bits, of which Pillow does not know all
+            raise
     height, width = decode(content, name).pixels.shape[:2]
     return height, width
 
@@ -148,11 +157,7 @@ def _decode(content: bytes, name: str, stored_rgb8: bool) -> Any:
         if im.format == 'PNG':
             png.check_chunks(content)
         if stored_rgb8 and _is_ordinary(im, content) and is_alone():
-            with silenced():
-                pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
-            if pixels is None:
-                raise ValueError('its pixels cannot be decoded')
-            return pixels
+            return _read_rgb8(content)
         if im.mode in DEEP_MODES or not _is_deep(im, content):
             return from_pillow(im, name)
         im.load()  # it reports damage as an exception; OpenCV writes to the terminal
@@ -162,6 +167,14 @@ def _decode(content: bytes, name: str, stored_rgb8: bool) -> Any:
             with silenced():
                 pixels = png.read_opencv(content)
         return make_picture(pixels, _orientation(im), im.info.get('icc_profile'))
+
+
+def _read_rgb8(content: bytes) -> np.ndarray:
+    with silenced():
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if pixels is None:
+        raise ValueError('its pixels cannot be decoded')
+    return pixels
 
 
 def _opened(content: bytes, name: str) -> Image.Image:
@@ -177,9 +190,7 @@ def _opened(content: bytes, name: str) -> Image.Image:
 
 
 def _is_ordinary(im: Image.Image, content: bytes) -> bool:
-    """Whether OpenCV, in less time, gives the stored RGB values that Pillow would."""
-    if im.format == 'JPEG':
-        return im.mode in ('L', 'RGB')
+    """Whether the file is a PNG or BMP of which OpenCV, in less time, gives the stored RGB values that Pillow would."""
     if im.format == 'PNG':
         return not png.is_deep(content) and not getattr(im, 'is_animated', False)
     tiles: Any = getattr(im, 'tile', ())

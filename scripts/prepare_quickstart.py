@@ -14,6 +14,7 @@ from clit_basicsr.base.files import replacing
 TRAIN = ['astronaut.png', 'coffee.png', 'rocket.jpg', 'motorcycle_left.png', 'hubble_deep_field.jpg', 'ihc.png']
 TRAIN += ['brick.png', 'camera.png', 'coins.png', 'grass.png', 'gravel.png']
 HELD_OUT = 'chelsea.png'
+FORMATS = ('PNG', 'JPEG')  # of those photographs
 SIDE = 256  # pixels; larger than any training crop, small enough to decode quickly
 
 
@@ -35,10 +36,10 @@ def main() -> None:
     source, target = Path(skimage.__file__).parent / 'data', Path('datasets/quickstart')
     count = 0
     for name in TRAIN:
-        for i, part in enumerate(sub_images(Image.open(source / name).convert('RGB')), 1):
+        for i, part in enumerate(sub_images(Image.open(source / name, formats=FORMATS).convert('RGB')), 1):
             save(part, target / 'train' / f'{Path(name).stem}_s{i:03d}.png')
             count += 1
-    save(Image.open(source / HELD_OUT).convert('RGB'), target / 'val' / HELD_OUT)
+    save(Image.open(source / HELD_OUT, formats=FORMATS).convert('RGB'), target / 'val' / HELD_OUT)
     print(f'{target}: {count} sub-images of {len(TRAIN)} photographs for training, {HELD_OUT} held out')
 
 

@@ -28,7 +28,7 @@ def newest(folder: Path) -> Path:
 
 
 def detail(path: Path) -> Image.Image:
-    image = Image.open(path).convert('RGB')
+    image = Image.open(path, formats=('PNG',)).convert('RGB')
     box = [round(f * n) for f, n in zip(DETAIL, image.size * 2, strict=True)]
     return image.crop(tuple(box)).resize(PANEL, Image.Resampling.NEAREST)
 

@@ -13,12 +13,13 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 # What each room may import of this package, and of other packages; None: anything.
 ROOMS = {
     'base': ({'base'}, {'torch'}),
+    'formats': ({'formats', 'base'}, {'numpy', 'cv2', 'PIL', 'tifffile'}),
     'ops': ({'ops', 'base'}, {'torch'}),
     'archs': ({'archs', 'ops', 'base'}, {'torch', 'basicsr', 'numpy'}),
     'published': ({'archs', 'ops', 'base'}, {'torch', 'basicsr', 'numpy'}),
     'data.schedule': ({'base'}, set()),
     'metrics.protocols': ({'base'}, set()),
-    'data': ({'data', 'ops', 'base', 'metrics.protocols'}, {'torch', 'basicsr', 'numpy', 'cv2', 'PIL', 'lmdb'}),
+    'data': ({'data', 'ops', 'formats', 'base', 'metrics.protocols'}, {'torch', 'basicsr', 'numpy', 'PIL', 'lmdb'}),
     'metrics': ({'metrics', 'base'}, {'torch', 'basicsr', 'numpy'}),
     'models': (
         {'models', 'archs', 'data.schedule', 'data.images', 'metrics', 'base'},
@@ -26,7 +27,7 @@ ROOMS = {
     ),
     'report': ({'report', 'metrics', 'archs', 'base'}, {'basicsr', 'matplotlib'}),
     'pictures': (
-        {'pictures', 'archs', 'data', 'metrics', 'ops', 'report', 'base'},
+        {'pictures', 'archs', 'data', 'metrics', 'ops', 'report', 'formats', 'base'},
         {'torch', 'numpy', 'cv2', 'PIL', 'tifffile', 'tqdm', 'matplotlib'},
     ),
     'hosts': ({'ops', 'archs', 'data', 'models', 'metrics', 'hosts', 'published', 'base'}, None),

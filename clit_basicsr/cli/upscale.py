@@ -13,6 +13,7 @@ from clit_basicsr.archs.precision import PRECISIONS
 from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import arguments, outputs, sizes
+from clit_basicsr.formats.folders import describe_skipped
 from clit_basicsr.pictures import files, networks
 from clit_basicsr.pictures.enlarge import enlarge
 from clit_basicsr.pictures.memory import plan_tiles, reporting_full_memory
@@ -129,11 +130,15 @@ def plan_outputs(inputs: list[str], output: str) -> list[tuple[str, str]]:
 def find_pictures(pattern: str) -> list[str]:
     """The file itself, the pictures of a folder, or the files that a pattern (``*``, ``?``, ``[...]``) means."""
     if osp.isdir(pattern):
-        found = [entry for entry in files.names_in(pattern) if entry.lower().endswith(SUFFIXES)]
-        found = [osp.join(pattern, entry) for entry in found if not entry.startswith('.')]
-        if not found:
-            raise UserError(f'the folder {pattern} holds no pictures.')
-        return found
+        names = files.names_in(pattern)
+        taken = [name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith('.')]
+        with os.scandir(pattern) as entries:
+            skipped = describe_skipped(entries, set(taken))
+        if not taken:
+            raise UserError(f'the folder {pattern} holds no pictures' + (f' ({skipped}).' if skipped else '.'))
+        if skipped:
+            print(f'{pattern}: skipped: {skipped}')
+        return [osp.join(pattern, name) for name in taken]
     if not osp.exists(pattern) and glob.has_magic(pattern):
         found = sorted(path for path in glob.glob(pattern, recursive=True) if not osp.isdir(path))
         if not found:

@@ -1,22 +1,25 @@
 """Finding and reading images: folders, lists of names, BasicSR's LMDB folders."""
 
-import io
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from os import path as osp
 from typing import Any
 
-import cv2
 import lmdb
 import numpy as np
-from PIL import Image
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.formats.folders import describe_skipped
+from clit_basicsr.formats.reader import DamagedPicture, decode_rgb8, size_of
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 
 # An LMDB may be open only once in a process, so the data sets of a process share their clients.
 _clients: dict[str, Any] = {}
+# Folders of which it was said what is skipped: once is enough.
+_told: set[str] = set()
 
 
 def host_utils() -> Any:
@@ -89,7 +92,13 @@ class ImageSource:
     def read(self, name: str) -> bytes:
         """The encoded image. Opens an LMDB upon the first call in a process, so each worker has its own."""
         if self.is_lmdb:
-            content = _lmdb_client(self.root).get(name)
+            try:
+                content = _lmdb_client(self.root).get(name)
+            except UnicodeEncodeError as error:  # the host's keys are ASCII
+                raise UserError(f'{self.label(name)}: a key of an LMDB is ASCII text; make the LMDB again.') from error
+            except lmdb.Error as error:
+                reason = f'cannot be read ({error}); copy the LMDB or make it again'
+                raise UserError(f'{self.label(name)} {reason}.') from error
             if content is None:
                 raise UserError(f'{self.label(name)} is not in the LMDB; fix meta_info.txt or make the LMDB again.')
             return content
@@ -106,25 +115,20 @@ def without_suffix(path: str) -> str:
 
 
 def decode(content: bytes, label: str) -> np.ndarray:
-    """Decodes an image file as the host does: grey becomes RGB, alpha is dropped, 16 bits become 8.
+    """Decodes an image file: grey becomes RGB, alpha is dropped, 16 bits are rounded to 8, EXIF orientation is applied.
 
     Args:
         content: the encoded image.
         label: what to call it in an error.
 
     Returns:
-        np.ndarray: (H, W, 3), uint8, RGB.
+        np.ndarray: (H, W, 3), uint8, RGB; for every format what ``basicsr upscale`` reads.
 
     Raises:
         UserError: it is not an image, or a damaged one.
     """
-    try:
-        img = host_utils().imfrombytes(content)
-    except cv2.error:
-        img = None
-    if img is None:
-        raise UserError(f'{label}: cannot be read as an image; replace it or remove it.')
-    return cv2.cvtColor(img, cv2.COLOR_BGR2RGB)
+    with _naming_damage(label):
+        return decode_rgb8(content, label)
 
 
 def smallest_side(content: bytes, label: str) -> int:
@@ -133,30 +137,50 @@ def smallest_side(content: bytes, label: str) -> int:
     Raises:
         UserError: it is not an image.
     """
+    with _naming_damage(label):
+        return min(size_of(content, label))
+
+
+@contextmanager
+def _naming_damage(label: str) -> Iterator[None]:
     try:
-        with Image.open(io.BytesIO(content)) as img:
-            return min(img.size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return min(decode(content, label).shape[:2])
+        yield
+    except DamagedPicture as error:
+        raise UserError(f'{label}: cannot be read as an image; replace it or remove it.') from error
 
 
 def _files_of(root: str, option: str) -> list[str]:
-    with os.scandir(root) as entries:
-        found = [entry for entry in entries if entry.is_file() and not entry.name.startswith('.')]
-    names = sorted(entry.name for entry in found if entry.name.lower().endswith(SUFFIXES))
+    try:
+        with os.scandir(root) as found:
+            entries = list(found)
+        files = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith('.')]
+    except OSError as error:
+        raise UserError(f'{option}: the folder {root} cannot be read ({error.strerror}).') from error
+    names = sorted(name for name in files if name.lower().endswith(SUFFIXES))
+    skipped = describe_skipped(entries, set(names))
     if not names:
         hint = ' (it is an LMDB: set io_backend: {type: lmdb})' if osp.isfile(osp.join(root, 'data.mdb')) else ''
-        raise UserError(f'{option}: {root} holds no images{hint}; {", ".join(SUFFIXES)} are read.')
+        rest = f'; it holds {skipped}' if skipped and not hint else ''
+        raise UserError(f'{option}: {root} holds no images{hint}; {", ".join(SUFFIXES)} are read{rest}.')
+    if skipped and osp.realpath(root) not in _told:
+        _told.add(osp.realpath(root))
+        logging.getLogger('basicsr').warning(f'{option}: {root}: {len(names)} images; skipped: {skipped}.')
     return [osp.join(root, name) for name in names]
 
 
 def _listed_names(meta_info_file: str) -> list[str]:
     """First column of lines such as ``0001.png (1404,2040,3) 1``; names may hold spaces and dots."""
     try:
-        with open(meta_info_file, encoding='utf-8') as lines:
+        with open(meta_info_file, encoding='utf-8-sig') as lines:
             names = [line.strip().rsplit(' (', 1)[0] for line in lines if line.strip()]
     except OSError as error:
         raise UserError(f'meta_info_file: {meta_info_file} cannot be read ({error.strerror}).') from error
+    except UnicodeDecodeError as error:
+        raise UserError(f'meta_info_file: {meta_info_file} is not text in UTF-8; save it in that encoding.') from error
+    if any('\0' in name for name in names):
+        raise UserError(
+            f'meta_info_file: {meta_info_file} is not text in UTF-8 (it holds zero bytes); save it in that.'
+        )
     if not names:
         raise UserError(f'meta_info_file: {meta_info_file} lists no images.')
     return names
@@ -175,12 +199,18 @@ def _lmdb_client(root: str) -> Any:
     path = osp.realpath(root)
     if path not in _clients:
         try:
+            size = osp.getsize(osp.join(path, 'data.mdb'))
+            if not size:
+                raise UserError(f'{root}: data.mdb is empty (0 bytes); copy it or make it again.')
+            with open(osp.join(path, 'data.mdb'), 'rb'):
+                pass  # the host's client would not say why it cannot
             client = host_utils().FileClient('lmdb', db_paths=path)
             environment = _environment(client)
             needed = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
+        except OSError as error:
+            raise UserError(f'{root}: data.mdb cannot be read ({error.strerror}).') from error
         except lmdb.Error as error:
             raise UserError(f'{root}: cannot be opened as an LMDB ({error}); copy it or make it again.') from error
-        size = osp.getsize(osp.join(path, 'data.mdb'))
         if size < needed:
             # Reading behind the end of the file would kill the process with a bus error.
             environment.close()

@@ -1,0 +1,53 @@
+"""What a folder holds besides the pictures that are taken of it, in a line for the user."""
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+# Suffixes of pictures, whether or not they are read here.
+PICTURES = (
+    *('.avif', '.bmp', '.cr2', '.dng', '.eps', '.exr', '.gif', '.heic', '.heif', '.ico', '.jfif', '.jp2', '.jpeg'),
+    *('.jpg', '.jxl', '.nef', '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.psd', '.qoi', '.tga', '.tif', '.tiff', '.webp'),
+)
+
+
+def describe_skipped(entries: Iterable[os.DirEntry], taken: Collection[str]) -> str:
+    """Numbers of the entries of a folder that are not among ``taken`` (names), by kind; '' if there are none.
+
+    Hidden files are not counted.
+    """
+    kinds: Counter[str] = Counter()
+    suffixes: dict[str, set[str]] = {'picture': set(), 'other': set()}
+    for entry in entries:
+        if entry.name in taken or entry.name.startswith('.'):
+            continue
+        kind = _kind(entry)
+        kinds[kind] += 1
+        if kind in suffixes:
+            suffixes[kind].add(os.path.splitext(entry.name)[1].lower() or 'no suffix')
+    named = {kind: ', '.join(sorted(found)) for kind, found in suffixes.items()}
+    texts = {
+        'picture': (f'picture in a format not taken here ({named["picture"]})', 'pictures in formats not taken here'),
+        'other': (f'file that is not a picture ({named["other"]})', 'files that are not pictures'),
+        'link': ('broken link', 'broken links'),
+        'folder': ('sub-folder', 'sub-folders'),
+        'special': ('entry that is no file', 'entries that are no files'),
+    }
+    parts = []
+    for kind, (one, many) in texts.items():
+        if kinds[kind] == 1:
+            parts.append(f'1 {one}')
+        elif kinds[kind]:
+            parts.append(f'{kinds[kind]} {many}' + (f' ({named[kind]})' if kind in named else ''))
+    return ', '.join(parts)
+
+
+def _kind(entry: os.DirEntry) -> str:
+    try:
+        if entry.is_dir():
+            return 'folder'
+        if not entry.is_file():
+            return 'special' if os.path.exists(entry.path) else 'link'
+    except OSError:  # links in a circle
+        return 'link'
+    return 'picture' if entry.name.lower().endswith(PICTURES) else 'other'

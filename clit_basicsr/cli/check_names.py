@@ -14,7 +14,7 @@ TOP_KEYS = (
     *('logger', 'dist_params', 'find_unused_parameters', 'paper_row'),
 )
 FREE = ('_', 'x-')  # for YAML anchors
-LIKELY_A_TYPO = 0.8
+LIKELY_A_TYPO = 0.7
 
 
 def check_name(name: Any, where: str) -> None:

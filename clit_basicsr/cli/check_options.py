@@ -161,7 +161,7 @@ def check_options(opt: dict, checked: Checked | None = None) -> None:
     checked = Checked([], {}) if checked is None else checked
     model = find(MODEL_REGISTRY, opt['model_type'], 'model_type')
     check_top_keys({key: None for key in opt if key not in FILLED_IN}, is_ours(model))
-    for key, block in opt.items():
+    for key, block in list(opt.items()):
         if key.startswith('network_'):
             network = find(ARCH_REGISTRY, type_of(block, key), f'{key}:type')
             drop_options_of_other_decoders(opt, key, network)

@@ -61,12 +61,10 @@ def check_changes(saved: dict, opt: dict, iteration: int) -> list[str]:
                 f'{place}: {shown(now, place)}, but {shown(before, place)} when the training state was saved; '
                 f'{reason}, so put it back to resume, or start anew (under another name, or without --auto_resume)'
             )
-    total = int(opt['train']['total_iter'])
-    if iteration > total:
-        raise UserError(f'the training state is of iteration {iteration}, beyond the last one, {total}')
-    return [
-        f'{place}: {shown(now, place)}; it was {shown(before, place)} when the state was saved' for place in changed
-    ]
+    total = opt['train'].get('total_iter')
+    if total is not None and iteration > total:
+        raise UserError(f'the training state is of iteration {iteration}, beyond the last one, {int(total)}')
+    return [f'{place}: {shown(now, place)}, before {shown(before, place)}' for place in changed]
 
 
 def shown(options: dict, place: str) -> str:

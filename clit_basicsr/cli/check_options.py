@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import nearest
-from clit_basicsr.cli.option_types import check_block, check_keys, check_type, joined, options_of
+from clit_basicsr.base.option_types import check_block, check_keys, check_type, joined, options_of
 from clit_basicsr.data.schedule import TrainingPlan
 from clit_basicsr.hosts.basicsr.plugin import is_ours
 from clit_basicsr.report.missing_sets import what_is_wrong

@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from clit_basicsr.base.checkpoints import read_checkpoint
+from clit_basicsr.base.checkpoints import SAFETENSORS, check_finite, read_checkpoint, weights_in, write_checkpoint
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import temporary_name
+from clit_basicsr.hosts.basicsr.training_state import check_training_state
 
 
 def save_atomically(content: dict, path: str | Path) -> None:
@@ -34,7 +34,7 @@ def save_atomically(content: dict, path: str | Path) -> None:
     for left in (2, 1, 0):
         try:
             with temporary_name(str(path)) as temporary:
-                torch.save(content, temporary)  # by name: given a Python file, it turns Ctrl-C into a RuntimeError
+                write_checkpoint(content, temporary)
                 with open(temporary, 'rb+') as file:
                     os.fsync(file.fileno())
             return
@@ -89,14 +89,17 @@ def load_network(
         UserError: The file is missing, unreadable or of another architecture (the last only when `strict`).
     """
     net = self.get_bare_model(net)
-    weights = read_checkpoint(load_path)
+    content = read_checkpoint(load_path)
+    if param_key is None and str(load_path).endswith(SAFETENSORS):
+        param_key = 'params'  # such a file holds the weights alone
     if param_key is not None:
-        if param_key not in weights and 'params' in weights:
+        if param_key not in content and 'params' in content:
             param_key = 'params'
-        if param_key not in weights:
-            raise UserError(f'{load_path} has no {param_key!r}, only {shorten(list(weights))}; set path.param_key_g')
-        weights = weights[param_key]
+        if param_key not in content:
+            raise UserError(f'{load_path} has no {param_key!r}, only {shorten(list(content))}; set path.param_key_g')
+    weights = weights_in(content, param_key, load_path)
     weights = {key.removeprefix('module.'): value for key, value in weights.items()}
+    check_finite(weights, f'the weights in {load_path}')
     logging.getLogger('basicsr').info(
         f'Loading {type(net).__name__} model from {load_path}, with param key: [{param_key}].'
     )
@@ -166,8 +169,7 @@ def newest_usable_state(opt: dict) -> tuple[Path | None, dict | None]:
 def read_state(opt: dict, path: Path) -> dict:
     """A training state whose networks can be read as well."""
     state = read_checkpoint(path)
-    if 'iter' not in state or 'optimizers' not in state:
-        raise UserError(f'{path} is not a training state of BasicSR')
+    check_training_state(state, path)
     for network in saved_networks(opt, state['iter']):
         read_checkpoint(network)
     return state

@@ -20,7 +20,7 @@ from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.option_types import check_type, options_of
 
 # Bounds on what a file may describe, next to the weights in it: room for layers that an encoder builds and removes.
-LEAST_COUNT, SPARE_TENSORS, SPARE_NUMBERS = 1024, 200, 50_000_000
+LEAST_COUNT, MOST_LAYERS, SPARE_TENSORS, SPARE_NUMBERS = 1024, 16, 200, 50_000_000
 # What constructors raise upon options that contradict each other; the host's do not check theirs.
 UNFIT = (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError, AssertionError, AttributeError)
 
@@ -45,29 +45,37 @@ def build_from_file(network_g: Any, weights: dict[str, Tensor], path: str | os.P
     Raises:
         UserError: the network is not one of this package, an option is not valid, or weights and network do not fit.
     """
-    source = f'the weights in {path}'
+    try:
+        network, options = _outlined(network_g, weights)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
+    return network(**options)
+
+
+def _outlined(network_g: Any, weights: dict[str, Tensor]) -> tuple[type[nn.Module], dict[str, Any]]:
+    """Class and options of a network that has been built without memory, and has the shapes of the weights."""
     if not isinstance(network_g, dict) or not isinstance(network_g.get('type'), str):
-        raise UserError(f'{path} is not a checkpoint of a network: network_g in it names no type.')
+        raise UserError('network_g in it names no type of network, so it is not a checkpoint of one.')
     network, options = _class_and_options(network_g)
     if not network.__module__.startswith('clit_basicsr.'):
         raise UserError(
-            f'{path} is of {network_g["type"]}, a network of BasicSR for one scale only; from a file only networks of '
+            f'it is of {network_g["type"]}, a network of BasicSR for one scale only; from a file only networks of '
             f'this package are built ({", ".join(_own_networks())}); name others in an option file.'
         )
     _check_types(network, options)
-    _check_numbers(options, 'network_g', _largest_count(weights), path)
+    _check_numbers(options, 'network_g', _largest_count(weights))
     try:
-        with _nothing_allocated(), _bounded(weights, path):
+        with _nothing_allocated(), _bounded(weights):
             outline = network(**deepcopy(options))
     except UserError:
         raise
     except UNFIT as error:
         reason = ' '.join(str(error).split())[:150]
-        raise UserError(f'{path}: its network_g does not describe a {network.__name__}: {reason}') from error
+        raise UserError(f'network_g in it does not describe a {network.__name__}: {reason}') from error
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*copying from a non-meta parameter')
-        check_fit(outline, weights, source)
-    return network(**options)
+        check_fit(outline, weights, 'the weights')
+    return network, options
 
 
 def check_fit(net: nn.Module, weights: dict[str, Tensor], source: str) -> None:
@@ -120,20 +128,20 @@ def _check_types(network: type[nn.Module], options: dict[str, Any]) -> None:
             check_type(value, f'network_g:encoder:{key}', hints.get(key, Any))
 
 
-def _check_numbers(value: Any, where: str, most: int, path: str | os.PathLike) -> None:
+def _check_numbers(value: Any, where: str, most: int) -> None:
     """Raises UserError for numbers and lists too large for the weights that the file holds."""
     if isinstance(value, dict):
         for key, item in value.items():
-            _check_numbers(item, f'{where}:{key}', most, path)
+            _check_numbers(item, f'{where}:{key}', most)
     elif isinstance(value, list | tuple):
-        if len(value) > most:
-            raise UserError(f'{path}: {where} has {len(value)} entries, which the weights in the file do not.')
         for item in value:
-            _check_numbers(item, where, most, path)
+            _check_numbers(item, where, most)
+        if len(value) > most or sum(item for item in value if isinstance(item, int)) > MOST_LAYERS * most:
+            raise UserError(f'{where} has more or larger entries than the weights in the file can be of.')
     elif isinstance(value, int | float) and not abs(value) <= most:  # false for NaN too
         raise UserError(
-            f'{path}: {where} is {value:.4g}, too much for the weights in the file; it is damaged or was made to '
-            'exhaust the memory.'
+            f'{where} is {value:.4g}, too much for the weights in the file; it is damaged or was made to exhaust the '
+            'memory.'
         )
 
 
@@ -149,7 +157,7 @@ def _stored(value: Tensor) -> int:
 
 
 @contextmanager
-def _bounded(weights: dict[str, Tensor], path: str | os.PathLike) -> Iterator[None]:
+def _bounded(weights: dict[str, Tensor]) -> Iterator[None]:
     """Stops what builds networks of many more tensors or numbers than the file holds."""
     most_tensors = 2 * len(weights) + SPARE_TENSORS
     most_numbers = 4 * sum(_stored(value) for value in weights.values()) + SPARE_NUMBERS
@@ -161,8 +169,8 @@ def _bounded(weights: dict[str, Tensor], path: str | os.PathLike) -> Iterator[No
             tensors, numbers = tensors + 1, numbers + math.prod(value.shape)
         if tensors > most_tensors or numbers > most_numbers:
             raise UserError(
-                f'{path} does not hold the network that it describes: network_g in it is a far larger one; it is '
-                'damaged or was made to exhaust the memory.'
+                'network_g in it describes a far larger network than its weights are of; it is damaged or was made to '
+                'exhaust the memory.'
             )
 
     with ExitStack() as stack:

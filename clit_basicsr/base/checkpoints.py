@@ -141,8 +141,8 @@ def _refusal(path: str, message: str) -> str:
             )
             return f'{path} holds NumPy values ({name}) next to its tensors, so it is not loaded; {remedy}.'
         return (
-            f'{path} holds Python objects ({name}), which only code could restore, so it is not loaded; where it was made, '
-            'save the state_dict() alone.'
+            f'{path} holds Python objects ({name}), which only code could restore, so it is not loaded; '
+            'where it was made, save the state_dict() alone.'
         )
     text = ' '.join(re.split('WeightsUnpickler error:|trusted source\\.', message)[-1].split())
     text = text.split(' Check the documentation')[0][:150]

@@ -163,7 +163,8 @@ def convert(kind: str, state_dict: dict[str, Tensor], **meta) -> Converted:
     unused = {key: value for key, value in state_dict.items() if UNUSED.fullmatch(key)}
     used = {key: value for key, value in state_dict.items() if key not in unused}
     for key, value in used.items():
-        if key.endswith('.weight') and value.dim() < (1 if key.startswith('encoder.') else 2):
+        matrix = key.endswith('_table') or not key.startswith('encoder.')
+        if key.endswith(('.weight', '_table')) and (not value.numel() or value.dim() < (2 if matrix else 1)):
             raise UserError(f'the weights are not those of a network: {key} has the shape {tuple(value.shape)}.')
     encoder = {key.removeprefix('encoder.'): value for key, value in used.items() if key.startswith('encoder.')}
     params, encoder_opt = _convert_encoder(encoder, meta)

@@ -119,7 +119,10 @@ def _check_types(network: type[nn.Module], options: dict[str, Any]) -> None:
     for key, value in options.items():
         check_type(value, f'network_g:{key}', types[key])
     encoder = options.get('encoder')
-    if not isinstance(encoder, dict) or encoder.get('type') not in ENCODERS:
+    if not isinstance(encoder, dict):
+        return
+    check_type(encoder.get('type'), 'network_g:encoder:type', str)
+    if encoder['type'] not in ENCODERS:
         return  # the encoder's own error
     kind = ENCODERS[encoder['type']]
     hints = options_of(kind.host)[0] | options_of(kind)[0] | COMMON_OPTIONS

@@ -82,6 +82,7 @@ def _published(content: dict, path: str) -> dict:
     if path.endswith('.safetensors'):
         raise UserError(f'the published layout is a .pth file; {path} is not.')
     weights = content[next(key for key in WEIGHTS if key in content)]
-    return published.to_published(
-        content['network_g'], weights, content.get('published_unused'), content.get('published_args')
-    )
+    unused, spec = content.get('published_unused'), content.get('published_args')
+    if not isinstance(unused, dict | None) or not isinstance(spec, dict | None):
+        raise UserError('published_unused or published_args in the input are of a wrong type; convert the original.')
+    return published.to_published(content['network_g'], weights, unused, spec)

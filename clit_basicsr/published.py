@@ -7,6 +7,7 @@ LIIF and Meta-SR (https://github.com/yinboc/liif), LTE (https://github.com/jaewo
 
 import inspect
 import math
+import os
 import re
 from typing import NamedTuple
 
@@ -14,12 +15,12 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from clit_basicsr.archs import build_network
 from clit_basicsr.archs.checkpoint import load_weights
 from clit_basicsr.archs.encoders import ENCODERS, build_encoder, layouts
 from clit_basicsr.archs.encoders.layouts import Layout
 from clit_basicsr.archs.encoders.trunk import BUFFERS, Trunk
-from clit_basicsr.base.checkpoints import read_checkpoint
+from clit_basicsr.archs.networks import build_from_file
+from clit_basicsr.base.checkpoints import read_checkpoint, weights_in
 from clit_basicsr.base.errors import UserError
 
 # Their key, our key: see archs/encoders/layouts.py.
@@ -67,6 +68,13 @@ class Converted(NamedTuple):
     unused: dict[str, Tensor]
 
 
+class _Weights(dict[str, Tensor]):
+    """Weights that hyper-parameters are read from; one that is missing is the file's mistake."""
+
+    def __missing__(self, key: str) -> Tensor:
+        raise UserError(f'the weights are not those of a whole network: {key} (in our names) is missing.')
+
+
 def load(kind: str, state_dict: dict[str, Tensor], **meta) -> nn.Module:
     """Builds a network of ours around weights in the published layout.
 
@@ -85,20 +93,22 @@ def load(kind: str, state_dict: dict[str, Tensor], **meta) -> nn.Module:
         UserError: the kind is unknown, or a key of the weights has no place in the network.
     """
     converted = convert(kind, state_dict, **meta)
-    net = build_network(converted.network_g)
+    net = build_from_file(converted.network_g, converted.params, f'the published {kind}')
     load_weights(net, converted.params)
     return net.eval()
 
 
-def load_file(path: str) -> nn.Module:
+def load_file(path: str | os.PathLike) -> nn.Module:
     """The network of a published checkpoint, its hyper-parameters read from the file. Raises UserError as
     :func:`load`.
     """
-    spec = read_file(path)
-    return load(spec['name'], spec['sd'], **meta_of(spec['args']))
+    content = from_file(path)
+    net = build_from_file(content['network_g'], content['params'], path)
+    load_weights(net, content['params'], f'the weights in {path}')
+    return net.eval()
 
 
-def read_file(path: str) -> dict:
+def read_file(path: str | os.PathLike) -> dict:
     """``name``, ``args`` and ``sd`` of a published checkpoint.
 
     Raises:
@@ -108,13 +118,18 @@ def read_file(path: str) -> dict:
     spec = content.get('model')
     if not isinstance(spec, dict) or not {'name', 'args', 'sd'} <= spec.keys():
         raise UserError(f"{path} is not a published checkpoint: it has no {{'model': {{'name', 'args', 'sd'}}}}.")
-    return {key: spec[key] for key in ('name', 'args', 'sd')}
+    if not isinstance(spec['name'], str) or not isinstance(spec['args'], dict):
+        raise UserError(f'{path} is not a published checkpoint: name or args of the model in it are of a wrong type.')
+    return {'name': spec['name'], 'args': spec['args'], 'sd': weights_in(spec, 'sd', path)}
 
 
-def from_file(path: str) -> dict:
+def from_file(path: str | os.PathLike) -> dict:
     """A published checkpoint as the content of one of ours, to be saved by :func:`save_checkpoint`."""
     spec = read_file(path)
-    converted = convert(spec['name'], spec['sd'], **meta_of(spec['args']))
+    try:
+        converted = convert(spec['name'], spec['sd'], **meta_of(spec['args']))
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
     return {
         'params': converted.params,
         'network_g': converted.network_g,
@@ -125,6 +140,9 @@ def from_file(path: str) -> dict:
 
 def meta_of(args: dict) -> dict:
     """What :func:`load` needs to know in addition to the weights, from a published checkpoint's ``args``."""
+    for spec in (args.get(key) or {} for key in ('encoder_spec', 'pb_spec', 'pe_spec')):
+        if not isinstance(spec, dict) or not isinstance(spec.get('args') or {}, dict):
+            raise UserError('its args are not those of a published checkpoint.')
     encoder = args.get('encoder_spec') or {}
     bias = (args.get('pb_spec') or {}).get('args') or {}
     if bias.get('posenc_type', 'sinusoid') != 'sinusoid':
@@ -144,11 +162,16 @@ def convert(kind: str, state_dict: dict[str, Tensor], **meta) -> Converted:
         raise UserError(f'published weights of kind {kind!r} cannot be loaded; known: {", ".join(LAYOUTS)}.')
     unused = {key: value for key, value in state_dict.items() if UNUSED.fullmatch(key)}
     used = {key: value for key, value in state_dict.items() if key not in unused}
+    for key, value in used.items():
+        matrix = key.endswith('_table') or not key.startswith('encoder.')
+        if key.endswith(('.weight', '_table')) and (not value.numel() or value.dim() < (2 if matrix else 1)):
+            raise UserError(f'the weights are not those of a network: {key} has the shape {tuple(value.shape)}.')
     encoder = {key.removeprefix('encoder.'): value for key, value in used.items() if key.startswith('encoder.')}
     params, encoder_opt = _convert_encoder(encoder, meta)
     head, unknown = layouts.rename({k: v for k, v in used.items() if not k.startswith('encoder.')}, LAYOUTS[kind])
     if unknown:
         raise UserError(f'the weights hold {next(iter(unknown))!r}, which has no place in a network of kind {kind!r}.')
+    head = _Weights(head)
     meta['channels'] = ENCODERS[encoder_opt['type']].channels_of(encoder_opt)
     describe = {'clit': _describe_clit, 'lit': _describe_lit, 'liif': _describe_liif, 'lte': _describe_lte}
     options = describe.get(kind, _describe_metasr)(head, meta)
@@ -163,7 +186,7 @@ def _convert_encoder(weights: dict[str, Tensor], meta: dict) -> tuple[dict[str, 
         if encoder.published_layout is None:
             continue
         renamed, unknown = layouts.rename(weights, encoder.published_layout)
-        options = None if unknown else encoder.describe(renamed, meta)
+        options = None if unknown else encoder.describe(_Weights(renamed), meta)
         if options is not None:
             return renamed, {**options, **NORMALIZATION}
     known = [name for name, encoder in ENCODERS.items() if encoder.published_layout is not None]
@@ -271,7 +294,8 @@ def to_published(
     own = ENCODERS[encoder_opt['type']]
     places = own.describe(encoder, {'res_scale': encoder_opt.get('res_scale', 1)})
     if own.published_layout is None or places is None:
-        raise UserError(f'no published code uses the encoder {encoder_opt["type"]}.')
+        known = ', '.join(name for name, one in ENCODERS.items() if one.published_layout is not None)
+        raise UserError(f'no published code uses the encoder {encoder_opt["type"]}; it does with {known}.')
     encoder = layouts.rename_back(
         encoder, own.published_layout, n=places.get('num_block', 0), m=places.get('num_group', 0)
     )
@@ -292,24 +316,26 @@ def _published_name(options: dict) -> str:
     kind = options['type']
     if kind in ('LIIF', 'LTE', 'MetaSR'):
         if kind == 'LTE' and not options['local_ensemble']:
-            raise UserError('the published LTE always has its local ensemble.')
+            raise UserError('the published LTE always has its local ensemble; train with local_ensemble: true.')
         return kind.lower()
     if kind not in ('CLIT', 'LIT'):
-        raise UserError(f'no published code exists for {kind}.')
+        raise UserError(f'no published code exists for {kind}; it does for CLIT, LIT, LIIF, LTE and MetaSR.')
     wrong = [
-        f'{key}: {options[key]}'
+        (f'{key}: {options[key]}', f'{key}: {value}')
         for key, value in (('aggregation', 'flatten'), ('upsampling_padding', 'zeros'))
         if options.get(key, value) not in (value, None)
     ]
     if options['position_encoding'] == 'paper':
-        wrong.append('position_encoding: paper')
+        wrong.append(('position_encoding: paper', 'position_encoding: published'))
     with_frequencies = bool(options.get('frequency_dims'))
     if with_frequencies and (options['grid_size'] != 7 or options['first_conv']):
-        wrong.append('a frequency block with first_conv or a grid_size other than 7')
+        wrong.append(('frequency block with first_conv or another grid_size', 'first_conv: false, grid_size: 7'))
     if not with_frequencies and (options.get('local_ensemble') or not options.get('first_conv', True)):
-        wrong.append('local_ensemble or no first_conv without the frequency block')
+        remedy = 'local_ensemble: false, first_conv: true'
+        wrong.append(('local_ensemble or missing first_conv without the frequency block', remedy))
     if wrong:
-        raise UserError(f'the published code has no {", ".join(wrong)}.')
+        found, needed = (', '.join(texts) for texts in zip(*wrong, strict=True))
+        raise UserError(f'the published code has no {found}; a network to be published is trained with {needed}.')
     return 'lit' if with_frequencies else 'clit'
 
 
@@ -320,7 +346,8 @@ def _check_normalization(encoder_opt: dict, params: dict[str, Tensor]) -> None:
     if [value.item() for value in values] != [2, 1] or not bool((mean == 0.5).all()):
         raise UserError(
             'the published code knows no other input than (x - 0.5) / 0.5, unscaled features; this network has '
-            f'range {values[0].item():g}, mean {mean.flatten().tolist()}, feat_scale {values[1].item():g}.'
+            f'range {values[0].item():g}, mean {[round(v, 4) for v in mean.flatten().tolist()]}, feat_scale '
+            f'{values[1].item():g}; train with img_range: 2, rgb_mean: [0.5, 0.5, 0.5] in network_g:encoder.'
         )
 
 
@@ -339,7 +366,7 @@ def _published_args(name: str, options: dict, encoder_spec: dict) -> dict:
     args: dict = {'encoder_spec': encoder_spec}
     if name == 'metasr':
         if list(hidden or ()) != [256]:
-            raise UserError('the published Meta-SR has one hidden layer of 256.')
+            raise UserError('the published Meta-SR has one hidden layer of 256; train with hidden_dims: [256].')
         return args
     args['imnet_spec'] = mlp
     if name == 'liif':

@@ -6,8 +6,8 @@ from typing import Literal
 import pytest
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.option_types import describe, fits, nearest, options_of
 from clit_basicsr.cli.option_file import force, parse_value, read_option_file
-from clit_basicsr.cli.option_types import describe, fits, nearest, options_of
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from pkgutil import iter_modules
 
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from clit_basicsr.archs.checkpoint import build_network, load_checkpoint, save_checkpoint
+from clit_basicsr.archs.checkpoint import load_checkpoint, save_checkpoint
+from clit_basicsr.archs.networks import build_network
 
 for _module in iter_modules(__path__):
     if _module.name.endswith('_arch'):

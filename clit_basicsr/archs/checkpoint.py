@@ -1,53 +1,32 @@
-"""Networks from options, and checkpoints that know their options."""
+"""Checkpoints that know the options of their network."""
 
-import inspect
 import json
 import os
-from copy import deepcopy
 
-import torch
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from clit_basicsr.base.checkpoints import SAFETENSORS, read_checkpoint
+from clit_basicsr.archs.networks import build_from_file, build_network, check_fit  # noqa: F401  the second is public here
+from clit_basicsr.base.checkpoints import SAFETENSORS, check_finite, read_checkpoint, weights_in, write_checkpoint
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import temporary_name
 from clit_basicsr.base.safetensors_file import write_safetensors
-
-
-def build_network(network_g: dict) -> nn.Module:
-    """Builds a network from the ``network_g`` block of an option file.
-
-    Raises:
-        UserError: the type is not known, or does not have an option.
-    """
-    options = deepcopy(dict(network_g))
-    kind = options.pop('type', None)
-    if kind not in ARCH_REGISTRY:
-        raise UserError(f'network_g:type {kind!r} is not a known network.')
-    network = ARCH_REGISTRY.get(kind)
-    accepted = inspect.signature(network).parameters
-    for key in options:
-        if key not in accepted and 'kwargs' not in accepted:
-            raise UserError(f'network_g has no option {key!r} for {kind}; it takes: {", ".join(accepted)}.')
-    return network(**options)
 
 
 def load_weights(net: nn.Module, weights: dict[str, Tensor], source: str = 'the weights') -> None:
     """Loads weights, every one of them.
 
     Raises:
-        UserError: keys or shapes are not those of the network.
+        UserError: keys, shapes or types are not those of the network, or values are not finite.
     """
-    try:
-        net.load_state_dict(weights)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        shown = ' '.join(' '.join(lines).split())[:300]
-        raise UserError(f'{source} do not fit {type(net).__name__}: {shown}') from error
+    check_fit(net, weights, source)
+    # After the shapes: a file may hold one number as a tensor of any size.
+    check_finite(weights, source)
+    trained, branches = getattr(net, 'num_trained_branches', 1), getattr(net, 'num_branches', 1)
+    if not 1 <= trained <= branches:
+        raise UserError(f'{source} do not fit {type(net).__name__}: {trained} of its {branches} branches are trained.')
 
 
-def save_checkpoint(path: str, content: dict) -> None:
+def save_checkpoint(path: str | os.PathLike, content: dict) -> None:
     """Writes a checkpoint; a partial file of that name never exists.
 
     Args:
@@ -56,6 +35,7 @@ def save_checkpoint(path: str, content: dict) -> None:
         content: ``params`` and, if there are any, ``params_ema``, key -> tensor; ``network_g``, type and options; any
             other plain values.
     """
+    path = os.fspath(path)
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise UserError(f'folder {folder} does not exist, so {os.path.basename(path)} cannot be written into it.')
@@ -67,7 +47,7 @@ def save_checkpoint(path: str, content: dict) -> None:
     if 'network_g' in content:
         content = {**content, 'network_g': plain(content['network_g'])}
     with temporary_name(path) as temporary:
-        torch.save(content, temporary)
+        write_checkpoint(content, temporary)
 
 
 def load_checkpoint(path: str | os.PathLike, param_key: str = 'params_ema') -> nn.Module:
@@ -78,7 +58,8 @@ def load_checkpoint(path: str | os.PathLike, param_key: str = 'params_ema') -> n
         param_key: 'params_ema' (the averaged weights, or ``params`` where there are none) or 'params'.
 
     Raises:
-        UserError: the file cannot be read, holds no options, or weights that are not those of the network.
+        UserError: the file cannot be read, holds no options, names a network that is not of this package, or weights
+            that are not those of the network or not finite.
     """
     content = read_checkpoint(path)
     if 'network_g' not in content:
@@ -91,8 +72,8 @@ def load_checkpoint(path: str | os.PathLike, param_key: str = 'params_ema') -> n
     key = param_key if param_key in content else 'params'
     if key not in content:
         raise UserError(f'{path} holds no weights (neither params nor params_ema).')
-    net = build_network(content['network_g'])
-    weights = {name.removeprefix('module.'): value for name, value in content[key].items()}
+    weights = {name.removeprefix('module.'): value for name, value in weights_in(content, key, path).items()}
+    net = build_from_file(content['network_g'], weights, path)
     load_weights(net, weights, f'the weights in {path}')
     return net.eval()
 

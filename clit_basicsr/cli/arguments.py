@@ -13,4 +13,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_device_and_force(parser: argparse.ArgumentParser, what: str) -> None:
     """``what``: what --force overwrites, in the words of the help."""
     parser.add_argument('--device', help=devices.HELP)
+    add_force(parser, what)
+
+
+def add_force(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument('-f', '--force', action='store_true', help=f'overwrite {what}')

@@ -11,7 +11,7 @@ from typing import Any
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import nearest
-from clit_basicsr.cli.option_types import check_block, check_keys, check_number, check_type, options_of
+from clit_basicsr.base.option_types import check_block, check_keys, check_number, check_type, options_of
 
 # What constructors raise of values that they do not take.
 REFUSALS = (TypeError, ValueError, AssertionError, ZeroDivisionError)

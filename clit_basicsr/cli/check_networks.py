@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import nearest
-from clit_basicsr.cli.option_types import check_block, check_keys, check_number, joined, options_of
+from clit_basicsr.base.option_types import check_block, check_keys, check_number, joined, options_of
 from clit_basicsr.hosts.basicsr.plugin import is_ours
 
 # Options that are whole numbers; the host's classes have no annotations.

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import nearest
+from clit_basicsr.base.option_types import check_block, check_keys, check_number, check_type, joined
 from clit_basicsr.cli.check_host_blocks import check_host_blocks, check_host_dataset, check_seed, find, type_of
 from clit_basicsr.cli.check_names import check_name, check_sets, check_top_keys
 from clit_basicsr.cli.check_networks import check_network, drop_options_of_other_decoders
-from clit_basicsr.cli.option_types import check_block, check_keys, check_number, check_type, joined
 from clit_basicsr.data.schedule import TrainingPlan
 from clit_basicsr.hosts.basicsr.plugin import is_ours
 from clit_basicsr.report.missing_sets import what_is_wrong

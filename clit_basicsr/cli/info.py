@@ -1,13 +1,14 @@
 """``basicsr info``: what is available here, or what a checkpoint is."""
 
 import argparse
+import os
 
 from torch import Tensor
 
 from clit_basicsr import published
-from clit_basicsr.archs import build_network
 from clit_basicsr.archs.checkpoint import load_weights
-from clit_basicsr.base.checkpoints import read_checkpoint
+from clit_basicsr.archs.networks import build_from_file
+from clit_basicsr.base.checkpoints import read_checkpoint, weights_in
 from clit_basicsr.cli.environment import report
 
 HELP = 'Show what is in a checkpoint, or, without one, what can run here.'
@@ -21,24 +22,27 @@ def run(args: argparse.Namespace) -> None:
     print(report() if args.file is None else '\n'.join(describe(args.file)))
 
 
-def describe(path: str) -> list[str]:
+def describe(path: str | os.PathLike) -> list[str]:
     """Lines about a checkpoint. Raises UserError if it is not one, or does not hold what it claims."""
     content = read_checkpoint(path)
-    lines = [path]
+    lines = [str(path)]
     if 'model' in content:
         spec = published.read_file(path)
         lines.append(f'  published checkpoint: {spec["name"]}, {_million(spec["sd"])}')
         content = published.from_file(path)
-    weights = {key: value for key, value in content.items() if key in ('params', 'params_ema')}
+    weights = {key: weights_in(content, key, path) for key in ('params', 'params_ema') if key in content}
     if not weights:
         tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-        return [*lines, f'  {len(tensors)} tensors, {_million(tensors)}; keys: {", ".join(list(content)[:6])}']
+        return [
+            *lines,
+            f'  {len(tensors)} tensors, {_million(tensors)}; keys: {", ".join(map(str, list(content)[:6]))}',
+        ]
     if 'network_g' not in content:
         lines.append('  a checkpoint without the options of its network')
         return [*lines, *(f'  {key}: {len(value)} tensors, {_million(value)}' for key, value in weights.items())]
     network_g = content['network_g']
-    net = build_network(network_g)
     for key, value in weights.items():
+        net = build_from_file(network_g, value, path)
         load_weights(net, value, f'the weights {key} in {path}')
     lines.append(f'  network: {network_g["type"]}, {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters')
     if hasattr(net, 'num_trained_branches'):

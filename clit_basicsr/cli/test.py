@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any
 
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import options
 
 HELP = 'Test a network as an option file says; results/ is created in the working directory.'
@@ -19,19 +21,37 @@ def run(args: argparse.Namespace) -> None:
     from clit_basicsr.report.test_run import Measurement, write_summary
 
     measurements: list[Measurement] = []
-    opt = options.run_pipeline('test', args, watch=lambda model: record(model, measurements))
+    failed: dict[str, str] = {}
+    opt = options.run_pipeline('test', args, watch=lambda model: record(model, measurements, failed))
     if opt['rank'] == 0 and any(one.values for one in measurements):
-        write_summary(opt, measurements)
+        write_summary(opt, measurements, failed)
+    if failed:
+        raise UserError(
+            f'{len(failed)} of the test sets could not be measured ({", ".join(failed)}); the reason is above'
+        )
 
 
-def record(model: Any, measurements: list) -> None:
-    """Makes a model, ours or the host's, leave the means of its metrics behind after each test set."""
+def record(model: Any, measurements: list, failed: dict[str, str]) -> None:
+    """Makes a model, ours or the host's, leave the means of its metrics behind after each test set.
+
+    Args:
+        failed: takes the reason for each set that cannot be measured; the others are. In a distributed run such a set
+            ends the test, as the ranks go through the sets together.
+    """
     from clit_basicsr.report.test_run import Measurement
 
     validation: Callable = model.validation
 
     def recorded_validation(dataloader: Any, *args: Any, **kwargs: Any) -> None:
-        validation(dataloader, *args, **kwargs)
+        try:
+            validation(dataloader, *args, **kwargs)
+        except UserError as error:
+            if model.opt['dist']:
+                raise
+            name = dataloader.dataset.opt['name']
+            print(f'basicsr: error: {name}: {error}', file=sys.stderr)
+            failed[name] = str(error)
+            return
         values = {name: float(value) for name, value in getattr(model, 'metric_results', {}).items()}
         measurements.append(Measurement(dataloader.dataset, values))
 

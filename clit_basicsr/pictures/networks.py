@@ -32,9 +32,17 @@ def find_checkpoint(model: str | None = None) -> str:
     trained = _trained_experiments()
     names = f'trained here: {", ".join(trained)}' if trained else f'no experiment in {ROOT}/ is trained'
     if model is not None:
+        if osp.isdir(model):
+            inside = [name for name in files.names_in(model) if name.endswith(('.pth', '.pt', '.safetensors'))]
+            example = f'such as {osp.join(model, inside[0])}' if inside else 'or train it first'
+            raise UserError(
+                f'--model: {model} is a folder and not that of a trained experiment (no models/net_g_*.pth); give a '
+                f'checkpoint, {example}; {names}.'
+            )
         raise UserError(f'--model: {model} is neither a checkpoint nor a trained experiment; {names}.')
     if len(trained) != 1:
-        raise UserError(f'which network? Give --model, a checkpoint or an experiment; {names}.')
+        remedy = '' if trained else ' Train one first: scripts/quickstart.sh takes minutes.'
+        raise UserError(f'which network? Give --model, a checkpoint (.pth) or an experiment; {names}.{remedy}')
     return next(iter(trained.values()))
 
 

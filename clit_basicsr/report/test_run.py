@@ -22,11 +22,16 @@ class Measurement(NamedTuple):
     values: dict[str, float]
 
 
-def write_summary(opt: dict, measurements: list[Measurement]) -> None:
-    """The table to the terminal and the log; summary.csv, .md, .json and psnr_over_scale.png into the results."""
+def write_summary(opt: dict, measurements: list[Measurement], failed: dict[str, str] | None = None) -> None:
+    """The table to the terminal and the log; summary.csv, .md, .json and psnr_over_scale.png into the results.
+
+    Args:
+        failed: the sets that could not be measured, and why.
+    """
     from basicsr.utils import get_root_logger
 
     found = summarize(opt, measurements)
+    found.remarks.extend(f'{name} was not measured: {reason.rstrip(".")}.' for name, reason in (failed or {}).items())
     folder = opt['path']['results_root']
     for name, text in (
         ('summary.csv', summary.as_csv(found)),

@@ -2,13 +2,14 @@
 trained.
 """
 
+import os
 from typing import NamedTuple
 
 from torch import Tensor
 
 from clit_basicsr.archs.encoders import layouts
 from clit_basicsr.archs.encoders.trunk import BUFFERS, ENCODERS, Normalization, Trunk
-from clit_basicsr.base.checkpoints import read_checkpoint
+from clit_basicsr.base.checkpoints import check_finite, read_checkpoint
 from clit_basicsr.base.errors import UserError
 
 
@@ -27,7 +28,7 @@ class Pretrained(NamedTuple):
     message: str
 
 
-def load_pretrained(encoder: Trunk, options: dict, path: str, param_key: str | None = None) -> Pretrained:
+def load_pretrained(encoder: Trunk, options: dict, path: str | os.PathLike, param_key: str | None = None) -> Pretrained:
     """Loads a trunk from the checkpoint of a network that contains it, every weight of it, and sets its normalisation.
 
     The file may be the host's (``params_ema`` or ``params``, with or without an upsampler), that of one of the original
@@ -42,22 +43,28 @@ def load_pretrained(encoder: Trunk, options: dict, path: str, param_key: str | N
         param_key: which part of the host's file to take. Default: params_ema, or else params.
 
     Raises:
-        UserError: the file cannot be read, or a weight of the trunk is missing in it or has another shape.
+        UserError: the file cannot be read, or a weight of the trunk is missing in it, has another shape or is not
+            finite.
     """
     kind = options['type']
     own = ENCODERS[kind]
     weights, normalization = _trunk_weights(read_checkpoint(path), path, param_key, own)
     wanted = {
-        key: value.shape
+        key: value
         for key, value in encoder.state_dict().items()
         if not key.endswith(('attn_mask', 'relative_position_index')) and key not in BUFFERS
     }
     candidates = [layouts.rename(weights, layout) for layout in own.layouts]
     found, unknown = max(candidates, key=lambda pair: len(wanted.keys() & pair[0].keys()))
     missing = [key for key in wanted if key not in found]
-    other = [key for key, shape in wanted.items() if key in found and found[key].shape != shape]
+    other = [
+        key
+        for key, own in wanted.items()
+        if key in found and (found[key].shape != own.shape or not found[key].is_floating_point())
+    ]
     if missing or other:
         raise UserError(f'{path} does not hold this {kind}: {_complaint(missing, other, found, wanted)}.')
+    check_finite({key: found[key] for key in wanted}, f'the weights in {path}')
     encoder.load_state_dict({key: found[key] for key in wanted})
     if not options.get('keep_normalization'):
         img_range, mean = normalization or own.checkpoint_normalization(weights)
@@ -74,7 +81,7 @@ def load_pretrained(encoder: Trunk, options: dict, path: str, param_key: str | N
 
 
 def _trunk_weights(
-    content: dict, path: str, param_key: str | None, own: type[Trunk]
+    content: dict, path: str | os.PathLike, param_key: str | None, own: type[Trunk]
 ) -> tuple[dict[str, Tensor], Normalization | None]:
     """The weights in a file, prefixes removed, and the normalisation if the file itself shows it."""
     normalization: Normalization | None = None
@@ -86,14 +93,19 @@ def _trunk_weights(
         weights, normalization = weights['sd'], Normalization(2, (0.5, 0.5, 0.5))
     if not isinstance(weights, dict):
         raise UserError(f'{path} holds no weights under {key!r}.')
-    weights = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    weights = {name: value for name, value in weights.items() if isinstance(value, Tensor) and isinstance(name, str)}
     for prefix in ('module.', 'generator_ema.', 'generator.', 'encoder.'):
         inner = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         if inner and prefix.startswith('generator'):  # MMagic's
             normalization = own.mmagic_normalization
         weights = inner or weights
     if 'input_range' in weights:
-        normalization = Normalization(weights['input_range'].item(), weights['input_mean'].flatten().tolist())
+        # Ours; its shapes are those of every trunk.
+        given, mean = weights['input_range'], weights.get('input_mean')
+        if given.numel() != 1 or mean is None or mean.numel() != 3:
+            raise UserError(f'{path} is damaged: input_range and input_mean in it are not a number and a colour.')
+        check_finite({'input_range': given, 'input_mean': mean}, f'the weights in {path}')
+        normalization = Normalization(given.item(), mean.flatten().tolist())
     return weights, normalization
 
 
@@ -104,7 +116,7 @@ def _complaint(missing: list[str], other: list[str], found: dict[str, Tensor], w
     if other:
         key = other[0]
         parts.append(
-            f'{len(other)} have another shape ({key} is {tuple(found[key].shape)}, not {tuple(wanted[key])}); '
+            f'{len(other)} have another shape ({key} is {tuple(found[key].shape)}, not {tuple(wanted[key].shape)}); '
             'network_g:encoder must describe the network in the file'
         )
     return ', '.join(parts)

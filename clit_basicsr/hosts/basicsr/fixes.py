@@ -1,9 +1,8 @@
 """The fixes of BasicSR 1.4.2, put in place once it is imported (see `import_hooks`); its files stay as they are.
 
 Each replaces one name in one of its modules. What is wrong there, and when it shows, stands with the replacement:
-``sampler`` (order of training, workers, prefetchers), ``resume`` (checkpoints), ``experiment`` (the run's folder),
-``models`` (rest); ``plugin`` is how
-this package enters BasicSR.
+``sampler`` (order of training, workers, prefetchers), ``resume`` and ``safe_load`` (checkpoints), ``experiment`` (the
+run's folder), ``models`` (rest); ``plugin`` is how this package enters BasicSR.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from clit_basicsr.hosts.basicsr import experiment, models, plugin, resume, sampler
+from clit_basicsr.hosts.basicsr import experiment, models, plugin, resume, safe_load, sampler
 
 
 def apply() -> None:
@@ -48,6 +47,7 @@ def fix_checkpoints(train: Any, base_model: Any) -> None:
     base_model.save_network = resume.save_network
     base_model.save_training_state = resume.save_training_state
     base_model.load_network = resume.load_network
+    safe_load.install()
 
 
 def fix_models(base_model: Any, sr_model: Any) -> None:

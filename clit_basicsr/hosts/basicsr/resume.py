@@ -19,14 +19,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from clit_basicsr.base.checkpoints import read_checkpoint
+from clit_basicsr.base.checkpoints import SAFETENSORS, check_finite, read_checkpoint, weights_in, write_checkpoint
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import temporary_name
+from clit_basicsr.base.messages import nearest
 from clit_basicsr.hosts.basicsr.changes import check_changes, kept_options
 from clit_basicsr.hosts.basicsr.plugin import complete_options
+from clit_basicsr.hosts.basicsr.training_state import check_training_state
 
 SMALLEST_FREE = 2**20  # bytes; with less, a write that failed has met a full disk
 
@@ -42,7 +43,7 @@ def save_atomically(content: dict, path: str | Path) -> str:
     for left in (2, 1, 0):
         try:
             with temporary_name(str(path)) as temporary:
-                torch.save(content, temporary)  # by name: given a Python file, it turns Ctrl-C into a RuntimeError
+                write_checkpoint(content, temporary)
                 with open(temporary, 'rb+') as file:
                     os.fsync(file.fileno())
             return ''
@@ -91,7 +92,7 @@ def save_network(
         )
 
 
-def refuse_nonfinite(content: dict[str, dict[str, torch.Tensor]], net_label: str, iteration: int) -> None:
+def refuse_nonfinite(content: dict[str, dict[str, Tensor]], net_label: str, iteration: int) -> None:
     """Raises UserError for weights that hold NaN or infinity: they would take the place of the last good ones."""
     for weights in content.values():
         for name, value in weights.items():
@@ -128,14 +129,20 @@ def load_network(
         UserError: The file is missing, unreadable or of another architecture (the last only when `strict`).
     """
     net = self.get_bare_model(net)
-    weights = read_checkpoint(load_path)
+    content = read_checkpoint(load_path)
+    if param_key is None and str(load_path).endswith(SAFETENSORS):
+        param_key = 'params'  # such a file holds the weights alone
     if param_key is not None:
-        if param_key not in weights and 'params' in weights:
+        if param_key == 'params_ema' and param_key not in content and 'params' in content:
             param_key = 'params'
-        if param_key not in weights:
-            raise UserError(f'{load_path} has no {param_key!r}, only {shorten(list(weights))}; set path.param_key_g')
-        weights = weights[param_key]
+        if param_key not in content:
+            near = nearest(param_key, [key for key, value in content.items() if isinstance(value, dict)])
+            raise UserError(
+                f'{load_path} has no {param_key!r}, only {shorten(list(content))}; set path:param_key_g: {near}'
+            )
+    weights = weights_in(content, param_key, load_path)
     weights = {key.removeprefix('module.'): value for key, value in weights.items()}
+    check_finite(weights, f'the weights in {load_path}')
     logging.getLogger('basicsr').info(
         f'Loading {type(net).__name__} model from {load_path}, with param key: [{param_key}].'
     )
@@ -238,11 +245,7 @@ def read_state(opt: dict, path: Path) -> dict:
     if path.is_dir():
         raise UserError(f'{path} is a folder, not a training state; name a file in training_states')
     state = read_checkpoint(path)
-    lists = [state.get(key) for key in ('optimizers', 'schedulers')]
-    numbers = [state.get(key) for key in ('iter', 'epoch')]
-    proper = all(isinstance(one, list) and all(isinstance(item, dict) for item in one) for one in lists)
-    if not proper or not all(isinstance(one, int) and one >= 0 for one in numbers):
-        raise UserError(f'{path} is not a training state of BasicSR')
+    check_training_state(state, path)
     for network in saved_networks(opt, state['iter']):
         read_checkpoint(network)
     return state

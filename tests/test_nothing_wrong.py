@@ -1,5 +1,6 @@
 """Figures that would be wrong without a word: NaN, pairs of other images, pictures of one name."""
 
+import copy
 import math
 
 import cv2
@@ -7,6 +8,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers.training import changed, prepare, run
 from PIL import Image
 
@@ -88,6 +90,7 @@ def test_a_loss_that_stays_not_finite_ends_the_training(tmp_path):
 NAN_LOSS = """
 import sys
 import torch
+import yaml
 from clit_basicsr.cli import main
 from basicsr.losses.basic_loss import L1Loss
 from clit_basicsr.models import ImplicitSRModel
@@ -201,3 +204,46 @@ def test_scales_that_are_reduced_all_the_time_are_reported_once():
     )
     clipped.restart()
     assert [clipped.add([2.0, 2.0], [2.0, 2.0]) for _ in range(9)] == [''] * 9
+
+
+def test_a_damaged_picture_does_not_cost_the_figures_of_the_other_sets(tmp_path):
+    options = {key: value for key, value in changed().items() if key not in ('train', 'logger')}
+    images = write_images(tmp_path / 'good', {'a.png': np.arange(60 * 60 * 3, dtype=np.uint8).reshape(60, 60, 3)})
+    write_images(tmp_path / 'bad', {'a.png': gray(9, 30)})
+    (tmp_path / 'bad' / 'b.png').write_bytes(b'\x89PNG\r\n\x1a\nnothing')
+    block = {'type': 'ScaledPairDataset', 'scale': 2}
+    options['datasets'] = {
+        'test_1': {**block, 'name': 'bad', 'dataroot_gt': 'bad'},
+        'test_2': {**block, 'name': 'good', 'dataroot_gt': images},
+    }
+    options['network_g'] = {'type': 'Bicubic'}
+    (tmp_path / 'options.yml').write_text(yaml.safe_dump(options))
+    result = run(tmp_path, 'test', '-opt', 'options.yml')
+    assert result.returncode == 1
+    assert 'Traceback' not in result.stderr
+    assert (
+        result.stderr.strip()
+        .splitlines()[-1]
+        .startswith('basicsr: error: 1 of the test sets could not be measured (bad)')
+    )
+    table = (tmp_path / 'results' / 'tiny' / 'summary.md').read_text()
+    assert '| good | x2 | 1 |' in table
+    assert 'bad was not measured: ' in table and 'b.png' in table
+
+
+def test_weights_that_are_not_finite_are_neither_tested_nor_saved(tmp_path):
+    from clit_basicsr.hosts.basicsr.resume import refuse_nonfinite
+
+    with pytest.raises(UserError, match=r'net_g at iteration 1,200: weight w is not finite'):
+        refuse_nonfinite({'params': {'w': torch.tensor([1.0, math.nan])}}, 'net_g', 1200)
+    refuse_nonfinite({'params': {'w': torch.tensor([1.0]), 'n': torch.tensor(3)}}, 'net_g', 1200)
+
+
+def test_a_picture_of_nan_is_not_written(tmp_path, net):
+    from clit_basicsr import upscale
+
+    broken = copy.deepcopy(net)
+    for parameter in broken.branches.parameters():
+        parameter.data.fill_(math.nan)
+    with pytest.raises(UserError, match='the network gives values that are not finite'):
+        upscale(gray(9, 12), 2, model=broken)

@@ -139,10 +139,10 @@ def run_into_a_defect(rank):
 
 def take_long(folder, rank):
     """Rank 1 needs longer for all of its pictures than collectives wait, rank 0 no time at all."""
-    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=1.5))
+    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=2))
 
     def work(data):
-        time.sleep(rank * 0.8)
+        time.sleep(rank * 1.4)
         return [data['lq_path'][0], rank]
 
     found = ranks.for_each_picture(DataLoader(Pictures()), work, int)

@@ -108,7 +108,7 @@ def test_a_sealed_library_is_one_that_loads(tmp_path):
     'script',
     [
         'kill -9 $$',
-        'kill -2 $$',
+        'kill -15 $$',
         'echo "g++: fatal error: Killed signal terminated program cc1plus" >&2; exit 1',
         'echo "nvcc error: cicc died due to signal 9 (Kill signal)" >&2; exit 1',
         'echo "/tmp/x.s: No space left on device" >&2; exit 1',

@@ -118,7 +118,7 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp('killed')
     killed = prepare(folder / 'killed', options(), count=5)
     (killed / 'killed.py').write_text(KILLED)
-    environment = {**os.environ, MARK: str(folder)}
+    environment = {**os.environ, MARK: str(folder), 'OMP_NUM_THREADS': '1'}  # as the scenarios have
     with open(killed / 'log', 'w') as file:
         command = [sys.executable, *TORCHRUN, 'killed.py', *ARGUMENTS]
         launched = subprocess.Popen(command, cwd=killed, env=environment, stdout=file, stderr=file)

@@ -39,6 +39,7 @@ from clit_basicsr.cli import main
 from clit_basicsr.models import ImplicitSRModel
 step = ImplicitSRModel.optimize_parameters
 number = getattr(signal, os.environ.get('SIGNAL', 'SIGTERM'))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 def optimize_parameters(self, current_iter):
     if current_iter == int(sys.argv[1]):
         os.kill(os.getpid(), number)

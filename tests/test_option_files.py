@@ -35,7 +35,7 @@ def completed(name, folder, monkeypatch, is_train=True):
     if not is_train and opt['path']['pretrain_network_g']:
         Path(opt['path']['pretrain_network_g']).parent.mkdir(parents=True)
         Path(opt['path']['pretrain_network_g']).touch()
-    args = argparse.Namespace(auto_resume=False, debug=False, launcher='none')
+    args = argparse.Namespace(auto_resume=False, debug=False, launcher='none', opt='options.yml')
     return options.complete(opt, args, str(folder), is_train)
 
 

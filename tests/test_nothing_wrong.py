@@ -247,3 +247,30 @@ def test_a_picture_of_nan_is_not_written(tmp_path, net):
         parameter.data.fill_(math.nan)
     with pytest.raises(UserError, match='the network gives values that are not finite'):
         upscale(gray(9, 12), 2, model=broken)
+
+
+def test_a_host_model_without_gt_gives_no_figure_of_metrics_that_need_one(tmp_path):
+    write_images(tmp_path / 'images', {'a.png': gray(9, 120), 'b.png': gray(90, 120)})
+    set_of = {'dataroot_lq': 'images', 'io_backend': {'type': 'disk'}}
+    options = {
+        'name': 'host',
+        'model_type': 'SRModel',
+        'num_gpu': 0,
+        'scale': 1,
+        'datasets': {
+            'test_1': {'name': 'with', 'type': 'PairedImageDataset', 'dataroot_gt': 'images', **set_of},
+            'test_2': {'name': 'without', 'type': 'SingleImageDataset', **set_of},
+        },
+        'network_g': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'upscale': 1},
+        'path': {'untrained_network_g': True},
+        'val': {'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': 2}}},
+    }
+    options['network_g'] = {**options['network_g'], 'type': 'SRVGGNetCompact', 'num_conv': 1}
+    options['network_g'].pop('num_block')
+    (tmp_path / 'options.yml').write_text(yaml.safe_dump(options))
+    result = run(tmp_path, 'test', '-opt', 'options.yml')
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert 'without: there are no GT images for psnr, so there are no figures.' in result.stderr
+    lines = (tmp_path / 'results' / 'host' / 'summary.csv').read_text().splitlines()
+    values = {line.split(',')[0]: line.split(',')[6] for line in lines[1:]}
+    assert values['without'] == '' and 0 < float(values['with']) < 60

@@ -320,7 +320,8 @@ def check_weights(opt: dict, net: Any) -> None:
         net: network_g, on whatever device; None if it is the host's.
     """
     path = opt['path']
-    if opt['is_train'] or path.get('pretrain_network_g') or path.get('untrained_network_g'):
+    untrained = path.pop('untrained_network_g', False)  # the host would make a folder of it
+    if opt['is_train'] or path.get('pretrain_network_g') or untrained:
         return
     if net is None or any(True for _ in net.parameters()):
         raise UserError(

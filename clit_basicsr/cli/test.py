@@ -43,6 +43,7 @@ def record(model: Any, measurements: list, failed: dict[str, str]) -> None:
     validation: Callable = model.validation
 
     def recorded_validation(dataloader: Any, *args: Any, **kwargs: Any) -> None:
+        model.__dict__.pop('metric_results', None)  # of the set before, should this one have no figures
         try:
             validation(dataloader, *args, **kwargs)
         except UserError as error:

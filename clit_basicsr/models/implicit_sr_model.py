@@ -236,9 +236,9 @@ class ImplicitSRModel(SRModel):
         suffix = current_iter if self.is_train else (self.opt['val'].get('suffix') or self.opt['name'])
         folder = osp.join(self.opt['path']['visualization'], dataset_name)
         target = osp.join(folder, f'{image_name}_{suffix}.png')
-        with going_on_without(self.is_train), replacing(target) as unfinished:
-            if not cv2.imwrite(unfinished, tensor2img([self.output])):
-                raise UserError(f'{target} cannot be written.')
+        _, content = cv2.imencode('.png', tensor2img([self.output]))
+        with going_on_without(self.is_train), replacing(target) as unfinished, open(unfinished, 'wb') as file:
+            file.write(content)
 
     @property
     def table(self) -> ValidationTable:

@@ -2,7 +2,7 @@
 
 Each replaces one name in one of its modules. What is wrong there, and when it shows, stands with the replacement:
 ``sampler`` (order of training, workers, prefetchers), ``resume`` and ``safe_load`` (checkpoints), ``experiment`` (the
-run's folder), ``models`` (rest); ``plugin`` is how this package enters BasicSR.
+run's folder), ``validation``, ``models`` (rest); ``plugin`` is how this package enters BasicSR.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from clit_basicsr.hosts.basicsr import experiment, models, plugin, resume, safe_load, sampler
+from clit_basicsr.hosts.basicsr import experiment, models, plugin, resume, safe_load, sampler, validation
 
 
 def apply() -> None:
@@ -55,5 +55,5 @@ def fix_models(base_model: Any, sr_model: Any) -> None:
     base_model.model_to_device = models.model_to_device
     base_model.setup_schedulers = models.without_popping(base_model.setup_schedulers)
     sr_model.setup_optimizers = models.without_popping(sr_model.setup_optimizers)
-    sr_model.nondist_validation = models.pictures_by_dataset(sr_model.nondist_validation)
-    sr_model.dist_validation = models.dist_validation
+    sr_model.nondist_validation = validation.validation_of_a_set(sr_model.nondist_validation)
+    sr_model.dist_validation = validation.dist_validation

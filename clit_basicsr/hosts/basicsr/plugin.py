@@ -60,6 +60,7 @@ def completing(parse_options: Callable) -> Callable:
     @functools.wraps(parse_options)
     def wrapper(root_path: str, is_train: bool = True) -> tuple[dict, Any]:
         opt, args = parse_options(root_path, is_train=is_train)
+        opt['path'].pop('untrained_network_g', None)  # an option of the command's check; the host makes a folder of it
         on_first_rank(lambda: experiment.take(opt))
         if is_train:
             complete_options(opt)

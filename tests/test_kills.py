@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.training import prepare, train
 
-KILLS = int(os.environ.get('CLIT_KILLS', '3'))
+KILLS = int(os.environ.get('CLIT_KILLS', '2'))
 
 
 def saved(folder):

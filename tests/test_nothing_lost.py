@@ -1,5 +1,6 @@
 """Work that could be lost: states that cannot be used, full disks, two writers, signals, changed options."""
 
+import argparse
 import copy
 import errno
 import logging
@@ -14,6 +15,7 @@ import yaml
 from helpers.training import changed, prepare, run, train, weights
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.cli.options import complete
 from clit_basicsr.hosts.basicsr import experiment, resume
 from clit_basicsr.hosts.basicsr.changes import check_changes, kept_options
 from clit_basicsr.models.resuming import follow_schedule
@@ -120,15 +122,17 @@ def test_a_resume_obeys_the_file_and_logs_what_has_changed(half, tmp_path):
         (lambda opt: opt['train']['stages'][0].update(iters=4, milestones=[]), 'beyond the last one, 4|in stage'),
     ],
 )
-def test_what_a_state_cannot_have_ends_before_anything_is_touched(change, message, half, tmp_path):
+def test_what_a_state_cannot_have_ends_before_anything_is_touched(change, message, half, tmp_path, monkeypatch):
     folder = copied(half, tmp_path)
-    options = options_of(folder)
-    change(options)
-    before = sorted(folder.rglob('*'))
-    result = resumed_with(folder, options)
-    assert result.returncode == 1
-    assert re.search(message, result.stderr.strip().splitlines()[-1]), result.stderr[-500:]
-    assert sorted(folder.rglob('*')) == before
+    opt = options_of(folder)
+    change(opt)
+    before = sorted(path for path in folder.rglob('*') if path.suffix != '.lock')
+    monkeypatch.chdir(folder)
+    args = argparse.Namespace(auto_resume=True, launcher='none', debug=False, opt='options.yml')
+    with pytest.raises(UserError) as caught:
+        resume.load_resume_state(complete(opt, args, str(folder), is_train=True))
+    assert re.search(message, str(caught.value)), caught.value
+    assert sorted(path for path in folder.rglob('*') if path.suffix != '.lock') == before
 
 
 def test_a_finished_stage_may_not_change():
@@ -153,9 +157,9 @@ def test_auto_resume_does_not_start_anew_where_there_is_something_to_lose(half, 
     assert [path.name for path in (folder / 'experiments').glob('[!.]*')] == ['tiny']
     for state in (experiment_folder / 'training_states').iterdir():
         state.unlink()
-    result = run(folder, 'train', '-opt', 'options.yml', '--auto_resume')
-    assert result.returncode == 1
-    assert 'start anew without --auto_resume' in result.stderr
+    paths = {'training_states': str(experiment_folder / 'training_states'), 'models': str(experiment_folder / 'models')}
+    with pytest.raises(UserError, match='start anew without --auto_resume'):
+        resume.newest_usable_state({'path': paths})
     assert (experiment_folder / 'models' / 'net_g_5.pth').is_file()
 
 

@@ -238,7 +238,7 @@ class ImplicitSRModel(SRModel):
         target = osp.join(folder, f'{image_name}_{suffix}.png')
         _, content = cv2.imencode('.png', tensor2img([self.output]))
         with going_on_without(self.is_train), replacing(target) as unfinished, open(unfinished, 'wb') as file:
-            file.write(content)
+            file.write(content.tobytes())
 
     @property
     def table(self) -> ValidationTable:

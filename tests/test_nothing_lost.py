@@ -18,7 +18,7 @@ from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli.options import complete
 from clit_basicsr.hosts.basicsr import experiment, resume
 from clit_basicsr.hosts.basicsr.changes import check_changes, kept_options
-from clit_basicsr.models.resuming import follow_schedule
+from clit_basicsr.hosts.basicsr.following import follow_schedule
 
 SHORT = {
     'network_g__num_branches': 1,

@@ -86,7 +86,9 @@ def weights_in(content: dict, key: str | None, path: str | os.PathLike) -> dict[
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
             where = f'{name!r}' if key is None else f'{name!r} of {key}'
-            raise UserError(f'{path} is not a checkpoint of weights: {where} is a {type(value).__name__}, no tensor.')
+            raise UserError(
+                f'{path} is not a checkpoint of weights: {where} is a {type(value).__name__}, not a tensor.'
+            )
     return weights
 
 

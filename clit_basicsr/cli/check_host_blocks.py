@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 from typing import Any
 
 from clit_basicsr.base.errors import UserError
@@ -185,6 +186,33 @@ def check_seed(seed: Any) -> None:
         check_number(seed, 'manual_seed', 0, MAX_SEED)
 
 
+def check_pair(sample: dict, dataset: dict, where: str) -> None:
+    """Whether GT and LQ of a training sample have sizes of that scale: a gt_size that it does not divide gives others."""
+    if dataset['phase'] != 'train' or not all(hasattr(sample.get(key), 'shape') for key in ('lq', 'gt')):
+        return
+    lq, gt = (tuple(sample[key].shape[-2:]) for key in ('lq', 'gt'))
+    scale = dataset.get('scale')
+    if isinstance(scale, int | float) and gt != tuple(side * scale for side in lq):
+        raise UserError(
+            f'{where}: GT patches of {gt[0]}x{gt[1]} and LQ patches of {lq[0]}x{lq[1]} pixels are not of scale {scale}; '
+            'gt_size must be a multiple of scale'
+        )
+
+
+def check_parts_of_host_model(model: type, opt: dict) -> None:
+    """Networks and optimizers that a model of the host looks up, as its source says: the host gives a KeyError."""
+    for cls in model.__mro__:
+        if not cls.__module__.startswith('basicsr.'):
+            continue
+        source = inspect.getsource(cls)
+        for key in re.findall(r"opt\['(network_\w+)'\]", source):
+            if opt.get(key) is None:
+                raise UserError(f'{key} is missing; {model.__name__} needs it')
+        for key in re.findall(r"train_opt\['(optim_\w+)'\]", source) if opt['is_train'] else ():
+            if opt['train'].get(key) is None:
+                raise UserError(f'train:{key} is missing; {model.__name__} needs it')
+
+
 def check_host_dataset(cls: type, dataset: dict, where: str) -> None:
     """Makes a data set of the host, and its first sample where that costs no more than reading an image.
 
@@ -199,7 +227,7 @@ def check_host_dataset(cls: type, dataset: dict, where: str) -> None:
         if not len(made):
             raise UserError(f'{where}: there are no images')
         if (dataset.get('io_backend') or {}).get('type') != 'lmdb':  # which may be open once in a process
-            made[0]
+            check_pair(made[0], dataset, where)
     except UserError:
         raise
     except KeyError as error:

@@ -30,6 +30,7 @@ def check_network(block: dict, where: str, cls: type) -> Any:
         missing = [key for key in required if key in options and key not in values]
         if missing:
             raise UserError(f'{where}:{missing[0]} is missing')
+        check_sizes(values, where, options)
         return None
     check_block(values, where, options, required)
     check_sizes(values, where, options)

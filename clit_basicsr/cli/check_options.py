@@ -13,7 +13,14 @@ from typing import Any, NamedTuple
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import nearest
 from clit_basicsr.base.option_types import check_block, check_keys, check_number, check_type, joined
-from clit_basicsr.cli.check_host_blocks import check_host_blocks, check_host_dataset, check_seed, find, type_of
+from clit_basicsr.cli.check_host_blocks import (
+    check_host_blocks,
+    check_host_dataset,
+    check_parts_of_host_model,
+    check_seed,
+    find,
+    type_of,
+)
 from clit_basicsr.cli.check_names import check_name, check_sets, check_top_keys
 from clit_basicsr.cli.check_networks import check_network, drop_options_of_other_decoders
 from clit_basicsr.data.schedule import TrainingPlan
@@ -176,6 +183,7 @@ def check_options(opt: dict, checked: Checked | None = None) -> None:
     check_paths(opt, is_ours(model))
     check_weights(opt, checked.networks.get('network_g'))
     if not is_ours(model):
+        check_parts_of_host_model(model, opt)
         check_fits_host_model(opt)
         return
     for name, options in OUR_BLOCKS.items():
@@ -191,7 +199,15 @@ def check_options(opt: dict, checked: Checked | None = None) -> None:
 
 
 def check_fits_host_model(opt: dict) -> None:
-    """A model of the host trains on whole pictures."""
+    """A model of the host trains on whole pictures, and gives its metrics rounded ones."""
+    from basicsr.utils.registry import METRIC_REGISTRY
+
+    for name, block in ((opt.get('val') or {}).get('metrics') or {}).items():
+        if getattr(METRIC_REGISTRY.get(block['type']), 'takes_float_tensors', False):
+            raise UserError(
+                f'val:metrics:{name}:type: {block["type"]} measures float images, which {opt["model_type"]} does not '
+                'hand over; take calculate_psnr or calculate_ssim, or model_type: ImplicitSRModel'
+            )
     train = opt['datasets'].get('train')
     if train and getattr(dataset_class(train), 'takes_batch_numbers', False):
         raise UserError(

@@ -1,7 +1,8 @@
 """Training and validation of networks that answer at any point, on the host's SRModel."""
 
-import copy
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import path as osp
 
 import cv2
@@ -31,7 +32,6 @@ from clit_basicsr.models.measurement import (
     measure,
     picture_names,
 )
-from clit_basicsr.models.resuming import follow_options, follow_schedule, going_on_without, load_state, own_options
 from clit_basicsr.models.validation_table import Row, ValidationTable
 
 
@@ -246,14 +246,7 @@ class ImplicitSRModel(SRModel):
         return ValidationTable(osp.join(self.opt['path']['log'], 'validation.csv'))
 
     def resume_training(self, resume_state: dict) -> None:
-        """The host's, with learning rate, milestones and the optimizer's options as the option file has them now."""
-        options = [own_options(optimizer) for optimizer in self.optimizers]
-        schedules = [copy.copy(scheduler.state_dict()) for scheduler in self.schedulers]
-        load_state(super().resume_training, resume_state)
-        for optimizer, groups in zip(self.optimizers, options, strict=True):
-            follow_options(optimizer, groups)
-        for scheduler, schedule in zip(self.schedulers, schedules, strict=True):
-            follow_schedule(scheduler, schedule)
+        super().resume_training(resume_state)
         if self.opt['rank'] == 0:
             self.table.drop_after(resume_state['iter'])
 
@@ -294,6 +287,17 @@ class ImplicitSRModel(SRModel):
             own = {'metric': metric, 'value': f'{value:.6f}', 'protocol': protocol, 'border': str(border)}
             rows.append(Row(**about, **own))
         self.table.add(rows)
+
+
+@contextmanager
+def going_on_without(training: bool) -> Iterator[None]:
+    """In a training, a file of a validation that cannot be written is an error in the log, and the training goes on."""
+    try:
+        yield
+    except UserError as error:
+        if not training:
+            raise
+        get_root_logger().error(str(error))
 
 
 def self_ensemble(net: ImplicitNet, lq: Tensor, scale: tuple[float, float], tile: dict | None = None) -> Tensor:

@@ -241,4 +241,8 @@ HOSTS = [
     ('train:pixel_opt:type=L9', "train:pixel_opt:type: 'L9' is not known"),
     ('nmae=x', 'nmae is not an option; the nearest one is name'),
     ('logger:print_freq=~', 'logger:print_freq must be a number'),
+    ('network_g:num_feat=-4', 'network_g:num_feat must be at least 1'),
+    ('datasets:train:gt_size=15', 'GT patches of 15x15 and LQ patches of 7x7 pixels are not of scale 2'),
+    ('model_type=SRGANModel', 'network_d is missing; SRGANModel needs it'),
+    ('val={val_freq: 2, metrics: {psnr: {type: calculate_psnr_float}}}', 'val:metrics:psnr:type: .* float images'),
 ]

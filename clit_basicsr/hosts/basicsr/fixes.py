@@ -1,7 +1,7 @@
 """The fixes of BasicSR 1.4.2, put in place once it is imported (see `import_hooks`); its files stay as they are.
 
 Each replaces one name in one of its modules. What is wrong there, and when it shows, stands with the replacement:
-``sampler`` (order of training, workers, prefetchers), ``resume`` and ``safe_load`` (checkpoints), ``experiment`` (the
+``sampler`` (order of training, workers, prefetchers), ``resume``, ``following`` and ``safe_load`` (checkpoints), ``experiment`` (the
 run's folder), ``validation``, ``models`` (rest); ``plugin`` is how this package enters BasicSR.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from clit_basicsr.hosts.basicsr import experiment, models, plugin, resume, safe_load, sampler, validation
+from clit_basicsr.hosts.basicsr import experiment, following, models, plugin, resume, safe_load, sampler, validation
 
 
 def apply() -> None:
@@ -47,6 +47,7 @@ def fix_checkpoints(train: Any, base_model: Any) -> None:
     base_model.save_network = resume.save_network
     base_model.save_training_state = resume.save_training_state
     base_model.load_network = resume.load_network
+    base_model.resume_training = following.following(base_model.resume_training)
     safe_load.install()
 
 
@@ -55,5 +56,6 @@ def fix_models(base_model: Any, sr_model: Any) -> None:
     base_model.model_to_device = models.model_to_device
     base_model.setup_schedulers = models.without_popping(base_model.setup_schedulers)
     sr_model.setup_optimizers = models.without_popping(sr_model.setup_optimizers)
+    sys.modules['basicsr.models.sr_model'].calculate_metric = validation.calculate_metric  # type: ignore[attr-defined]
     sr_model.nondist_validation = validation.validation_of_a_set(sr_model.nondist_validation)
     sr_model.dist_validation = validation.dist_validation

@@ -51,6 +51,13 @@ def validation_of_a_set(method: Callable) -> Callable:
     return wrapper
 
 
+def calculate_metric(data: dict, opt: dict) -> float:
+    """The host's, NaN for a picture that is too small for the metric, where it may stop with a traceback."""
+    from clit_basicsr.models.measurement import host_metric  # not above: the host is being imported then
+
+    return host_metric(data, opt)[0]
+
+
 def has_gt(dataset: Any) -> bool:
     """Whether the samples of a data set hold a GT image; one is read, once."""
     if not hasattr(dataset, 'has_gt'):

@@ -1,16 +1,32 @@
-"""A resumed training follows its option file, and goes on where a figure or a picture cannot be written."""
+"""A resumed training follows its option file: learning rate, milestones and the optimizer's options."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from basicsr.utils import get_root_logger
 
 from clit_basicsr.base.errors import UserError
 
 # Of a scheduler's state: where it stands, not what it was made with.
 POSITION = ('last_epoch', '_step_count', '_last_lr', '_get_lr_called_within_step', '_is_initial')
+
+
+def following(resume_training: Callable) -> Callable:
+    """The host's ``BaseModel.resume_training``, which takes all of these from the state instead."""
+
+    @functools.wraps(resume_training)
+    def wrapper(self: Any, resume_state: dict) -> None:
+        options = [own_options(optimizer) for optimizer in self.optimizers]
+        schedules = [copy.copy(scheduler.state_dict()) for scheduler in self.schedulers]
+        load_state(functools.partial(resume_training, self), resume_state)
+        for optimizer, groups in zip(self.optimizers, options, strict=True):
+            follow_options(optimizer, groups)
+        for scheduler, schedule in zip(self.schedulers, schedules, strict=True):
+            follow_schedule(scheduler, schedule)
+
+    return wrapper
 
 
 def load_state(resume_training: Callable[[dict], None], state: dict) -> None:
@@ -63,14 +79,3 @@ def follow_schedule(scheduler: Any, own: dict) -> None:
         for group, lr in zip(groups, scheduler.get_lr(), strict=True):
             group['lr'] = lr
     scheduler._last_lr = [group['lr'] for group in groups]
-
-
-@contextmanager
-def going_on_without(training: bool) -> Iterator[None]:
-    """In a training, a file of a validation that cannot be written is an error in the log, and the training goes on."""
-    try:
-        yield
-    except UserError as error:
-        if not training:
-            raise
-        get_root_logger().error(str(error))

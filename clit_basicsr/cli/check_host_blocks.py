@@ -187,15 +187,15 @@ def check_seed(seed: Any) -> None:
 
 
 def check_pair(sample: dict, dataset: dict, where: str) -> None:
-    """Whether GT and LQ of a training sample have sizes of that scale: a gt_size that it does not divide gives others."""
+    """Raises UserError unless GT and LQ of a training sample have sizes of that scale, which must divide gt_size."""
     if dataset['phase'] != 'train' or not all(hasattr(sample.get(key), 'shape') for key in ('lq', 'gt')):
         return
     lq, gt = (tuple(sample[key].shape[-2:]) for key in ('lq', 'gt'))
     scale = dataset.get('scale')
     if isinstance(scale, int | float) and gt != tuple(side * scale for side in lq):
         raise UserError(
-            f'{where}: GT patches of {gt[0]}x{gt[1]} and LQ patches of {lq[0]}x{lq[1]} pixels are not of scale {scale}; '
-            'gt_size must be a multiple of scale'
+            f'{where}: GT patches of {gt[0]}x{gt[1]} and LQ patches of {lq[0]}x{lq[1]} pixels are not of scale '
+            f'{scale}; gt_size must be a multiple of scale'
         )
 
 

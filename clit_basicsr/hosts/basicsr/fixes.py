@@ -1,8 +1,8 @@
 """The fixes of BasicSR 1.4.2, put in place once it is imported (see `import_hooks`); its files stay as they are.
 
 Each replaces one name in one of its modules. What is wrong there, and when it shows, stands with the replacement:
-``sampler`` (order of training, workers, prefetchers), ``resume``, ``following`` and ``safe_load`` (checkpoints), ``experiment`` (the
-run's folder), ``validation``, ``models`` (rest); ``plugin`` is how this package enters BasicSR.
+``sampler`` (order of training, workers, prefetchers), ``resume``, ``following`` and ``safe_load`` (checkpoints),
+``experiment`` (the run's folder), ``validation``, ``models`` (rest); ``plugin`` is how this package enters BasicSR.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Kills at random moments: whatever a run has saved is what an uninterrupted one saves, to the bit.
 
-CLIT_KILLS sets how many: a few here, 40 for the figure in a release note.
+CLIT_KILLS sets how many: one here (other tests kill at chosen moments), 40 for the figure in a release note.
 """
 
 import os
@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.training import prepare, train
 
-KILLS = int(os.environ.get('CLIT_KILLS', '2'))
+KILLS = int(os.environ.get('CLIT_KILLS', '1'))
 
 
 def saved(folder):
@@ -56,7 +56,7 @@ def test_a_run_killed_at_random_moments_saves_what_an_uninterrupted_one_does(tmp
             shutil.rmtree(folder / 'experiments')
     train(folder, '--auto_resume')
     compared += compare(folder, expected)
-    assert compared >= 7
+    assert compared >= 7  # those of the last run, which is whole
     assert not list(folder.rglob('*.tmp*'))
     assert [path.name for path in (folder / 'experiments').glob('[!.]*')] == ['tiny']
     print(f'{kills} kills, {compared} checkpoints compared')

@@ -246,16 +246,17 @@ if __name__ == '__main__':
 """
 
 
-def test_two_runs_of_one_name_do_not_mix(half, tmp_path):
+def test_two_runs_of_one_name_do_not_mix(half, tmp_path, monkeypatch):
     folder = copied(half, tmp_path)
     holder = subprocess.Popen(
         [sys.executable, '-c', HOLDER, str(folder / 'experiments' / 'tiny')], stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout.readline() == 'held\n'
-    before = sorted(folder.rglob('*'))
-    result = run(folder, 'train', '-opt', 'options.yml')
-    assert result.returncode == 1
-    assert f'is being written by process {holder.pid} on ' in result.stderr.strip().splitlines()[-1]
+    before, opt = sorted(folder.rglob('*')), options_of(folder)
+    monkeypatch.chdir(folder)
+    args = argparse.Namespace(auto_resume=False, launcher='none', debug=False, opt='options.yml')
+    with pytest.raises(UserError, match=f'is being written by process {holder.pid} on '):
+        complete(opt, args, str(folder), is_train=True)
     assert sorted(folder.rglob('*')) == before
     holder.kill()
     holder.wait()

@@ -1,7 +1,9 @@
 """Figures that would be wrong without a word: NaN, pairs of other images, pictures of one name."""
 
+import contextlib
 import copy
 import math
+import signal
 
 import cv2
 import lmdb
@@ -15,6 +17,7 @@ from PIL import Image
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.ranks import mean_values
 from clit_basicsr.data.scaled_pair_dataset import ScaledPairDataset
+from clit_basicsr.hosts.basicsr import resume
 from clit_basicsr.metrics import calculate_psnr_float, calculate_ssim_float
 from clit_basicsr.models.clipped_scales import ClippedScales
 from clit_basicsr.models.loss_guard import LossGuard
@@ -274,3 +277,71 @@ def test_a_host_model_without_gt_gives_no_figure_of_metrics_that_need_one(tmp_pa
     lines = (tmp_path / 'results' / 'host' / 'summary.csv').read_text().splitlines()
     values = {line.split(',')[0]: line.split(',')[6] for line in lines[1:]}
     assert values['without'] == '' and 0 < float(values['with']) < 60
+
+
+class Loading:
+    """As much of a model as `load_network` needs."""
+
+    def __init__(self):
+        self.opt = {}
+
+    def get_bare_model(self, net):
+        return net
+
+    def _print_different_keys_loading(self, *_):
+        pass
+
+
+def test_weights_that_are_not_in_a_file_are_named_and_an_empty_one_is_refused(tmp_path):
+    net, model = torch.nn.Linear(2, 3), Loading()
+    torch.save({'params': {'weight': torch.ones(3, 2)}}, tmp_path / 'half.pth')
+    resume.load_network(model, net, str(tmp_path / 'half.pth'), strict=False)
+    assert model.opt['warnings'] == [
+        f'1 of 2 weights of Linear are not in {tmp_path / "half.pth"} and stay random: bias.'
+    ]
+    assert net.weight.eq(1).all()
+    torch.save({'params': {}}, tmp_path / 'empty.pth')
+    with pytest.raises(UserError, match='holds no weight of Linear'):
+        resume.load_network(model, net, str(tmp_path / 'empty.pth'), strict=False)
+    with pytest.raises(UserError, match=r"has no 'foo', only params; set path:param_key_g: params"):
+        resume.load_network(model, net, str(tmp_path / 'half.pth'), param_key='foo')
+    torch.save({'iter': 4, 'epoch': 0, 'optimizers': [], 'schedulers': []}, tmp_path / '4.state')
+    with pytest.raises(UserError, match=r'it is a training state; give the network'):
+        resume.load_network(model, net, str(tmp_path / '4.state'))
+
+
+def test_saves_that_keep_failing_end_the_training(tmp_path, monkeypatch):
+    model, net = Loading(), torch.nn.Linear(2, 3)
+    model.opt = {'rank': 0, 'path': {'models': str(tmp_path)}}
+    monkeypatch.setattr(resume, 'save_atomically', lambda content, path: 'no space left on device')
+    for iteration in (1, 2):
+        resume.save_network(model, net, 'net_g', iteration)
+    with pytest.raises(UserError, match=r'net_g_3\.pth: no space left on device; make room'):
+        resume.save_network(model, net, 'net_g', 3)
+
+
+def test_sizes_that_differ_under_a_host_model_are_one_line():
+    from clit_basicsr.hosts.basicsr.validation import calculate_metric
+
+    pair = {'img': gray(1, 40), 'img2': gray(1, 20)}
+    with pytest.raises(UserError, match='a result of 40x40 pixels cannot be compared with a GT image of 20x20'):
+        calculate_metric(pair, {'type': 'calculate_psnr', 'crop_border': 2})
+
+
+def test_ctrl_c_that_python_drops_is_raised_after_the_iteration():
+    from clit_basicsr.hosts.basicsr.stopping import OrderlyStop
+
+    class Model:
+        def optimize_parameters(self, current_iter):
+            with contextlib.suppress(KeyboardInterrupt):  # as an ignored exception in a hook after a fork
+                signal.raise_signal(signal.SIGINT)
+
+        def validation(self):
+            pass
+
+    before, model = signal.getsignal(signal.SIGINT), Model()
+    with OrderlyStop() as stop:
+        stop.watch(model)
+        with pytest.raises(KeyboardInterrupt):
+            model.optimize_parameters(1)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -208,6 +208,10 @@ def check_fits_host_model(opt: dict) -> None:
                 f'val:metrics:{name}:type: {block["type"]} measures float images, which {opt["model_type"]} does not '
                 'hand over; take calculate_psnr or calculate_ssim, or model_type: ImplicitSRModel'
             )
+    for key in ('upscale', 'scale'):
+        own = opt['network_g'].get(key)
+        if own is not None and opt.get('scale') is not None and own != opt['scale']:
+            raise UserError(f'scale: {opt["scale"]}, but network_g:{key} is {own}; they must be the same')
     train = opt['datasets'].get('train')
     if train and getattr(dataset_class(train), 'takes_batch_numbers', False):
         raise UserError(
@@ -265,11 +269,11 @@ def check_dataset(dataset: dict, where: str, checked: Checked) -> None:
 
 
 def check_loader(dataset: dict, where: str) -> None:
-    for key, least in (('batch_size_per_gpu', 1), ('num_worker_per_gpu', 0)):
+    for key, least, most in (('batch_size_per_gpu', 1, 4096), ('num_worker_per_gpu', 0, 256)):
         if key not in dataset:
             raise UserError(f'{where}:{key} is missing')
         check_type(dataset[key], joined(where, key), int)
-        check_number(dataset[key], joined(where, key), least)
+        check_number(dataset[key], joined(where, key), least, most + 1)
     check_type(dataset.get('dataset_enlarge_ratio', 1), f'{where}:dataset_enlarge_ratio', float)
     if dataset.get('dataset_enlarge_ratio', 1) <= 0:
         raise UserError(f'{where}:dataset_enlarge_ratio must be above 0, got {dataset["dataset_enlarge_ratio"]}')

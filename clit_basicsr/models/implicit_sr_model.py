@@ -100,8 +100,21 @@ class ImplicitSRModel(SRModel):
         self.validated: set[tuple[int, int]] = set()  # data set and iteration
         super().__init__(opt)
         self.check_network(opt, self.get_bare_model(self.net_g))
+        if not opt['is_train']:
+            self._check_loaded()
         for line in opt.get('warnings', []):
             get_root_logger().warning(line)
+
+    def _check_loaded(self) -> None:
+        """Warns where a tested network is not quite what the option file says."""
+        net, lines = self.get_bare_model(self.net_g), self.opt.setdefault('warnings', [])
+        trained, branches = getattr(net, 'num_trained_branches', 1), getattr(net, 'num_branches', 1)
+        if self.opt['path'].get('pretrain_network_g') and trained < branches:
+            lines.append(f'{trained} of {branches} branches of the network are trained; the others are not used.')
+        asked = (self.opt['network_g'].get('encoder') or {}).get('img_range')
+        used = getattr(getattr(net, 'encoder', None), 'input_range', None)
+        if asked is not None and used is not None and used.item() != asked:
+            lines.append(f'network_g:encoder:img_range: {asked} is not used: the checkpoint has {used.item():g}.')
 
     def init_training_settings(self) -> None:
         limit = self.opt['train'].get('nonfinite_limit', DEFAULT_LIMIT)
@@ -198,6 +211,7 @@ class ImplicitSRModel(SRModel):
         if metrics:
             for remark in first_remarks(figures):
                 get_root_logger().warning(f'{name}: {remark}.')
+                self.opt.setdefault('warnings', []).append(f'{name}: {remark}.')  # for the summary of a test
             for metric, value in self.metric_results.items():
                 self._update_best_metric_result(name, metric, value, current_iter)
             on_first_rank(lambda: self._report(dataset, current_iter, tb_logger))

@@ -29,6 +29,7 @@ from clit_basicsr.hosts.basicsr.changes import check_changes, kept_options
 from clit_basicsr.hosts.basicsr.plugin import complete_options
 from clit_basicsr.hosts.basicsr.training_state import check_training_state
 
+MOST_FAILED_SAVES = 3  # in a row: then the training ends rather than go on without a checkpoint
 SMALLEST_FREE = 2**20  # bytes; with less, a write that failed has met a full disk
 
 
@@ -86,7 +87,8 @@ def save_network(
     label = 'latest' if current_iter == -1 else current_iter
     path = Path(self.opt['path']['models']) / f'{net_label}_{label}.pth'
     reason = save_atomically(content, path)
-    if reason and label == 'latest':
+    self.failed_saves = getattr(self, 'failed_saves', 0) + 1 if reason else 0
+    if reason and (label == 'latest' or self.failed_saves == MOST_FAILED_SAVES):
         raise UserError(
             f'the trained network could not be saved as {path}: {reason}; make room and resume with --auto_resume'
         )
@@ -136,10 +138,7 @@ def load_network(
         if param_key == 'params_ema' and param_key not in content and 'params' in content:
             param_key = 'params'
         if param_key not in content:
-            near = nearest(param_key, [key for key, value in content.items() if isinstance(value, dict)])
-            raise UserError(
-                f'{load_path} has no {param_key!r}, only {shorten(list(content))}; set path:param_key_g: {near}'
-            )
+            raise UserError(f'{load_path} has no {param_key!r}{remedy(param_key, content)}')
     weights = weights_in(content, param_key, load_path)
     weights = {key.removeprefix('module.'): value for key, value in weights.items()}
     check_finite(weights, f'the weights in {load_path}')
@@ -147,12 +146,44 @@ def load_network(
         f'Loading {type(net).__name__} model from {load_path}, with param key: [{param_key}].'
     )
     if not strict:
+        report_partial_weights(self.opt, net, weights, load_path)
         self._print_different_keys_loading(net, weights, strict)
     try:
         net.load_state_dict(weights, strict=strict)
     except RuntimeError as error:
         difference = differences(net.state_dict(), weights)
         raise UserError(f'{load_path} does not fit the network {type(net).__name__}: {difference}') from error
+
+
+def remedy(param_key: str, content: dict) -> str:
+    """What to do about a file without the weights of that key; the end of a sentence."""
+    if 'optimizers' in content:
+        return ': it is a training state; give the network saved with it, models/net_g_<iteration>.pth'
+    held = [
+        key
+        for key, value in content.items()
+        if isinstance(value, dict) and any(isinstance(one, Tensor) for one in value.values())
+    ]
+    if not held:
+        return f', only {shorten(list(content))}, none of which holds weights'
+    return f', only {shorten(held)}; set path:param_key_g: {nearest(param_key, held)}'
+
+
+def report_partial_weights(opt: dict, net: nn.Module, weights: dict, path: str) -> None:
+    """With ``strict_load: false``, what stays random is said, in a test above its table too.
+
+    Raises:
+        UserError: nothing in the file fits.
+    """
+    own = net.state_dict()
+    missing = [key for key, value in own.items() if key not in weights or weights[key].shape != value.shape]
+    if own and len(missing) == len(own):
+        raise UserError(f'{path} holds no weight of {type(net).__name__}, so there is nothing to load')
+    if missing:
+        opt.setdefault('warnings', []).append(
+            f'{len(missing)} of {len(own)} weights of {type(net).__name__} are not in {path} and stay random: '
+            f'{shorten(missing)}.'
+        )
 
 
 def differences(expected: dict, given: dict) -> str:

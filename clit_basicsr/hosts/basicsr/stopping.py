@@ -21,18 +21,20 @@ class OrderlyStop:
 
     def __init__(self) -> None:
         self.model: Any = None
-        self.requested = self.validating = False
+        self.requested = self.validating = self.interrupted = False
         self.iteration = 0
 
     def __enter__(self) -> OrderlyStop:
         self.main = threading.current_thread() is threading.main_thread()
-        self.before = signal.signal(signal.SIGTERM, self._handle) if self.main else None
+        if self.main:
+            self.before = signal.signal(signal.SIGTERM, self._handle), signal.signal(signal.SIGINT, self._interrupt)
         self.process = os.getpid()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.main:
-            signal.signal(signal.SIGTERM, self.before)
+            signal.signal(signal.SIGTERM, self.before[0])
+            signal.signal(signal.SIGINT, self.before[1])
 
     def watch(self, model: Any) -> None:
         """Takes over the model's ``optimize_parameters``, after which a state may be saved, and ``validation``."""
@@ -41,6 +43,8 @@ class OrderlyStop:
         def optimize_parameters(current_iter: int) -> None:
             optimize(current_iter)
             self.iteration = current_iter
+            if self.interrupted:
+                raise KeyboardInterrupt
             if self.requested:
                 self._save_and_end()
 
@@ -68,6 +72,11 @@ class OrderlyStop:
         self.requested = True
         if self.validating:
             self._save_and_end()
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        # While workers fork, Python drops what is raised in its own hooks; the next iteration raises it again.
+        self.interrupted = True
+        raise KeyboardInterrupt
 
     def _save_and_end(self) -> None:
         opt = self.model.opt

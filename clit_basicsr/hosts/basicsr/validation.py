@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from clit_basicsr.base import ranks
+from clit_basicsr.base.errors import UserError
 
 # Modules of the host whose `nondist_validation` takes one picture after the other.
 BY_PICTURE = ('basicsr.models.sr_model', 'basicsr.models.realesrnet_model', 'basicsr.models.realesrgan_model')
@@ -46,7 +47,9 @@ def validation_of_a_set(method: Callable) -> Callable:
             self.opt['path'], self.opt['val'] = paths, val
         for name, value in getattr(self, 'metric_results', {}).items():
             if math.isnan(value):
-                say_once(dataset, f'{name} is NaN: a picture is not finite, or smaller than crop_border or the window')
+                remark = f'{name} is NaN: a picture is not finite, or smaller than crop_border or the window'
+                say_once(dataset, remark)
+                self.opt.setdefault('warnings', []).append(f'{dataset.opt["name"]}: {remark}.')
 
     return wrapper
 
@@ -55,6 +58,13 @@ def calculate_metric(data: dict, opt: dict) -> float:
     """The host's, NaN for a picture that is too small for the metric, where it may stop with a traceback."""
     from clit_basicsr.models.measurement import host_metric  # not above: the host is being imported then
 
+    shapes = [data[key].shape[:2] for key in ('img', 'img2') if key in data]
+    if len(set(shapes)) > 1:
+        (h, w), (height, width) = shapes
+        raise UserError(
+            f'a result of {h}x{w} pixels cannot be compared with a GT image of {height}x{width}; check scale, '
+            'network_g:upscale and dataroot_lq'
+        )
     return host_metric(data, opt)[0]
 
 

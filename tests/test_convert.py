@@ -2,21 +2,13 @@
 
 import pytest
 import torch
+from helpers.networks import SMALL_CLIT as OPTIONS
+from helpers.networks import SMALL_EDSR as EDSR
 
 from clit_basicsr.archs import build_network, load_checkpoint, save_checkpoint
 from clit_basicsr.base.checkpoints import read_checkpoint
 from clit_basicsr.cli import main
 
-EDSR = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1}
-OPTIONS = {
-    'type': 'CLIT',
-    'encoder': EDSR,
-    'num_branches': 2,
-    'dim': 8,
-    'num_heads': 2,
-    'grid_size': 3,
-    'hidden_dims': [8],
-}
 PUBLISHABLE = {'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
 
 

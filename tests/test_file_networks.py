@@ -7,6 +7,9 @@ import time
 import pytest
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
+from helpers.networks import SMALL_CLIT as OPTIONS
+from helpers.networks import SMALL_EDSR as EDSR
+from helpers.networks import SWINIR
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,18 +20,6 @@ from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.safetensors_file import MAX_HEADER, read_safetensors
 from clit_basicsr.cli import main
 from clit_basicsr.hosts.basicsr import resume
-
-EDSR = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1}
-SWINIR = {'type': 'SwinIR', 'img_size': 8, 'embed_dim': 8, 'depths': [2], 'num_heads': [2], 'window_size': 4}
-OPTIONS = {
-    'type': 'CLIT',
-    'encoder': EDSR,
-    'num_branches': 2,
-    'dim': 8,
-    'num_heads': 2,
-    'grid_size': 3,
-    'hidden_dims': [8],
-}
 
 
 class Model:

@@ -1,4 +1,4 @@
-"""Data sets and commands read the same picture from every format and layout; lists and folders are told."""
+"""Data sets and commands read the same picture from every format and layout; lists and folders are reported."""
 
 import io
 import logging

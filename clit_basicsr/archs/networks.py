@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 
-from clit_basicsr.archs.encoders import COMMON_OPTIONS, ENCODERS
+from clit_basicsr.archs.encoders import ENCODERS, encoder_types
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.option_types import check_type, options_of
 
@@ -124,8 +124,7 @@ def _check_types(network: type[nn.Module], options: dict[str, Any]) -> None:
     check_type(encoder.get('type'), 'network_g:encoder:type', str)
     if encoder['type'] not in ENCODERS:
         return  # the encoder's own error
-    kind = ENCODERS[encoder['type']]
-    hints = options_of(kind.host)[0] | options_of(kind)[0] | COMMON_OPTIONS
+    hints = encoder_types(encoder['type'])
     for key, value in encoder.items():
         if key != 'type':
             check_type(value, f'network_g:encoder:{key}', hints.get(key, Any))

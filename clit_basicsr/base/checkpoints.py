@@ -92,10 +92,15 @@ def weights_in(content: dict, key: str | None, path: str | os.PathLike) -> dict[
     return weights
 
 
+def nonfinite(weights: dict[str, Tensor]) -> dict[str, int]:
+    """How many values are NaN or infinite, for each tensor that holds any."""
+    counts = {key: int(value.numel() - value.isfinite().sum()) for key, value in weights.items()}
+    return {key: count for key, count in counts.items() if count}
+
+
 def check_finite(weights: dict[str, Tensor], source: str) -> None:
     """Raises UserError, with the first of them, if weights hold NaN or infinity."""
-    bad = {key: int(value.numel() - value.isfinite().sum()) for key, value in weights.items()}
-    bad = {key: count for key, count in bad.items() if count}
+    bad = nonfinite(weights)
     if bad:
         first = next(iter(bad))
         raise UserError(

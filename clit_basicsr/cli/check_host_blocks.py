@@ -5,6 +5,7 @@ Classes that are cheap to make and touch no file are made here once, as the host
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import re
@@ -219,8 +220,6 @@ def check_host_dataset(cls: type, dataset: dict, where: str) -> None:
     Raises:
         UserError: an option is missing, or the data set refuses one.
     """
-    import copy
-
     needs_files = (*REFUSALS, OSError, IndexError, AttributeError)
     try:
         made: Any = cls(copy.deepcopy(dataset))

@@ -70,7 +70,7 @@ def check_place_of_file(opt: dict, file: str, resuming: bool) -> None:
 
     Args:
         file: path of the option file.
-        resuming: whether the run goes on in its folder.
+        resuming: whether the run is resumed in its folder.
     """
     root = PurePath(opt['path']['experiments_root'])
     if not resuming and root in PurePath(file).parents:

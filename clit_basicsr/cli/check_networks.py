@@ -87,11 +87,11 @@ def build_without_values(cls: type, options: dict) -> Any:
 
 def check_encoder(block: dict, where: str) -> None:
     """Keys as `build_encoder` takes them, types as the host's network has them."""
-    from clit_basicsr.archs.encoders import COMMON_OPTIONS, ENCODERS, encoder_options
+    from clit_basicsr.archs.encoders import ENCODERS, encoder_options, encoder_types
 
     kind = block.get('type')
     if kind not in ENCODERS:
         raise UserError(f'{where}:type: {kind!r} is not a known encoder; the nearest is {nearest(kind, ENCODERS)!r}')
-    hints = options_of(ENCODERS[kind].host)[0] | options_of(ENCODERS[kind])[0] | COMMON_OPTIONS
+    hints = encoder_types(kind)
     check_block(block, where, {'type': str} | {key: hints.get(key, Any) for key in encoder_options(kind)})
     check_sizes(block, where, hints)

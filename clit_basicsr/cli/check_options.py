@@ -288,9 +288,10 @@ def check_loader(dataset: dict, where: str) -> None:
 def check_paper_row(row: Any) -> None:
     from clit_basicsr.report.paper_tables import paper_psnr
 
-    if row is not None:
-        check_type(row, 'paper_row', str)
-    if row is not None and row not in paper_psnr():
+    if row is None:
+        return
+    check_type(row, 'paper_row', str)
+    if row not in paper_psnr():
         raise UserError(f"paper_row: the paper's tables have no {row!r}; the nearest is {nearest(row, paper_psnr())!r}")
 
 

@@ -31,7 +31,7 @@ def describe_skipped(entries: Iterable[os.DirEntry], taken: Collection[str]) -> 
         'other': (f'file that is not a picture ({named["other"]})', 'files that are not pictures'),
         'link': ('broken link', 'broken links'),
         'folder': ('sub-folder', 'sub-folders'),
-        'special': ('entry that is no file', 'entries that are no files'),
+        'special': ('entry that is not a file', 'entries that are not files'),
     }
     parts = []
     for kind, (one, many) in texts.items():

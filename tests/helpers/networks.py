@@ -6,6 +6,16 @@ from clit_basicsr import archs
 from clit_basicsr.ops.geometry.coords import make_coord
 
 EDSR = {'type': 'EDSR', 'num_feat': 6, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
+SMALL_EDSR = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1}
+SMALL_CLIT = {
+    'type': 'CLIT',
+    'encoder': SMALL_EDSR,
+    'num_branches': 2,
+    'dim': 8,
+    'num_heads': 2,
+    'grid_size': 3,
+    'hidden_dims': [8],
+}
 SWINIR = {'type': 'SwinIR', 'img_size': 8, 'embed_dim': 8, 'depths': [2], 'num_heads': [2], 'window_size': 4}
 HEAD = {'dim': 8, 'num_heads': 2, 'grid_size': 3, 'hidden_dims': [8, 8], 'position_encoding': 'published'}
 # name: (type, options)

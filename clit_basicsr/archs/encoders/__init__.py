@@ -6,11 +6,13 @@ To add an encoder: one file here with a class decorated with ``register_encoder`
 
 from copy import deepcopy
 from inspect import signature
+from typing import Any
 
 from clit_basicsr.archs.encoders import edsr, msrresnet, rcan, rdn, rrdbnet, swinir  # noqa: F401  they register
 from clit_basicsr.archs.encoders.pretrained import Pretrained, load_pretrained
 from clit_basicsr.archs.encoders.trunk import COMMON_OPTIONS, ENCODERS, RawPixels, Trunk
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.option_types import options_of
 
 
 def build_encoder(opt: dict) -> Trunk:
@@ -45,6 +47,11 @@ def build_encoder(opt: dict) -> Trunk:
     return encoder
 
 
+def encoder_types(kind: str) -> dict[str, Any]:
+    """The type of each option of an encoder, as far as it is known; see :func:`encoder_options`."""
+    return options_of(ENCODERS[kind].host)[0] | options_of(ENCODERS[kind])[0] | COMMON_OPTIONS
+
+
 def encoder_options(kind: str) -> tuple[str, ...]:
     """The names of the options that an encoder of that type takes."""
     names = [*signature(ENCODERS[kind].host).parameters, *signature(ENCODERS[kind]).parameters, *COMMON_OPTIONS]
@@ -52,12 +59,12 @@ def encoder_options(kind: str) -> tuple[str, ...]:
 
 
 __all__ = [
-    'COMMON_OPTIONS',
     'ENCODERS',
     'Pretrained',
     'RawPixels',
     'Trunk',
     'build_encoder',
     'encoder_options',
+    'encoder_types',
     'load_pretrained',
 ]

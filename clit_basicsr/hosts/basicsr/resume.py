@@ -21,7 +21,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clit_basicsr.base.checkpoints import SAFETENSORS, check_finite, read_checkpoint, weights_in, write_checkpoint
+from clit_basicsr.base.checkpoints import (
+    SAFETENSORS,
+    check_finite,
+    nonfinite,
+    read_checkpoint,
+    weights_in,
+    write_checkpoint,
+)
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import temporary_name
 from clit_basicsr.base.messages import nearest
@@ -97,13 +104,12 @@ def save_network(
 def refuse_nonfinite(content: dict[str, dict[str, Tensor]], net_label: str, iteration: int) -> None:
     """Raises UserError for weights that hold NaN or infinity: they would take the place of the last good ones."""
     for weights in content.values():
-        for name, value in weights.items():
-            if not value.isfinite().all():
-                when = 'at the end' if iteration == -1 else f'at iteration {iteration:,}'
-                raise UserError(
-                    f'{net_label} {when}: weight {name} is not finite (NaN or infinite), so the network is not saved; '
-                    'lower the learning rate and resume from the last checkpoint (--auto_resume).'
-                )
+        if bad := nonfinite(weights):
+            when = 'at the end' if iteration == -1 else f'at iteration {iteration:,}'
+            raise UserError(
+                f'{net_label} {when}: weight {next(iter(bad))} is not finite (NaN or infinite), so the network is not '
+                'saved; lower the learning rate and resume from the last checkpoint (--auto_resume).'
+            )
 
 
 def save_training_state(self: Any, epoch: int, current_iter: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import math
 import os
@@ -30,6 +29,8 @@ def validation_of_a_set(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def wrapper(self: Any, dataloader: Any, current_iter: int, tb_logger: Any, save_img: bool) -> None:
+        from clit_basicsr.models.measurement import needs_gt  # not above: the host is being imported then
+
         paths, val, dataset = self.opt['path'], self.opt['val'], dataloader.dataset
         if self.opt['is_train']:  # in a test the host has the dataset in its paths
             folder = os.path.join(paths['visualization'], dataset.opt['name'])
@@ -73,12 +74,6 @@ def has_gt(dataset: Any) -> bool:
     if not hasattr(dataset, 'has_gt'):
         dataset.has_gt = 'gt' in dataset[0]
     return dataset.has_gt
-
-
-def needs_gt(block: dict) -> bool:
-    from basicsr.utils.registry import METRIC_REGISTRY  # not above: the host is being imported then
-
-    return 'img2' in inspect.signature(METRIC_REGISTRY.get(block['type'])).parameters
 
 
 def say_once(dataset: Any, remark: str) -> None:

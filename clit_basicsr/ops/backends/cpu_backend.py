@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clit_basicsr.ops.backends.contract import Call, Tuning, not_built, unsupported
-from clit_basicsr.ops.backends.torch_conv import upsampled_conv, upsampled_conv_backward
+from clit_basicsr.ops.backends.torch_conv import Taps, taps_matrix
 
 __all__ = [
     'NAME',
@@ -118,6 +118,33 @@ def dense_linear(
     out = q.new_empty(len(q), len(rows[0]), len(cols[0]), len(bias))
     torch.ops.clit_cpu.dense_linear(*_contiguous(q, k, v, packed, bias, *rows, *cols), out)
     return out
+
+
+def upsampled_conv(z: Tensor, weight: Tensor, bias: Tensor, rows: Taps, cols: Taps) -> Tensor:
+    out = z.new_empty(len(z), len(rows[0]), len(cols[0]), len(bias))
+    matrix, taps = taps_matrix(weight), _contiguous(*rows, *cols)
+    for image, own in zip(z, out, strict=True):
+        products = torch.mm(image.flatten(0, 1), matrix).view(*image.shape[:2], 3, 3, len(bias))
+        torch.ops.clit_cpu.interpolate_products(products, bias.contiguous(), *taps, own)
+    return out
+
+
+def upsampled_conv_backward(
+    grad: Tensor, z: Tensor, weight: Tensor, rows: Taps, cols: Taps
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels, inputs = weight.shape[:2]
+    matrix, taps = taps_matrix(weight), _contiguous(*rows, *cols)
+    grad_z = torch.empty_like(z, memory_format=torch.contiguous_format)
+    grad_matrix, grad_bias, own_bias = torch.zeros_like(matrix), grad.new_zeros(channels), grad.new_empty(channels)
+    products = grad.new_empty(*z.shape[1:3], 3, 3, channels)
+    parts = min(z.shape[1], torch.get_num_threads())  # of the rows; the result does not depend on their number
+    for image, own, own_z in zip(grad.contiguous(), z, grad_z, strict=True):
+        torch.ops.clit_cpu.interpolate_products_backward(image, *taps, parts, products.zero_(), own_bias)
+        table = products.view(-1, 9 * channels)
+        torch.mm(table, matrix.t(), out=own_z.view(-1, inputs))
+        grad_matrix.addmm_(own.reshape(-1, inputs).t(), table)
+        grad_bias += own_bias
+    return grad_z, grad_matrix.view(inputs, 3, 3, channels).permute(3, 0, 1, 2).contiguous(), grad_bias
 
 
 def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -30,7 +30,7 @@ def _interpolations(taps: Taps, length: int) -> Iterator[tuple[slice, slice, Ten
         yield fine, slice(low, high), matrix.flatten(1)
 
 
-def _taps_matrix(weight: Tensor) -> Tensor:
+def taps_matrix(weight: Tensor) -> Tensor:
     """(O, C, 3, 3) -> (C, 3 * 3 * O), y tap slow."""
     return weight.permute(1, 2, 3, 0).flatten(1)
 
@@ -40,7 +40,7 @@ def upsampled_conv(z: Tensor, weight: Tensor, bias: Tensor, rows: Taps, cols: Ta
     batch, height, width, _ = z.shape
     channels, num_cols = len(weight), len(cols[0])
     out = z.new_empty(batch, len(rows[0]), num_cols, channels)
-    matrix = _taps_matrix(weight)
+    matrix = taps_matrix(weight)
     offset = bias.repeat(num_cols)
     across, down = list(_interpolations(cols, width)), list(_interpolations(rows, height))
     for b in range(batch):
@@ -62,7 +62,7 @@ def upsampled_conv_backward(
     """Gradients of :func:`upsampled_conv` with respect to z, weight and bias."""
     batch, height, width, channels_in = z.shape
     num_cols, channels = grad.shape[2:]
-    matrix = _taps_matrix(weight)
+    matrix = taps_matrix(weight)
     grad_matrix = torch.zeros_like(matrix)
     grad_z = torch.empty_like(z, memory_format=torch.contiguous_format)
     across, down = list(_interpolations(cols, width)), list(_interpolations(rows, height))

@@ -91,7 +91,7 @@ def attend_linear_backward(
     grad_attention, grad_v = attention.new_empty(attention.shape), v.new_zeros(v.shape)
     grad_weight = weight.new_empty(weight.shape)
     packed, together = _head_panels(weight, grid, attention.shape[2])
-    arguments = _contiguous(grad, grad.flatten(0, 1).t(), attention, v, packed)
+    arguments = _contiguous(grad, attention, v, packed)
     results = grad_attention, grad_v, grad_weight
     torch.ops.clit_cpu.attend_linear_backward(*arguments, together, *_contiguous(y, x), grid, *results)
     return results

@@ -71,19 +71,19 @@ def report(name: str, measured: Measured) -> None:
     print(json.dumps({'name': name, **rates, **seconds}), flush=True)
 
 
-def dense(only: str, backends: list[str], repeats: int) -> list[Floored]:
+def dense(only: list[str], backends: list[str], repeats: int) -> list[Floored]:
     chosen = selected(cases.DENSE, only)
     net = cases.network() if chosen else None
     return [against_floor(case, cases.dense_call(net, case), backends, repeats) for case in chosen]
 
 
-def train(only: str, backends: list[str], repeats: int) -> list[Floored]:
+def train(only: list[str], backends: list[str], repeats: int) -> list[Floored]:
     chosen = selected(cases.TRAINING, only)
     net = cases.network().train() if chosen else None
     return [against_floor(case, cases.training_step(net, case), backends, repeats) for case in chosen]
 
 
-def peers(only: str, repeats: int) -> str:
+def peers(only: list[str], repeats: int) -> str:
     """A picture's systems in turn."""
     rows = []
     for name, group in groupby(cases.PEERS, key=lambda case: cases.describe(case.size, case.scale)):
@@ -97,7 +97,7 @@ def peers(only: str, repeats: int) -> str:
     return peer_table(rows)
 
 
-def wide(only: str, repeats: int) -> str:
+def wide(only: list[str], repeats: int) -> str:
     """All pictures in turn: they are compared with each other."""
     chosen = selected(cases.WIDE, only)
     measured = measure({case.name: cases.wide_call(cases.network(), case) for case in chosen}, repeats)
@@ -110,8 +110,8 @@ def wide(only: str, repeats: int) -> str:
     return wide_table(rows)
 
 
-def selected(workloads: list, only: str) -> list:
-    return [case for case in workloads if only in case.name]
+def selected(workloads: list, only: list[str]) -> list:
+    return [case for case in workloads if any(part in case.name for part in only)]
 
 
 def memory(backends: list[str]) -> str:
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--backends', nargs='+', default=['cpu', 'torch', 'reference 2048', 'reference 30000'])
-    parser.add_argument('--only', default='', help='workloads whose name contains this')
+    parser.add_argument('--only', nargs='+', default=[''], help='workloads whose name contains one of these')
     parser.add_argument('--out', type=Path, help='folder for RESULTS.md and plot.png; none: print only')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

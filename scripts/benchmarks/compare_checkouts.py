@@ -54,11 +54,11 @@ def process(checkout: Path, command: list[str], threads: int, folder: Path) -> s
     """
     count = str(threads)
     own = {'PYTHONPATH': str(checkout), 'OMP_NUM_THREADS': count, 'MKL_NUM_THREADS': count}
-    done = subprocess.run(
-        [sys.executable, *command], env=os.environ | own, cwd=folder, stdout=subprocess.PIPE, text=True
-    )
+    environment, python = os.environ | own, [sys.executable, *command]
+    done = subprocess.run(python, env=environment, cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        raise Failed(f'{command[0]} exited with {done.returncode} in {checkout}')
+        lines = done.stderr.strip().splitlines()
+        raise Failed(f'exit code {done.returncode} in {checkout}: {lines[-1] if lines else "no message"}')
     return done.stdout
 
 
@@ -85,8 +85,6 @@ def run_command(name: str, checkout: Path, result: Path, args: argparse.Namespac
         arguments += ['--model', str(args.network_file)]
     command = [str(HERE / 'time_command.py'), sys.executable, '-m', 'clit_basicsr', *arguments]
     found = json.loads(process(checkout, command, args.threads, result.parent))
-    if found['code']:
-        raise Failed(f'{name} exited with {found["code"]} in {checkout}')
     return [Sample(found['cpu'], found['wall'], found['peak'])]
 
 

@@ -21,6 +21,7 @@ import datetime
 import json
 import math
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -165,7 +166,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, help='folder for RESULTS.md and plot.png; none: print only')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    command = f'python {" ".join(sys.argv)}'
+    command = f'python {shlex.join(sys.argv)}'
     parts = ['# Results', '', f'{datetime.date.today()}, {platform.system()}, `{command}`', '']
     parts += [f'- {name}: {value}' for name, value in versions().items()]
     parts += [f'- instruction set: {instruction_set()}', f'- threads: {args.threads}', '']

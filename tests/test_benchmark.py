@@ -160,7 +160,7 @@ def test_the_comparison_takes_medians_before_the_ratio():
     row = Compared('work', old, new, 2e-6)
     assert row.ratio == 0.25
     _, cells = table_rows(comparison_table([row]))
-    assert cells == ['work', '4.00', '1.00', '0.250', '6.00', '1.60', '100', '85', '2.0e-06']
+    assert cells == ['work', '4.00', '1.00', '0.250', '6.00', '1.60', '95', '80', '2.0e-06']
 
 
 def test_differences_of_results():

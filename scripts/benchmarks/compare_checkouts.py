@@ -6,10 +6,10 @@ OLD and NEW are folders that contain ``clit_basicsr``; the workloads are those o
 pictures, LIIF and LTE, wide pictures without the encoder, training steps (time_workload.py), and the commands
 ``--help`` and ``upscale`` of a photograph of 510 x 339 pixels x3.4, start-up included. One thread by default.
 
-It prints a table in Markdown: medians of CPU and wall seconds of all runs, their ratio, the most memory that a run took
-(of commands: the whole process) and the largest difference of the results, relative to the largest number of its tensor
-(of pictures that commands write: to their brightest value). Exits with 1 where a workload fails or the results differ
-by more than rounding.
+It prints a table in Markdown: medians of CPU and wall seconds of all runs, their ratio, the median of the processes'
+peak memory above the loaded network (of commands: of the whole process) and the largest difference of the results,
+relative to the largest number of its tensor (of pictures that commands write: to their brightest value). Exits with 1
+where a workload fails or the results differ by more than rounding.
 """
 
 import argparse

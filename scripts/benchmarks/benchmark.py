@@ -1,22 +1,34 @@
-"""Times every backend of the local attention, interleaved in one process, against the arithmetic floor of this machine.
+"""Times the backends of the local attention, interleaved in one process, against the arithmetic floor of this machine.
 
-    python scripts/benchmarks/benchmark.py dense train memory --threads 1 --repeats 5 --out scripts/benchmarks
+    python scripts/benchmarks/benchmark.py dense peers wide train memory --threads 1 --out scripts/benchmarks
 
-prints the tables and writes them to RESULTS.md, with a plot, into the folder given. The reference runs in chunks of
-2,048 and of 30,000 queries; --backends leaves it out where that takes too long.
+prints the tables and writes them to RESULTS.md, with a plot, into the folder given:
+
+dense   whole pictures with the encoder, LIT and CLIT, by every backend
+peers   LIT and CLIT beside LIIF and LTE of this package, by the fastest backend
+wide    pictures of LIT without the encoder, whole and in the tiles that ``basicsr upscale`` chooses
+train   training steps, by every backend
+memory  peaks, each in a process of its own
+
+Times are CPU seconds, those of the wall clock beside them, and medians. Rates are in operations per CPU second too. The
+floor is given at the median rate of the workload's run and at the fastest; floor.py counts its operations. The
+reference runs in chunks of 2,048 and of 30,000 queries; --backends leaves it out where that takes too long.
+``compare_checkouts.py`` compares two versions of the package.
 """
 
 import argparse
 import datetime
 import json
+import math
 import platform
+import shlex
 import subprocess
 import sys
-import time
-from collections import defaultdict
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import groupby
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 import torch
 
@@ -26,59 +38,88 @@ from clit_basicsr.ops import use_backend
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cases
+import floor
+from measure import Measured, instruction_set, measure
+from result_tables import Floored, floor_table, markdown, peer_table, plot, wide_table
 
 REFERENCES = {'reference 2048': 2048, 'reference 30000': 30000}
+FLOORS = 'CPU seconds (multiples of the floor at the median rate, at the fastest rate{}).'
 
 
-def run(backend: str, function) -> float:
-    """Seconds of one call."""
+def by_backend(backend: str, function: Callable[[], Any]) -> None:
+    """Calls by a backend; the references in chunks of so many queries."""
     queries = lit_branch.MAX_QUERIES
     lit_branch.MAX_QUERIES = REFERENCES.get(backend, queries)
     try:
         with use_backend(backend.split()[0]):
-            began = time.perf_counter()
             function()
-            return time.perf_counter() - began
     finally:
         lit_branch.MAX_QUERIES = queries
 
 
-def measure(case, function, backends: list[str], repeats: int) -> dict:
-    """Median seconds of each backend, the machine's rate before each of them, and the floor from the best rate."""
-    seconds, rates = defaultdict(list), []
-    for repeat in range(repeats + 1):
-        for backend in backends:
-            if backend in REFERENCES and repeat != 1:
-                continue  # many times slower: once is enough
-            rates.append(cases.machine_rate())
-            spent = run(backend, function)
-            if repeat:
-                seconds[backend].append(spent)
-    rates.append(cases.machine_rate())
-    row = {'name': case.name, 'rate': max(rates), 'slowest rate': min(rates), 'floor': case.floor / max(rates)}
-    return row | {backend: median(values) for backend, values in seconds.items()}
+def against_floor(case, function: Callable[[], Any], backends: list[str], repeats: int) -> Floored:
+    """One workload by every backend in turn; the references, many times slower, only once."""
+    measured = measure({b: partial(by_backend, b, function) for b in backends}, repeats, slow=REFERENCES)
+    report(case.name, measured)
+    counted = (floor.operations(case), floor.operations(case, low_rank=True), floor.not_counted(case))
+    return Floored(case.name, dict(measured.medians), measured.median_rate, measured.fastest_rate, *counted)
 
 
-def table(title: str, rows: list[dict], backends: list[str]) -> str:
-    """Markdown: seconds and, in brackets, multiples of the floor; then how many times faster than the references."""
-    fast = [b for b in backends if b not in REFERENCES]
-    compared = [b for b in backends if b in REFERENCES]
-    head = ['workload', 'GFLOP/s', 'floor', *backends, *(f'{f} : {c}' for c in compared for f in fast)]
-    lines = [f'## {title}', '', '| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
-    for row in rows:
-        cells = [row['name'], f'{row["rate"] / 1e9:.0f}', f'{row["floor"]:.2f}']
-        cells += [f'{row[b]:.2f} ({row[b] / row["floor"]:.2f}x)' if b in row else '' for b in backends]
-        cells += [f'{row[c] / row[f]:.1f}x' if c in row else '' for c in compared for f in fast]
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join([*lines, ''])
+def report(name: str, measured: Measured) -> None:
+    """A line of JSON for each workload, as soon as it is done."""
+    rates = {'median rate': measured.median_rate, 'fastest rate': measured.fastest_rate, 'rates': len(measured.rates)}
+    seconds = {key: value._asdict() for key, value in measured.medians.items()}
+    print(json.dumps({'name': name, **rates, **seconds}), flush=True)
 
 
-def memory_table(backends: list[str]) -> str:
+def dense(only: list[str], backends: list[str], repeats: int) -> list[Floored]:
+    chosen = selected(cases.DENSE, only)
+    net = cases.network() if chosen else None
+    return [against_floor(case, cases.dense_call(net, case), backends, repeats) for case in chosen]
+
+
+def train(only: list[str], backends: list[str], repeats: int) -> list[Floored]:
+    chosen = selected(cases.TRAINING, only)
+    net = cases.network().train() if chosen else None
+    return [against_floor(case, cases.training_step(net, case), backends, repeats) for case in chosen]
+
+
+def peers(only: list[str], repeats: int) -> str:
+    """A picture's systems in turn."""
+    rows = []
+    for name, group in groupby(cases.PEERS, key=lambda case: cases.describe(case.size, case.scale)):
+        chosen = list(group)
+        if not selected(chosen, only):
+            continue
+        calls = {case.system: cases.dense_call(cases.network(case.system), case) for case in chosen}
+        measured = measure(calls, repeats)
+        report(f'peers {name}', measured)
+        rows.append((name, dict(measured.medians)))
+    return peer_table(rows)
+
+
+def wide(only: list[str], repeats: int) -> str:
+    """All pictures in turn: they are compared with each other."""
+    chosen = selected(cases.WIDE, only)
+    measured = measure({case.name: cases.wide_call(cases.network(), case) for case in chosen}, repeats)
+    report('wide', measured)
+    rows = []
+    for case in chosen:
+        pixels, seconds = math.prod(case.size) / 1e6, measured.medians[case.name]
+        least = floor.operations(case) / measured.median_rate
+        rows.append((case.name, seconds.cpu / pixels, seconds.wall / pixels, least / pixels))
+    return wide_table(rows)
+
+
+def selected(workloads: list, only: list[str]) -> list:
+    return [case for case in workloads if any(part in case.name for part in only)]
+
+
+def memory(backends: list[str]) -> str:
     """Each measurement in a process of its own (memory.py): a peak cannot be taken back."""
     script = Path(__file__).parent / 'memory.py'
     names = ['dense LIT 512x512 x4', 'dense CLIT-3 24x24 x18', *(f'train {case.name}' for case in cases.TRAINING)]
-    lines = ['## Peak memory, MB', '', '| workload | ' + ' | '.join(backends) + ' |']
-    lines.append('|' + '---|' * (len(backends) + 1))
+    rows = []
     for name in names:
         cells = [name]
         for backend in backends:
@@ -88,84 +129,57 @@ def memory_table(backends: list[str]) -> str:
             command = [sys.executable, str(script), name, backend, str(torch.get_num_threads())]
             done = subprocess.run(command, capture_output=True, text=True)
             cells.append(done.stdout.strip() if done.returncode == 0 else 'failed')
-        lines.append('| ' + ' | '.join(cells) + ' |')
-        print(lines[-1], flush=True)
-    return '\n'.join([*lines, ''])
+        rows.append(cells)
+        print(json.dumps(dict(zip(['name', *backends], cells, strict=True))), flush=True)
+    return markdown(['workload', *backends], rows)
 
 
-def plot(rows: list[dict], backends: list[str], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 4))
-    width = 0.8 / len(backends)
-    for i, backend in enumerate(backends):
-        shown = [(x, row[backend] / row['floor']) for x, row in enumerate(rows) if backend in row]
-        axes.bar([x + i * width for x, _ in shown], [value for _, value in shown], width, label=backend)
-    axes.axhline(1, color='black', linewidth=0.8)
-    axes.set_yscale('log')
-    axes.set_ylabel('multiples of the arithmetic floor')
-    names = [row['name'] for row in rows]
-    axes.set_xticks([x + 0.4 for x in range(len(rows))], names, rotation=25, ha='right', fontsize=8)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+def sections(args: argparse.Namespace, floored: list[Floored]) -> Iterator[tuple[str, str, str]]:
+    """Title, explanation and table of each part; what has a floor is added to ``floored``, for the plot."""
+    references = [b for b in args.backends if b in REFERENCES]
+    if 'dense' in args.what:
+        rows = dense(args.only, args.backends, args.repeats)
+        floored += rows
+        text = FLOORS.format('; with the rank-16 rewrite at the median rate')
+        yield 'Whole pictures, encoder included', text, floor_table(rows, args.backends, references)
+    if 'peers' in args.what:
+        yield 'Beside LIIF and LTE, encoder included', '', peers(args.only, args.repeats)
+    if 'wide' in args.what:
+        yield 'Wide pictures, without the encoder', '', wide(args.only, args.repeats)
+    if 'train' in args.what:
+        backends = [b for b in args.backends if b != 'reference 30000']
+        rows = train(args.only, backends, args.repeats)
+        floored += rows
+        table = floor_table(rows, backends, [b for b in references if b in backends])
+        yield 'Training step, forward and backward', FLOORS.format(''), table
+    if 'memory' in args.what:
+        yield 'Peak memory, MB', '', memory([b for b in args.backends if b != 'reference 2048'])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', nargs='+', choices=['dense', 'train', 'memory'])
+    parser.add_argument('what', nargs='+', choices=['dense', 'peers', 'wide', 'train', 'memory'])
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--backends', nargs='+', default=['cpu', 'torch', 'reference 2048', 'reference 30000'])
-    parser.add_argument('--only', default='', help='workloads whose name contains this')
+    parser.add_argument('--only', nargs='+', default=[''], help='workloads whose name contains one of these')
     parser.add_argument('--out', type=Path, help='folder for RESULTS.md and plot.png; none: print only')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    command = f'python {" ".join(sys.argv)}'
+    command = f'python {shlex.join(sys.argv)}'
     parts = ['# Results', '', f'{datetime.date.today()}, {platform.system()}, `{command}`', '']
     parts += [f'- {name}: {value}' for name, value in versions().items()]
-    parts += ['', 'Seconds (multiples of the floor), medians; floor by a oneDNN convolution of the same run.', '']
-    net = cases.network()
-    results = {}
-    if 'dense' in args.what:
-        net.eval()
-        title = 'Whole pictures, encoder included'
-        results[title] = [
-            report(measure(case, partial(net.upscale, lq(case), scale=case.scale), args.backends, args.repeats))
-            for case in cases.DENSE
-            if args.only in case.name
-        ]
-        parts.append(table(title, results[title], args.backends))
-    if 'train' in args.what:
-        net.train()
-        backends = [b for b in args.backends if b != 'reference 30000']
-        results['Training step'] = [
-            report(measure(case, cases.training_step(net, case), backends, args.repeats))
-            for case in cases.TRAINING
-            if args.only in case.name
-        ]
-        parts.append(table('Training step, forward and backward', results['Training step'], backends))
-    if 'memory' in args.what:
-        parts.append(memory_table([b for b in args.backends if b != 'reference 2048']))
+    parts += [f'- instruction set: {instruction_set()}', f'- threads: {args.threads}', '']
+    parts += ['Medians. Rates of a oneDNN convolution of the same run, per CPU second.', '']
+    floored: list[Floored] = []
+    for title, text, table in sections(args, floored):
+        parts += [f'## {title}', '', *([text, ''] if text else []), table]
     print('\n'.join(parts))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / 'RESULTS.md').write_text('\n'.join(parts))
-        rows = [row for group in results.values() for row in group]
-        if rows:
-            plot(rows, args.backends, args.out / 'plot.png')
-
-
-def lq(case) -> torch.Tensor:
-    return torch.rand(1, 3, case.size, case.size, generator=torch.Generator().manual_seed(0))
-
-
-def report(row: dict) -> dict:
-    print(json.dumps(row), flush=True)
-    return row
+        if floored:
+            plot(floored, args.backends, args.out / 'plot.png')
 
 
 if __name__ == '__main__':

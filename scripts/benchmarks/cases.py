@@ -1,42 +1,52 @@
-"""What the benchmark measures, at the paper's size: LIT and CLIT over EDSR-baseline (C = 256, H = 8, G = 7), random
-weights.
+"""What the benchmarks run, at the paper's size: LIT and CLIT (C = 256, H = 8, G = 7), LIIF and LTE over EDSR-baseline,
+random weights. Only the package's public interface is used, so that an older checkout runs the same workloads.
 """
 
-import time
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-from clit_basicsr.archs.clit_arch import CLIT, split_scale
+from clit_basicsr.archs import CLIT, LIIF, LTE
+from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.archs.precision import in_precision
+from clit_basicsr.pictures.memory import plan_tiles
 
 EDSR_BASELINE = {'type': 'EDSR', 'num_feat': 64, 'num_block': 16, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
-
-# Millions of multiply-adds per LR pixel and per query, after the rewrites.
-ENCODER, FIRST_CONV, QKV_CONVS = 1.218, 0.147, 1.769
-FIRST_LAYER, SHARED_LAYER, DECODER, ATTENTION = 3.212, 0.1004, 0.197, 0.0125
+# Of a training patch: its side in LR pixels, and its queries.
+SIDE, QUERIES = 48, 2304
 
 
 class Dense(NamedTuple):
-    """A whole picture: ``size`` x ``size`` LR pixels enlarged by ``scale``."""
+    """A whole picture, encoder included.
 
-    name: str
-    size: int
+    Attributes:
+        system: what answers: LIT, CLIT-2 and CLIT-3 are the branches that one CLIT uses at that scale; LIIF, LTE.
+        size: (h, w) in LR pixels.
+    """
+
+    system: str
+    size: tuple[int, int]
     scale: float
 
     @property
-    def floor(self) -> float:
-        """Operations (two per multiply-add) that the rewrites leave."""
-        pixels, queries = self.size**2, round(self.size * self.scale) ** 2
-        total = pixels * (ENCODER + FIRST_CONV)
-        product = 1.0
-        for factor, _ in split_scale((self.scale, self.scale), 3):
-            features = round(self.size * product) ** 2
-            shared = features * FIRST_LAYER + queries * SHARED_LAYER
-            total += pixels * QKV_CONVS + min(shared, queries * FIRST_LAYER) + queries * (DECODER + ATTENTION)
-            product *= factor
-        return total * 2e6
+    def name(self) -> str:
+        return f'{self.system} {describe(self.size, self.scale)}'
+
+
+class Wide(NamedTuple):
+    """A picture of LIT from given features (h, w): without the encoder, whole or in the command's tiles."""
+
+    size: tuple[int, int]
+    scale: float
+    tiled: bool
+
+    @property
+    def name(self) -> str:
+        return f'wide {describe(self.size, self.scale)}, {"tiles" if self.tiled else "untiled"}'
 
 
 class Training(NamedTuple):
@@ -46,23 +56,34 @@ class Training(NamedTuple):
     batch: int
     scales: tuple[float, ...]
 
-    @property
-    def floor(self) -> float:
-        pixel = ENCODER + FIRST_CONV + len(self.scales) * QKV_CONVS
-        query = len(self.scales) * (FIRST_LAYER + DECODER + ATTENTION)
-        return 3 * self.batch * 2304 * (pixel + query) * 2e6  # a backward pass is twice the forward pass
+
+def describe(size: tuple[int, int], scale: float) -> str:
+    """Width x height and the scale."""
+    return f'{size[1]}x{size[0]} x{scale:g}'
 
 
 DENSE = [
-    Dense('LIT 64x64 x2', 64, 2),
-    Dense('LIT 64x64 x2.5', 64, 2.5),
-    Dense('LIT 64x64 x3', 64, 3),
-    Dense('LIT 64x64 x3.4', 64, 3.4),
-    Dense('LIT 64x64 x4', 64, 4),
-    Dense('CLIT-2 32x32 x8', 32, 8),
-    Dense('CLIT-2 32x32 x12', 32, 12),
-    Dense('CLIT-3 24x24 x18', 24, 18),
+    Dense('LIT', (48, 48), 1.3),
+    *(Dense('LIT', (64, 64), scale) for scale in (2, 2.5, 3, 3.4, 4)),
+    Dense('CLIT-2', (32, 32), 8),
+    Dense('CLIT-2', (32, 32), 12),
+    Dense('CLIT-3', (24, 24), 18),
+    Dense('CLIT-3', (16, 16), 30),
 ]
+# Each picture answered by our own network, LIIF and LTE.
+PEERS = [
+    Dense(system, (side, side), scale)
+    for own, side, scale in (
+        ('LIT', 48, 2),
+        ('LIT', 48, 3),
+        ('LIT', 48, 4),
+        ('CLIT-2', 48, 12),
+        ('CLIT-3', 24, 18),
+        ('CLIT-3', 16, 30),
+    )
+    for system in (own, 'LIIF', 'LTE')
+]
+WIDE = [Wide(size, 2, tiled) for size in ((96, 1020), (339, 510), (64, 64)) for tiled in (False, True)]
 TRAINING = [
     Training('LIT, batch 4, x2.5', 4, (2.5,)),
     Training('CLIT-2, batch 2, x2.5 x2.5', 2, (2.5, 2.5)),
@@ -70,12 +91,55 @@ TRAINING = [
 ]
 
 
-def network() -> CLIT:
+class GivenFeatures(nn.Module):
+    """In place of an encoder: features at hand. What is measured with it is the rest of the network."""
+
+    alignment, feat_scale = 1, 1.0
+
+    def __init__(self, encoder: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.out_channels, self.reach = encoder.out_channels, encoder.reach
+        self.features = torch.rand(1, self.out_channels, *size, generator=torch.Generator().manual_seed(1))
+
+    def padded_size(self, h: int, w: int) -> tuple[int, int]:
+        return h, w
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features[..., : x.shape[2], : x.shape[3]]
+
+
+def network(system: str = 'CLIT-3') -> ImplicitNet:
+    """The network that answers for a ``system`` of :class:`Dense`."""
     torch.manual_seed(0)
+    peers = {'LIIF': LIIF, 'LTE': LTE}
+    if system in peers:
+        return peers[system](encoder=EDSR_BASELINE)
     return CLIT(encoder=EDSR_BASELINE, num_branches=3)
 
 
-def training_step(net: CLIT, case: Training, side: int = 48, queries: int = 2304, precision: str | None = None):
+def dense_call(net: ImplicitNet, case: Dense) -> Callable[[], Tensor]:
+    """A function that makes the picture."""
+    return partial(net.eval().upscale, picture(case.size), scale=case.scale)
+
+
+def wide_call(net: ImplicitNet, case: Wide) -> Callable[[], Tensor]:
+    """A function that makes the picture; the network loses its encoder."""
+    lq, tile = picture(case.size), None
+    if case.tiled:
+        tiles = plan_tiles(net, case.size, (case.scale, case.scale))
+        tile = {'tile_size': tiles.size, 'tile_pad': max(tiles.pad, net.reach)}  # as ``enlarge`` hands them on
+    net.encoder = GivenFeatures(net.encoder, case.size)
+    return partial(net.eval().upscale, lq, scale=case.scale, tile=tile)
+
+
+def picture(size: tuple[int, int]) -> Tensor:
+    """(1, 3, h, w), noise in [0, 1]."""
+    return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+def training_step(
+    net: ImplicitNet, case: Training, side: int = SIDE, queries: int = QUERIES, precision: str | None = None
+) -> Callable[[], None]:
     """A function that makes one step's forward and backward pass where the network is, in a precision."""
     device, gen = next(net.parameters()).device, torch.Generator().manual_seed(0)
     size = round(side * torch.tensor(case.scales, dtype=torch.float64).prod().item())
@@ -91,15 +155,3 @@ def training_step(net: CLIT, case: Training, side: int = 48, queries: int = 2304
                 F.l1_loss(out.float(), gt).backward()
 
     return step
-
-
-def machine_rate() -> float:
-    """Operations per second of a oneDNN 3 x 3 convolution 256 -> 256, the fastest single-precision code at hand."""
-    x, weight = torch.randn(1, 256, 64, 64), torch.randn(256, 256, 3, 3)
-    best = float('inf')
-    with torch.no_grad():
-        for _ in range(4):
-            began = time.perf_counter()
-            F.conv2d(x, weight, padding=1)
-            best = min(best, time.perf_counter() - began)
-    return 2 * 256 * 256 * 9 * 64 * 64 / best

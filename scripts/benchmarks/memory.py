@@ -7,26 +7,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cases
+from measure import peak
 
 from clit_basicsr.archs.features import Features
 from clit_basicsr.ops import use_backend
 from clit_basicsr.ops.geometry.coords import Frame, Piece
-
-
-def status(key: str) -> float:
-    """MB of an entry of this process's status: VmRSS now, VmHWM at the highest."""
-    for line in Path('/proc/self/status').read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) / 1024
-    raise KeyError(key)
-
-
-def peak(function) -> float:
-    """MB by which a call raises the memory in use at its highest."""
-    Path('/proc/self/clear_refs').write_text('5')  # the highest becomes the present
-    before = status('VmRSS')
-    function()
-    return status('VmHWM') - before
 
 
 def dense(net, size: int, scale: float):

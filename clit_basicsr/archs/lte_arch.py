@@ -8,9 +8,11 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from clit_basicsr.archs.features import Features, Prepared
-from clit_basicsr.archs.implicit import ImplicitNet, relative_cell
+from clit_basicsr.archs.implicit import ImplicitNet, expand_cell, in_pieces
 from clit_basicsr.archs.mlp import build_mlp
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.ops.decoder import compiled
+from clit_basicsr.ops.geometry.coords import numbers
 from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
 from clit_basicsr.ops.geometry.sampling import gather_grid
 
@@ -53,19 +55,30 @@ class LTE(ImplicitNet):
         return 2  # the neighbour of the ensemble, and the convolutions
 
     def prepare_maps(self, feat: Features, scales) -> Tensor:
-        """Coefficients and frequencies, (B, 2 dim, h, w), channels last in memory, as they are read."""
-        both = torch.cat((self.coef(feat.z), self.freq(feat.z)), dim=1)
-        return both.contiguous(memory_format=torch.channels_last)
+        """Coefficients (dim) and frequencies (dim / 2 of y, then of x), (B, 2 dim, h, w), channels last in memory, as
+        they are read.
+        """
+        waves = self.freq(feat.z).unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
+        return torch.cat((self.coef(feat.z), waves), dim=1).contiguous(memory_format=torch.channels_last)
 
     def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
-        feat = prepared.feat
-        phase = self.phase(relative_cell(cell, coord, feat.frame))  # (B, Q, dim / 2)
-        out = torch.zeros_like(coord[..., :1])
-        for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
-            amplitude, waves = (
-                gather_grid(prepared.maps, point, feat.frame, 1).squeeze(2).chunk(2, dim=-1)
-            )  # (B, Q, dim)
-            waves = waves.unflatten(-1, (-1, 2))  # (B, Q, dim / 2, (y, x)); amplitude: (B, Q, dim)
-            angle = math.pi * ((waves * dx.unsqueeze(2)).sum(dim=-1) + phase)
-            out = out + weight * self.decoder(amplitude * torch.cat((angle.cos(), angle.sin()), dim=-1))
-        return out
+        feat, decoder = prepared.feat, compiled(self.decoder, prepared.feat.z)
+
+        def answer(coord: Tensor, cell: Tensor) -> Tensor:
+            phase = self._phase(cell * numbers(feat.frame.size, cell), coord)
+            out = torch.zeros_like(coord[..., :1])
+            for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
+                local = gather_grid(prepared.maps, point, feat.frame, 1).squeeze(2)  # (B, Q, 2 dim)
+                amplitude, waves = local.chunk(2, dim=-1)
+                y, x = waves.chunk(2, dim=-1)  # (B, Q, dim / 2) each
+                angle = math.pi * (y * dx[..., :1] + x * dx[..., 1:] + phase)
+                out = out + weight * decoder(amplitude * torch.cat((angle.cos(), angle.sin()), dim=-1))
+            return out
+
+        return in_pieces(answer, coord, cell)
+
+    def _phase(self, size: Tensor, coord: Tensor) -> Tensor:
+        """``phase`` of the HR pixel's size, (B, Q or 1, dim / 2)."""
+        size = size.unsqueeze(1) if size.dim() == 2 else expand_cell(size, coord)
+        # Not a product of matrices: one size for all queries gives the bits that one for each gives.
+        return size[..., :1] * self.phase.weight[:, 0] + size[..., 1:] * self.phase.weight[:, 1]

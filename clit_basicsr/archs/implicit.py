@@ -18,8 +18,9 @@ from clit_basicsr.ops.geometry.sampling import sample_bilinear
 # HR pixels per side of the pieces in which a picture is answered, and queries per pass: both only bound the memory.
 PIECE = 192
 MAX_QUERIES = 4096
-# Queries per thread whose values pass through a decoder together on a processor: they stay in its cache.
-PIECE_QUERIES = 256
+# Queries per thread that pass through a decoder together on a processor, where their values stay in its cache: of the
+# kernel, which is given little and keeps the rest to itself, and of plain torch.
+KERNEL_QUERIES, TORCH_QUERIES = 2048, 256
 
 
 class ImplicitNet(nn.Module):
@@ -284,15 +285,16 @@ class ImplicitNet(nn.Module):
                 out[..., rows, cols] = rgb.transpose(1, 2).unflatten(2, (y1 - y0, x1 - x0))
 
 
-def in_pieces(answer: Callable[[Tensor, Tensor], Tensor], coord: Tensor, cell: Tensor) -> Tensor:
+def in_pieces(answer: Callable[[Tensor, Tensor], Tensor], coord: Tensor, cell: Tensor, queries: int) -> Tensor:
     """``answer(coord, cell)``, (B, Q, 3), on the CPU without gradients for some queries at a time.
 
     Args:
         coord, cell: as for :meth:`ImplicitNet.query`.
+        queries: how many for each thread.
     """
     if torch.is_grad_enabled() or coord.device.type != 'cpu' or torch.compiler.is_compiling():
         return answer(coord, cell)
-    step = max(1, PIECE_QUERIES * torch.get_num_threads() // len(coord))
+    step = max(1, queries * torch.get_num_threads() // len(coord))
     cells = [cell] * -(-coord.shape[1] // step) if cell.dim() == 2 else cell.split(step, dim=1)
     return torch.cat([answer(*part) for part in zip(coord.split(step, dim=1), cells, strict=True)], dim=1)
 

@@ -58,6 +58,21 @@ class Layers(NamedTuple):
         out = mlp(rows, self.packed, self.widths, base, at, self.activation, activate_first, self.residual)
         return out.unflatten(0, x.shape[:-1])
 
+    def texture(self, maps: Tensor, index: Tensor, dx: Tensor, phase: Tensor) -> Tensor:
+        """The perceptron over the textures of LTE: amplitude * [cos, sin](pi (y dx_y + x dx_x + phase)).
+
+        Args:
+            maps: (M, 4 n), rows of 2 n amplitudes, of the cosines and of the sines, and n frequencies of y and of x.
+            index: (B, Q), the row for each query.
+            dx: (B, Q, 2).
+            phase: (B, Q or 1, n).
+
+        Returns:
+            Tensor: (B, Q, O).
+        """
+        arguments = (t.flatten(0, 1) for t in (index, dx, phase))
+        return texture_mlp(maps, *arguments, self.packed, self.widths, self.activation).unflatten(0, index.shape)
+
 
 def pack(
     weights: Sequence[Tensor], biases: Sequence[Tensor | None], activation: int = 1, residual: bool = False
@@ -77,12 +92,17 @@ def compiled(layers: nn.Sequential, like: Tensor) -> Callable[[Tensor], Tensor]:
     """
     if not runs_compiled(like):
         return layers
+    packed = pack_sequential(layers)
+    first = not isinstance(layers[0], nn.Linear)
+    return lambda rows: packed(rows, activate_first=first)
+
+
+def pack_sequential(layers: nn.Sequential) -> Layers:
+    """:func:`pack` of the linear layers in a sequence, with the activation between them."""
     linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
     kinds = {type(layer) for layer in layers} - {nn.Linear}
     activation = ACTIVATIONS[kinds.pop()] if kinds else 0
-    first = not isinstance(layers[0], nn.Linear)
-    packed = pack([layer.weight for layer in linear], [layer.bias for layer in linear], activation)
-    return lambda rows: packed(rows, activate_first=first)
+    return pack([layer.weight for layer in linear], [layer.bias for layer in linear], activation)
 
 
 @custom_op('clit::pack_layers', mutates_args=())
@@ -133,6 +153,36 @@ def mlp(
 def _(x, packed, widths, base, index, activation, activate_first, residual):
     _check(x, packed, widths, base, index)
     return x.new_empty(x.shape[0], widths[-1])
+
+
+@custom_op('clit::texture_mlp', mutates_args=())
+def texture_mlp(
+    maps: Tensor, index: Tensor, dx: Tensor, phase: Tensor, packed: Tensor, widths: list[int], activation: int
+) -> Tensor:
+    """See :meth:`Layers.texture`; index (N,), dx (N, 2), phase (a divisor of N, n)."""
+    backends.kernels(cpu_backend.NAME)
+    _check_texture(maps, index, dx, phase, packed, widths)
+    out = maps.new_empty(index.shape[0], widths[-1])
+    tensors = (t.contiguous() for t in (maps, index, dx, phase, packed, torch.tensor(widths)))
+    torch.ops.clit_cpu.texture_mlp(*tensors, activation, out)
+    return out
+
+
+@texture_mlp.register_fake
+def _(maps, index, dx, phase, packed, widths, activation):
+    _check_texture(maps, index, dx, phase, packed, widths)
+    return maps.new_empty(index.shape[0], widths[-1])
+
+
+def _check_texture(maps: Tensor, index: Tensor, dx: Tensor, phase: Tensor, packed: Tensor, widths: list[int]) -> None:
+    torch._check(
+        maps.dtype == packed.dtype == dx.dtype == phase.dtype and maps.dtype in (torch.float32, torch.float64),
+        lambda: f'{maps.dtype=} {packed.dtype=} {dx.dtype=} {phase.dtype=}',
+    )
+    torch._check(
+        maps.shape[1] == 2 * widths[0] == 4 * phase.shape[1] and index.shape == dx.shape[:1],
+        lambda: f'{maps.shape=} {index.shape=} {dx.shape=} {phase.shape=} {widths=}',
+    )
 
 
 def _check(x: Tensor, packed: Tensor, widths: list[int], base: Tensor | None, index: Tensor | None) -> None:

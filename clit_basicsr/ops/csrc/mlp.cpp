@@ -50,12 +50,42 @@ inline vec<T> activate(vec<T> x, int64_t activation) {
   return x;
 }
 
+// cos(pi a) and sin(pi a), to 2e-7 for |a| < 2^22.
+inline void cos_sin_pi(vec<float> a, vec<float>& cos, vec<float>& sin) {
+  const vec<float> magic = fill(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const vec<float> half = fill(0.5f), shifted = a + magic;
+  vec<float> r = a - (shifted - magic);
+  r = r > half ? half : r;
+  r = r < -half ? -half : r;
+  const vec<float> t = r * r;
+  vec<float> s = fill(-7.3704309e-3f);  // Taylor series
+  s = s * t + 8.2145887e-2f;
+  s = s * t - 5.9926453e-1f;
+  s = s * t + 2.5501640f;
+  s = s * t - 5.1677128f;
+  s = (s * t + 3.1415927f) * r;
+  vec<float> c = fill(-2.5806891e-2f);
+  c = c * t + 2.3533063e-1f;
+  c = c * t - 1.3352628f;
+  c = c * t + 4.0587121f;
+  c = c * t - 4.9348022f;
+  c = c * t + 1.0f;
+  // A cast between vectors keeps the bits: the last one of the rounded number becomes the sign.
+  typedef Vec<float>::index index;
+  const index odd = (index)shifted << 31;
+  cos = (vec<float>)((index)c ^ odd);
+  sin = (vec<float>)((index)s ^ odd);
+}
+inline void cos_sin_pi(vec<double> a, vec<double>& cos, vec<double>& sin) {
+  for (int i = 0; i < kLanes<double>; ++i) cos[i] = std::cos(M_PI * a[i]), sin[i] = std::sin(M_PI * a[i]);
+}
+
 template <typename T>
 struct Mlp {
-  const T *x, *packed, *base;  // packed: for each layer its bias and its panels, see clit_basicsr.ops.decoder.pack
+  const T *packed, *base;  // packed: for each layer its bias and its panels, see clit_basicsr.ops.decoder.pack
   const int64_t *index, *widths;
   int64_t layers, base_width, activation;
-  bool activate_first, residual;
+  bool residual;
   T* out;
 
   int64_t inputs() const { return widths[0]; }
@@ -68,15 +98,15 @@ struct Mlp {
     return widest + 64 / sizeof(T);  // rows a power of two apart would share the sets of the cache
   }
 
-  void run(int64_t begin, int64_t end) const {
+  // The rows begin ... end - 1; input(i, to): the first layer's input for one of them, which may be written to `to`.
+  template <typename Input>
+  void run(int64_t begin, int64_t end, const Input& input) const {
     const int64_t m = end - begin, stride = this->stride();
     Buffer<T> first(m * stride), second(m * stride);
     T *now = first.get(), *next = second.get();
     std::vector<const T*> a(m), shifted(m);
-    for (int64_t i = 0; i < m; ++i) a[i] = x + (begin + i) * inputs();
-    if (activate_first) {
-      for (int64_t i = 0; i < m; ++i) activate_row(a[i], now + i * stride), a[i] = now + i * stride;
-    }
+    for (int64_t i = 0; i < m; ++i) a[i] = input(begin + i, now + i * stride);
+    const std::vector<const T*> x(residual ? a : std::vector<const T*>());
     const T* weight = packed;
     for (int64_t layer = 0; layer < layers; ++layer) {
       const int64_t depth = widths[layer] + appended(layer), width = widths[layer + 1], padded = round_up<T>(width);
@@ -102,18 +132,10 @@ struct Mlp {
       std::swap(now, next);
       for (int64_t i = 0; i < m; ++i) {
         a[i] = now + i * stride;
-        if (residual) std::copy_n(x + (begin + i) * inputs(), inputs(), now + i * stride + width);
+        if (residual) std::copy_n(x[i], inputs(), now + i * stride + width);
       }
     }
     for (int64_t i = 0; i < m; ++i) std::copy_n(next + i * stride, outputs(), out + (begin + i) * outputs());
-  }
-
-  void activate_row(const T* from, T* to) const {
-    int64_t i = 0;
-    for (; i + kLanes<T> <= inputs(); i += kLanes<T>) store(to + i, activate<T>(load(from + i), activation));
-    T rest[kLanes<T>] = {};
-    std::copy_n(from + i, inputs() - i, rest);
-    store(to + i, activate<T>(load(rest), activation));
   }
 
   // Of one panel of one row of products: bias, what is added to the first layer, activation, skip connection.
@@ -133,19 +155,74 @@ struct Mlp {
   }
 };
 
+template <typename T, typename Input>
+void run_blocks(const Mlp<T>& net, int64_t rows, const Input& input) {
+  parallel((rows + kBlock - 1) / kBlock,
+      [&](int64_t block) { net.run(block * kBlock, std::min(rows, (block + 1) * kBlock), input); });
+}
+
+template <typename T>
+void activate_row(const T* from, int64_t n, int64_t activation, T* to) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store(to + i, activate<T>(load(from + i), activation));
+  T rest[kLanes<T>] = {};
+  std::copy_n(from + i, n - i, rest);
+  store(to + i, activate<T>(load(rest), activation));
+}
+
 void mlp(Tensor x, Tensor packed, Tensor widths, Tensor base, Tensor index, int64_t activation, bool activate_first,
     bool residual, Tensor out) {
   const auto call = [&](auto zero) {
     using T = decltype(zero);
     const bool with_base = base.numel() > 0;
-    const Mlp<T> net{read<T>(x), read<T>(packed), with_base ? read<T>(base) : nullptr, read<int64_t>(index),
-        read<int64_t>(widths), widths.size(0) - 1, with_base ? base.size(1) : 0, activation, activate_first, residual,
-        write<T>(out)};
-    const int64_t rows = x.size(0);
-    parallel((rows + kBlock - 1) / kBlock,
-        [&](int64_t block) { net.run(block * kBlock, std::min(rows, (block + 1) * kBlock)); });
+    const Mlp<T> net{read<T>(packed), with_base ? read<T>(base) : nullptr, read<int64_t>(index), read<int64_t>(widths),
+        widths.size(0) - 1, with_base ? base.size(1) : 0, activation, residual, write<T>(out)};
+    run_blocks(net, x.size(0), [&](int64_t i, T* to) -> const T* {
+      const T* row = read<T>(x) + i * net.inputs();
+      if (!activate_first) return row;
+      activate_row(row, net.inputs(), activation, to);
+      return to;
+    });
   };
   is_double(x) ? call(double()) : call(float());
+}
+
+// amplitude * [cos, sin](pi (y dy + x dx + phase)), see clit_basicsr.archs.lte_arch; from: 2 n amplitudes, n numbers y,
+// n numbers x.
+template <typename T>
+void texture(const T* from, int64_t n, const T* dx, const T* phase, T* to) {
+  const auto step = [&](int64_t i, const T* y, const T* x, const T* p, vec<T>& cos, vec<T>& sin) {
+    cos_sin_pi(load(y + i) * dx[0] + load(x + i) * dx[1] + load(p + i), cos, sin);
+  };
+  vec<T> cos, sin;
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) {
+    step(i, from + 2 * n, from + 3 * n, phase, cos, sin);
+    store(to + i, load(from + i) * cos);
+    store(to + n + i, load(from + n + i) * sin);
+  }
+  T rest[3][kLanes<T>] = {};
+  std::copy_n(from + 2 * n + i, n - i, rest[0]);
+  std::copy_n(from + 3 * n + i, n - i, rest[1]);
+  std::copy_n(phase + i, n - i, rest[2]);
+  step(0, rest[0], rest[1], rest[2], cos, sin);
+  for (int64_t j = 0; i + j < n; ++j) to[i + j] = from[i + j] * cos[j], to[n + i + j] = from[n + i + j] * sin[j];
+}
+
+void texture_mlp(
+    Tensor maps, Tensor index, Tensor dx, Tensor phase, Tensor packed, Tensor widths, int64_t activation, Tensor out) {
+  const auto call = [&](auto zero) {
+    using T = decltype(zero);
+    const Mlp<T> net{read<T>(packed), nullptr, nullptr, read<int64_t>(widths), widths.size(0) - 1, 0, activation, false,
+        write<T>(out)};
+    const int64_t n = phase.size(1), rows = index.size(0), queries = rows / std::max<int64_t>(1, phase.size(0));
+    run_blocks(net, rows, [&](int64_t i, T* to) -> const T* {
+      const T* from = read<T>(maps) + read<int64_t>(index)[i] * 4 * n;
+      texture(from, n, read<T>(dx) + 2 * i, read<T>(phase) + i / queries * n, to);
+      return to;
+    });
+  };
+  is_double(maps) ? call(double()) : call(float());
 }
 
 // One layer for mlp: its bias, filled up with zeros to whole panels, and its weight (O, K) as [O / panel][K][kPanel].
@@ -173,10 +250,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(clit_cpu, m) {
   m.def(
       "mlp(Tensor x, Tensor packed, Tensor widths, Tensor base, Tensor index, int activation, bool activate_first, "
       "bool residual, Tensor(a!) out) -> ()");
+  m.def(
+      "texture_mlp(Tensor maps, Tensor index, Tensor dx, Tensor phase, Tensor packed, Tensor widths, int activation, "
+      "Tensor(a!) out) -> ()");
   m.def("pack_layer(Tensor weight, Tensor bias, int at, Tensor(a!) packed) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(clit_cpu, CPU, m) {
   m.impl("mlp", TORCH_BOX(&mlp));
+  m.impl("texture_mlp", TORCH_BOX(&texture_mlp));
   m.impl("pack_layer", TORCH_BOX(&pack_layer));
 }
 

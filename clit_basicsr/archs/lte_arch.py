@@ -95,7 +95,7 @@ class LTE(ImplicitNet):
         """The same by the kernel."""
         decoder, feat = pack_sequential(self.decoder), prepared.feat
         rows = prepared.maps.permute(0, 2, 3, 1).flatten(0, 2)  # (B * h * w, 2 dim)
-        return lambda point, dx, phase: decoder.texture(rows, map_index(feat, point), dx, phase)
+        return lambda point, dx, phase: decoder.texture(rows, map_index(feat, point), dx.to(rows.dtype), phase)
 
     def _phase(self, size: Tensor, coord: Tensor) -> Tensor:
         """``phase`` of the HR pixel's size, (B, Q or 1, dim / 2)."""

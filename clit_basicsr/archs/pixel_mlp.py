@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clit_basicsr.archs.features import Features
-from clit_basicsr.ops.decoder import PIECE_ROWS, Layers, pack, runs_compiled
+from clit_basicsr.ops.decoder import Layers, pack, runs_compiled
 from clit_basicsr.ops.geometry.coords import nearest_index
 from clit_basicsr.ops.geometry.sampling import gather_grid, read_pixels, unfold_at
 
+# Pixels whose unfolded features are copied together: bounds the memory.
+PIXELS = 1024
 # (point, position) -> values, see feature_mlp
 Answer = Callable[[Tensor, Tensor], Tensor]
 
@@ -35,7 +37,7 @@ def map_products(layer: Layers, feat: Features, grid_size: int) -> Tensor:
     offset = torch.arange(grid_size, device=padded.device)
     out = []
     for b in range(batch):
-        for pixels in torch.arange(h * w, device=padded.device).split(PIECE_ROWS * torch.get_num_threads()):
+        for pixels in torch.arange(h * w, device=padded.device).split(PIXELS):
             y = (pixels // w).view(1, -1, 1, 1) + offset.view(-1, 1)
             x = (pixels % w).view(1, -1, 1, 1) + offset
             out.append(layer(read_pixels(padded[b : b + 1], y, x).flatten(2).squeeze(0)))
@@ -103,7 +105,7 @@ def feature_mlp(
     first = _feature_part(linear[0], feat, grid_size) if maps is None else rest
 
     def answer(point: Tensor, position: Tensor) -> Tensor:
-        return rest(position, *read_products(first, feat, maps, point, grid_size))
+        return rest(position.to(feat.z.dtype), *read_products(first, feat, maps, point, grid_size))
 
     return answer
 

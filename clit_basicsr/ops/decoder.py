@@ -13,8 +13,6 @@ from clit_basicsr.ops import backends
 from clit_basicsr.ops.backends import cpu_backend
 from clit_basicsr.ops.backends.contract import Call
 
-# Rows that pass through a decoder together where plain torch computes: on a processor they stay in its cache.
-PIECE_ROWS = 512
 # As the kernel numbers them.
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.GELU: 2}
 
@@ -23,7 +21,7 @@ def runs_compiled(x: Tensor) -> bool:
     """Whether the kernel serves decoders over such features: on the CPU, in single or double precision, without
     gradients and autocast, where backend 'cpu' is selected.
     """
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+    if x.device.type != 'cpu' or torch.is_grad_enabled() or torch.is_autocast_enabled('cpu'):
         return False
     return backends.serves(cpu_backend.NAME, Call(x))
 

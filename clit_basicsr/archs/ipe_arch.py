@@ -88,7 +88,7 @@ class IPE(ImplicitNet):
 
     def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
         feat = prepared.feat
-        mlp = feature_mlp(self.decoder[::2], feat, prepared.maps, self.grid_size, self._values)
+        mlp = feature_mlp(list(self.decoder)[::2], feat, prepared.maps, self.grid_size, self._values)
 
         def answer(coord: Tensor, cell: Tensor) -> Tensor:
             size = relative_cell(cell, coord, feat.frame)

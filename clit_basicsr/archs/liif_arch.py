@@ -55,7 +55,7 @@ class LIIF(ImplicitNet):
 
     def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
         feat = prepared.feat
-        mlp = feature_mlp(self.decoder[::2], feat, prepared.maps, self.grid_size, self._values)
+        mlp = feature_mlp(list(self.decoder)[::2], feat, prepared.maps, self.grid_size, self._values)
 
         def answer(coord: Tensor, cell: Tensor) -> Tensor:
             size = [relative_cell(cell, coord, feat.frame)] if self.cell else []

@@ -175,6 +175,16 @@ def test_wrong_shapes_are_refused():
             layers(*arguments)
 
 
+def test_rows_that_do_not_exist_are_refused():
+    layers = decoder.pack([torch.randn(4, 3), torch.randn(2, 4)], [None, None])
+    texture = decoder.pack([torch.randn(4, 2)], [None])
+    for row in (-1, 6):
+        with pytest.raises(IndexError, match='of 6'):
+            layers(torch.randn(1, 3), torch.randn(6, 4), torch.tensor([row]))
+        with pytest.raises(IndexError, match='of 6'):
+            texture.texture(torch.randn(6, 4), torch.tensor([[row]]), torch.zeros(1, 1, 2), torch.zeros(1, 1, 1))
+
+
 def test_operators_are_registered_well():
     weights, biases = [torch.randn(8, 6), torch.randn(3, 8)], [torch.randn(8), torch.randn(3)]
     torch.library.opcheck(decoder.pack_layers, (weights, biases))

@@ -59,10 +59,11 @@ class MetaSR(ImplicitNet):
             center = nearest_center(point[..., axis], n)
             inputs.append((corner[..., axis] - (center - 1 / n)) * (n / 2))  # 0 ... 1 within the LR pixel
         inputs.append(cell[..., 0] * (feat.frame.size[0] / 2))  # the inverse of the scale
-        position, kernel = torch.stack(inputs, dim=-1).to(feat.z.dtype), runs_compiled(feat.z)
-        answer = self._kernel(prepared) if kernel else partial(self._plain, feat)
+        position = torch.stack(inputs, dim=-1).to(feat.z.dtype)
+        answer = self._kernel(prepared) if runs_compiled(feat.z) else partial(self._plain, feat)
         # A filter is large: 27 C0 numbers for every query.
-        step = max(1, (TORCH_QUERIES if kernel else MAX_QUERIES) // coord.shape[0])
+        whole = torch.is_grad_enabled() or coord.device.type != 'cpu' or torch.compiler.is_compiling()
+        step = max(1, (MAX_QUERIES if whole else TORCH_QUERIES) // coord.shape[0])
         parts = zip(point.split(step, dim=1), position.split(step, dim=1), strict=True)
         return torch.cat([answer(*part) for part in parts], dim=1)
 

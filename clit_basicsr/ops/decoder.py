@@ -142,6 +142,7 @@ def mlp(
     out = x.new_empty(x.shape[0], widths[-1])
     base = x.new_empty(0, 0) if base is None else base
     index = torch.empty(0, dtype=torch.int64) if index is None else index
+    _check_index(index, base)
     tensors = (t.contiguous() for t in (x, packed, torch.tensor(widths), base, index))
     torch.ops.clit_cpu.mlp(*tensors, activation, activate_first, residual, out)
     return out
@@ -160,6 +161,7 @@ def texture_mlp(
     """See :meth:`Layers.texture`; index (N,), dx (N, 2), phase (a divisor of N, n)."""
     backends.kernels(cpu_backend.NAME)
     _check_texture(maps, index, dx, phase, packed, widths)
+    _check_index(index, maps)
     out = maps.new_empty(index.shape[0], widths[-1])
     tensors = (t.contiguous() for t in (maps, index, dx, phase, packed, torch.tensor(widths)))
     torch.ops.clit_cpu.texture_mlp(*tensors, activation, out)
@@ -181,6 +183,12 @@ def _check_texture(maps: Tensor, index: Tensor, dx: Tensor, phase: Tensor, packe
         maps.shape[1] == 2 * widths[0] == 4 * phase.shape[1] and index.shape == dx.shape[:1],
         lambda: f'{maps.shape=} {index.shape=} {dx.shape=} {phase.shape=} {widths=}',
     )
+
+
+def _check_index(index: Tensor, rows: Tensor) -> None:
+    """The kernel reads what it is given, whatever lies there."""
+    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= len(rows)):
+        raise IndexError(f'rows {int(index.min())} ... {int(index.max())} of {len(rows)} are asked for')
 
 
 def _check(x: Tensor, packed: Tensor, widths: list[int], base: Tensor | None, index: Tensor | None) -> None:

@@ -1,6 +1,6 @@
 """What every implicit network shares: encode once, query anywhere, and from both a whole picture of any size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from clit_basicsr.ops.geometry.sampling import sample_bilinear
 # HR pixels per side of the pieces in which a picture is answered, and queries per pass: both only bound the memory.
 PIECE = 192
 MAX_QUERIES = 4096
+# Queries per thread that pass through a decoder together on a processor, where their values stay in its cache: of the
+# kernel, which is given little and keeps the rest to itself, and of plain torch.
+KERNEL_QUERIES, TORCH_QUERIES = 2048, 256
 
 
 class ImplicitNet(nn.Module):
@@ -84,7 +87,7 @@ class ImplicitNet(nn.Module):
             Tensor: (B, Q, 3) in [0, 1], not clamped.
         """
         prepared, coord, cell = self._in_frame(feat, coord, cell, scales)
-        if prepared.maps is None:
+        if prepared.maps is None and self.pays_to_prepare(prepared.feat, coord):
             prepared = prepared._replace(maps=self.prepare_maps(prepared.feat, prepared.scales))
         return self.finish(self.decode(prepared, coord, cell), prepared.feat, coord)
 
@@ -116,6 +119,10 @@ class ImplicitNet(nn.Module):
     def prepare_maps(self, feat: Features, scales) -> Any:
         """What the decoder derives from features alone, for :meth:`decode`; None if nothing."""
         return None
+
+    def pays_to_prepare(self, feat: Features, coord: Tensor) -> bool:
+        """Whether a single call of :meth:`query` makes the maps of :meth:`prepare_maps` as well."""
+        return True
 
     def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
         """The decoder's values at the queries, in its units: see :func:`to_image`.
@@ -276,6 +283,20 @@ class ImplicitNet(nn.Module):
                 rgb = self.query(window, coord, cell, scales)  # (B, num_rows * num_cols, 3)
                 rows, cols = piece.place(slice(y0, y1), slice(x0, x1))
                 out[..., rows, cols] = rgb.transpose(1, 2).unflatten(2, (y1 - y0, x1 - x0))
+
+
+def in_pieces(answer: Callable[[Tensor, Tensor], Tensor], coord: Tensor, cell: Tensor, queries: int) -> Tensor:
+    """``answer(coord, cell)``, (B, Q, 3), on the CPU without gradients for some queries at a time.
+
+    Args:
+        coord, cell: as for :meth:`ImplicitNet.query`.
+        queries: how many for each thread.
+    """
+    if torch.is_grad_enabled() or coord.device.type != 'cpu' or torch.compiler.is_compiling():
+        return answer(coord, cell)
+    step = max(1, queries * torch.get_num_threads() // len(coord))
+    cells = [cell] * -(-coord.shape[1] // step) if cell.dim() == 2 else cell.split(step, dim=1)
+    return torch.cat([answer(*part) for part in zip(coord.split(step, dim=1), cells, strict=True)], dim=1)
 
 
 def to_image(out: Tensor, skip: Tensor | None = None) -> Tensor:

@@ -6,11 +6,12 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
-from clit_basicsr.archs.features import Prepared
-from clit_basicsr.archs.implicit import ImplicitNet, relative_cell
+from clit_basicsr.archs.features import Features, Prepared
+from clit_basicsr.archs.implicit import KERNEL_QUERIES, TORCH_QUERIES, ImplicitNet, in_pieces, relative_cell
 from clit_basicsr.archs.mlp import build_mlp
+from clit_basicsr.archs.pixel_mlp import feature_mlp, fewer_pixels, first_products
+from clit_basicsr.ops.decoder import runs_compiled
 from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
-from clit_basicsr.ops.geometry.sampling import unfold_at
 
 
 @ARCH_REGISTRY.register()
@@ -46,12 +47,24 @@ class LIIF(ImplicitNet):
     def reach(self) -> int:
         return 2  # the neighbour of the ensemble, and the neighbour that unfolding adds
 
+    def prepare_maps(self, feat: Features, scales) -> Tensor | None:
+        return first_products(self.decoder[0], feat, self.grid_size)
+
+    def pays_to_prepare(self, feat: Features, coord: Tensor) -> bool:
+        return fewer_pixels(feat, coord, 4 if self.local_ensemble else 1)
+
     def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
         feat = prepared.feat
-        out = torch.zeros_like(coord[..., :1])
-        for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
-            inputs = [unfold_at(feat.z, point, feat.frame, self.grid_size), dx]  # (B, Q, 9 C), (B, Q, 2)
-            if self.cell:
-                inputs.append(relative_cell(cell, coord, feat.frame))
-            out = out + weight * self.decoder(torch.cat(inputs, dim=-1))
-        return out
+        mlp = feature_mlp(list(self.decoder)[::2], feat, prepared.maps, self.grid_size, self._values)
+
+        def answer(coord: Tensor, cell: Tensor) -> Tensor:
+            size = [relative_cell(cell, coord, feat.frame)] if self.cell else []
+            out = torch.zeros_like(coord[..., :1])
+            for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
+                out = out + weight * mlp(point, torch.cat((dx, *size), dim=-1))
+            return out
+
+        return in_pieces(answer, coord, cell, KERNEL_QUERIES if runs_compiled(feat.z) else TORCH_QUERIES)
+
+    def _values(self, z: Tensor, position: Tensor) -> Tensor:
+        return self.decoder(torch.cat((z, position), dim=-1))

@@ -1,6 +1,6 @@
 """One branch of LIT, and what it is made of; CLIT stacks several."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +16,7 @@ from clit_basicsr.ops.attention.reference import Head, Linear, attention_weights
 from clit_basicsr.ops.attention.rows import MapRows
 from clit_basicsr.ops.attention.windows import TapProducts, window_attention
 from clit_basicsr.ops.backends.contract import Call
+from clit_basicsr.ops.decoder import compiled
 from clit_basicsr.ops.geometry.coords import Frame, Piece, numbers
 from clit_basicsr.ops.upsampled import Conv, Upsampling, upsample, upsampled_conv
 
@@ -191,11 +192,12 @@ class LITBranch(nn.Module):
         """
         backend, layer = self.backend(source.z, coord), self._first_layer()
         size = relative_cell(cell, coord, source.target) if self.spec.cell else None
+        rest = compiled(cast(nn.Sequential, self.decoder[1:]), source.z)
         if self._few_queries(source, coord, backend):
             upsampling = cast(Upsampling, source.upsampling)
             maps = source.maps or TapProducts.make(source.z, self._convs())
             first = window_attention(maps, upsampling, coord, self._head(bias), layer, size, backend)
-            return self.decoder[1:](first)
+            return rest(first)
         q, k, v = source.maps if source.upsampling is None and source.maps else self.project(source, backend)
         # With gradients the fast backends bound their memory themselves.
         whole = backend != 'reference' and torch.is_grad_enabled()
@@ -217,7 +219,7 @@ class LITBranch(nn.Module):
                 aggregation=self.spec.aggregation,
                 backend=backend,
             )
-            out.append(self.decoder[1:](first))
+            out.append(rest(first))
         return torch.cat(out, dim=1)
 
     def add_piece(self, out: Tensor, source: MapRows, piece: Piece, bias: PositionalBias | None) -> None:
@@ -226,10 +228,10 @@ class LITBranch(nn.Module):
         if self.spec.cell:  # the same for all pixels: a part of the layer's bias
             cell = numbers([2 / n for n in piece.size], offset) * numbers(source.target.size, offset)
             weight, offset = weight[:, :-2], offset + weight[:, -2:] @ cell
-        layers = cast(nn.Sequential, self.decoder[1:])
+        rest = compiled(cast(nn.Sequential, self.decoder[1:]), source.z)
         for y, x, first in dense_first_layer(source, piece, Linear(weight, offset), self._head(bias), source.backend):
             rows, cols = piece.place(y, x)
-            out[:, rows, cols] += decode_rows(layers, first).permute(2, 0, 1)
+            out[:, rows, cols] += decode_rows(rest, first).permute(2, 0, 1)
 
     def rows(self, feat: BranchInput, first: nn.Module, backend: str) -> MapRows:
         """The source of q, k and v for :meth:`add_piece`.
@@ -272,8 +274,10 @@ class LITBranch(nn.Module):
         return [_parameters(cast(nn.Module, conv)) for conv in (self.conv_q, self.conv_k, self.conv_v)]
 
 
-def decode_rows(layers: nn.Sequential, first: Tensor) -> Tensor:
+def decode_rows(layers: Callable[[Tensor], Tensor], first: Tensor) -> Tensor:
     """The decoder's layers after the first: (R, S, O) -> (R, S, 3). Overwrites ``first``."""
+    if not isinstance(layers, nn.Sequential):
+        return layers(first)
     step = DECODER_QUERIES * torch.get_num_threads() if first.device.type == 'cpu' else first.shape[:2].numel()
     parts = []
     for part in first.flatten(0, 1).split(step):

@@ -13,6 +13,7 @@ from clit_basicsr.archs.mlp import build_mlp
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops import PositionalBias
 from clit_basicsr.ops.attention.reference import positional_bias
+from clit_basicsr.ops.decoder import compiled
 from clit_basicsr.ops.geometry.coords import Frame, relative_coord
 from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
 from clit_basicsr.ops.geometry.sampling import gather_grid, sample_bilinear
@@ -110,13 +111,14 @@ class FrequencyBranch(nn.Module):
         """
         maps = source.maps or self.prepare(source.z)
         size = relative_cell(cell, coord, source.frame) if self.spec.cell else coord[..., :0]
+        decoder = compiled(self.decoder, source.z)
         step = max(1, MAX_QUERIES // coord.shape[0])
         out = []
         for start in range(0, coord.shape[1], step):
             part = slice(start, start + step)
             # The local grids of all queries of a training batch would take gigabytes: they are made again for the
             # backward pass.
-            arguments = (*maps, coord[:, part], size[:, part], bias, source.frame)
+            arguments = (*maps, coord[:, part], size[:, part], bias, source.frame, decoder)
             out.append(checkpoint(self._answer, *arguments, use_reentrant=False))
         return torch.cat(out, dim=1)
 
@@ -136,7 +138,7 @@ class FrequencyBranch(nn.Module):
 
     def _answer(self, *arguments: Any) -> Tensor:
         """:meth:`forward` for some of the queries; tensors as separate arguments, which ``checkpoint`` needs."""
-        *tensors, coord, cell, bias, frame = arguments
+        *tensors, coord, cell, bias, frame, decoder = arguments
         q, k, v, f = FrequencyMaps(*tensors)
         out = torch.zeros_like(coord[..., :1])
         for point, _, weight in ensemble_neighbors(coord, frame, self.spec.local_ensemble):
@@ -149,7 +151,7 @@ class FrequencyBranch(nn.Module):
                 value = value.sum(dim=2, keepdim=True)
             if self.frequency_block is not None and f is not None:
                 value = torch.cat((value, self.frequency_block(f, point, dx, frame)), dim=-1)
-            out = out + weight * self.decoder(torch.cat((value.flatten(2), cell), dim=-1))
+            out = out + weight * decoder(torch.cat((value.flatten(2), cell), dim=-1))
         return out
 
     def _attention(

@@ -1,18 +1,24 @@
 """LTE, the local texture estimator."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from clit_basicsr.archs.features import Features, Prepared
-from clit_basicsr.archs.implicit import ImplicitNet, relative_cell
+from clit_basicsr.archs.implicit import KERNEL_QUERIES, TORCH_QUERIES, ImplicitNet, expand_cell, in_pieces
 from clit_basicsr.archs.mlp import build_mlp
+from clit_basicsr.archs.pixel_mlp import map_index
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.ops.decoder import pack_sequential, runs_compiled
+from clit_basicsr.ops.geometry.coords import numbers
 from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
 from clit_basicsr.ops.geometry.sampling import gather_grid
+
+# (point, dx, phase) -> values
+Values = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @ARCH_REGISTRY.register()
@@ -53,19 +59,46 @@ class LTE(ImplicitNet):
         return 2  # the neighbour of the ensemble, and the convolutions
 
     def prepare_maps(self, feat: Features, scales) -> Tensor:
-        """Coefficients and frequencies, (B, 2 dim, h, w), channels last in memory, as they are read."""
-        both = torch.cat((self.coef(feat.z), self.freq(feat.z)), dim=1)
-        return both.contiguous(memory_format=torch.channels_last)
+        """Coefficients (dim) and frequencies (dim / 2 of y, then of x), (B, 2 dim, h, w), channels last in memory, as
+        they are read.
+        """
+        waves = self.freq(feat.z).unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
+        return torch.cat((self.coef(feat.z), waves), dim=1).contiguous(memory_format=torch.channels_last)
 
     def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
         feat = prepared.feat
-        phase = self.phase(relative_cell(cell, coord, feat.frame))  # (B, Q, dim / 2)
-        out = torch.zeros_like(coord[..., :1])
-        for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
-            amplitude, waves = (
-                gather_grid(prepared.maps, point, feat.frame, 1).squeeze(2).chunk(2, dim=-1)
-            )  # (B, Q, dim)
-            waves = waves.unflatten(-1, (-1, 2))  # (B, Q, dim / 2, (y, x)); amplitude: (B, Q, dim)
-            angle = math.pi * ((waves * dx.unsqueeze(2)).sum(dim=-1) + phase)
-            out = out + weight * self.decoder(amplitude * torch.cat((angle.cos(), angle.sin()), dim=-1))
-        return out
+        kernel = runs_compiled(feat.z)
+        values = self._kernel(prepared) if kernel else self._plain(prepared)
+
+        def answer(coord: Tensor, cell: Tensor) -> Tensor:
+            phase = self._phase(cell * numbers(feat.frame.size, cell), coord)
+            out = torch.zeros_like(coord[..., :1])
+            for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
+                out = out + weight * values(point, dx, phase)
+            return out
+
+        return in_pieces(answer, coord, cell, KERNEL_QUERIES if kernel else TORCH_QUERIES)
+
+    def _plain(self, prepared: Prepared) -> Values:
+        """Values (B, Q, 3) that the pixel nearest to each point gives, from point, dx and phase."""
+
+        def values(point: Tensor, dx: Tensor, phase: Tensor) -> Tensor:
+            local = gather_grid(prepared.maps, point, prepared.feat.frame, 1).squeeze(2)  # (B, Q, 2 dim)
+            amplitude, waves = local.chunk(2, dim=-1)
+            y, x = waves.chunk(2, dim=-1)  # (B, Q, dim / 2) each
+            angle = math.pi * (y * dx[..., :1] + x * dx[..., 1:] + phase)
+            return self.decoder(amplitude * torch.cat((angle.cos(), angle.sin()), dim=-1))
+
+        return values
+
+    def _kernel(self, prepared: Prepared) -> Values:
+        """The same by the kernel."""
+        decoder, feat = pack_sequential(self.decoder), prepared.feat
+        rows = prepared.maps.permute(0, 2, 3, 1).flatten(0, 2)  # (B * h * w, 2 dim)
+        return lambda point, dx, phase: decoder.texture(rows, map_index(feat, point), dx.to(rows.dtype), phase)
+
+    def _phase(self, size: Tensor, coord: Tensor) -> Tensor:
+        """``phase`` of the HR pixel's size, (B, Q or 1, dim / 2)."""
+        size = size.unsqueeze(1) if size.dim() == 2 else expand_cell(size, coord)
+        # Not a product of matrices: one size for all queries gives the bits that one for each gives.
+        return size[..., :1] * self.phase.weight[:, 0] + size[..., 1:] * self.phase.weight[:, 1]

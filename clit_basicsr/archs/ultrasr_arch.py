@@ -5,11 +5,12 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from clit_basicsr.archs.features import Prepared
-from clit_basicsr.archs.implicit import ImplicitNet, relative_cell
+from clit_basicsr.archs.features import Features, Prepared
+from clit_basicsr.archs.implicit import KERNEL_QUERIES, TORCH_QUERIES, ImplicitNet, in_pieces, relative_cell
+from clit_basicsr.archs.pixel_mlp import feature_mlp, fewer_pixels, first_products
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.ops.decoder import runs_compiled
 from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
-from clit_basicsr.ops.geometry.sampling import unfold_at
 
 
 class ResidualMLP(nn.Module):
@@ -78,13 +79,23 @@ class UltraSR(ImplicitNet):
     def reach(self) -> int:
         return 2  # the neighbour of the ensemble, and the neighbour that unfolding adds
 
+    def prepare_maps(self, feat: Features, scales) -> Tensor | None:
+        return first_products(self.decoder.first, feat, self.grid_size)
+
+    def pays_to_prepare(self, feat: Features, coord: Tensor) -> bool:
+        return fewer_pixels(feat, coord, 4 if self.local_ensemble else 1)
+
     def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
         feat = prepared.feat
-        size = relative_cell(cell, coord, feat.frame) if self.cell else coord[..., :0]
-        out = torch.zeros_like(coord[..., :1])
-        for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
-            z = unfold_at(feat.z, point, feat.frame, self.grid_size)  # (B, Q, 9 C)
-            angle = (dx.unsqueeze(-1) * self.freqs).flatten(-2)  # (B, Q, 2 F)
-            position = torch.cat((dx, angle.sin(), angle.cos(), size), dim=-1)
-            out = out + weight * self.decoder(z, position)
-        return out
+        layers = [self.decoder.first, *self.decoder.hidden, self.decoder.last]
+        mlp = feature_mlp(layers, feat, prepared.maps, self.grid_size, self.decoder, residual=True)
+
+        def answer(coord: Tensor, cell: Tensor) -> Tensor:
+            size = relative_cell(cell, coord, feat.frame) if self.cell else coord[..., :0]
+            out = torch.zeros_like(coord[..., :1])
+            for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
+                angle = (dx.unsqueeze(-1) * self.freqs).flatten(-2)  # (B, Q, 2 F)
+                out = out + weight * mlp(point, torch.cat((dx, angle.sin(), angle.cos(), size), dim=-1))
+            return out
+
+        return in_pieces(answer, coord, cell, KERNEL_QUERIES if runs_compiled(feat.z) else TORCH_QUERIES)

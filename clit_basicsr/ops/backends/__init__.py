@@ -61,6 +61,13 @@ def select(backend: str | None, call: Call) -> str:
     return backend
 
 
+def serves(backend: str, call: Call) -> bool:
+    """Whether a call without a backend of its own is computed by this one; in place of an error, False."""
+    if _default == 'auto':
+        return select(None, call) == backend
+    return _default == backend and find(backend).reason(call) is None
+
+
 def kernels(backend: str) -> Kernels:
     """A backend's kernels, loaded.
 

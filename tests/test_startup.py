@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from clit_basicsr import cli
 from clit_basicsr.hosts.deferred import Deferred, deferring
 
 HEAVY = ('torch', 'torch._dynamo', 'torchvision', 'scipy')
@@ -27,6 +28,7 @@ def test_every_deferred_import_of_the_host_is_what_the_statement_would_give():
     code = """
 import importlib, sys
 import clit_basicsr, basicsr
+from clit_basicsr import cli
 from clit_basicsr.hosts.deferred import Deferred
 found = [(module, name, value) for key, module in list(sys.modules.items()) if key.startswith('basicsr')
          for name, value in vars(module).items() if isinstance(value, Deferred)]
@@ -118,3 +120,49 @@ def test_an_imported_package_is_not_deferred(host):
     with deferring('toyhost', ('slow',)):
         import toyhost
     assert toyhost.slow is slow and toyhost.twice is slow.double
+
+
+MISTAKES = (
+    ('upscal', 'unknown command'),
+    ('upscale', 'required: input'),
+    ('upscale gone.png -s 2 -o b.png', 'gone.png does not exist'),
+    ('upscale here.png -s 0.5 -o b.png', 'a factor is at least 1'),
+    ('upscale here.png -s 2 -o b.png -m', 'unrecognized arguments'),
+    ('upscale here.png -s 2 -o b.png --model gone.pth', 'gone.pth is neither a checkpoint nor'),
+    ('upscale here.png -s 2 -o b.png --precision half', 'invalid choice'),
+    ('compare gone.png', 'gone.png does not exist'),
+    ('compare here.png --downsampling gimp', 'invalid choice'),
+    ('attention gone.png --at 0.5,0.5', 'gone.png does not exist'),
+    ('attention here.png --at 0.5,0.5 -o figure.jpg', 'the figure is a PNG'),
+    ('zoom here.png -o film.avi', 'written as .gif or .mp4'),
+    ('convert gone.pth b.pth', 'gone.pth does not exist'),
+    ('convert here.png b.zip', 'the output is a checkpoint'),
+    ('info gone.pth', 'gone.pth does not exist'),
+    ('train', 'required: -opt'),
+    ('train -opt gone.yml', 'gone.yml: No such file'),
+    ('test -opt here.yml --force_yml name', 'it is written key=value'),
+)
+RIGHT = ('--help', '--version', *(f'{name} --help' for name in cli.COMMANDS))
+
+
+def test_help_and_mistakes_on_the_command_line_do_not_import_torch(tmp_path):
+    """All in one process: torch would stay imported for those that follow."""
+    (tmp_path / 'here.png').touch()
+    (tmp_path / 'here.yml').write_text('name: tiny\n')
+    code = f"""
+import contextlib, io, sys
+from clit_basicsr.cli import main
+for line, words in {[*((line, 'usage: basicsr' if 'help' in line else '') for line in RIGHT), *MISTAKES]}:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        try:
+            code = main(line.split())
+        except SystemExit as stop:
+            code = stop.code
+    assert words in out.getvalue(), (line, out.getvalue())
+    heavy = [name for name in {(*HEAVY, 'numpy', 'basicsr', 'cv2', 'matplotlib')} if name in sys.modules]
+    print(code, heavy)
+"""
+    lines = run(code, tmp_path).splitlines()
+    assert lines[: len(RIGHT)] == ['0 []'] * len(RIGHT)
+    assert [line for line in lines[len(RIGHT) :] if line not in ('1 []', '2 []')] == []
+    assert len(lines) == len(RIGHT) + len(MISTAKES)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import check_is_picture_file, names_in
-from clit_basicsr.base.precisions import PRECISIONS
+from clit_basicsr.base.precisions import PRECISIONS, check_speed
 from clit_basicsr.cli import arguments, outputs, sizes
 from clit_basicsr.formats.folders import describe_skipped
 from clit_basicsr.pictures import networks
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--precision',
         choices=PRECISIONS,
-        help='in which the network computes; bf16 is for GPUs; default: fp32, as torch is set',
+        help='in which the network computes; bf16 and fp16 are for GPUs; default: fp32, as torch is set',
     )
     arguments.add_device_and_force(parser, 'pictures that exist')
 
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
         check_is_picture_file(jobs[0][0])
     path = networks.find_checkpoint(args.model)
     device = choose_device(args.device)
+    check_speed(args.precision, device.type, '--precision')
     from clit_basicsr.pictures.memory import reporting_full_memory
 
     net = networks.load_network(path, device)

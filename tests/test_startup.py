@@ -1,5 +1,7 @@
 """What is imported when: seconds that a command or a script should not wait for."""
 
+import ctypes
+import os
 import pickle
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import sys
 import pytest
 
 from clit_basicsr import cli
+from clit_basicsr.cli import allocator
 from clit_basicsr.hosts.deferred import Deferred, deferring
 
 HEAVY = ('torch', 'torch._dynamo', 'torchvision', 'scipy')
@@ -29,6 +32,7 @@ def test_every_deferred_import_of_the_host_is_what_the_statement_would_give():
 import importlib, sys
 import clit_basicsr, basicsr
 from clit_basicsr import cli
+from clit_basicsr.cli import allocator
 from clit_basicsr.hosts.deferred import Deferred
 found = [(module, name, value) for key, module in list(sys.modules.items()) if key.startswith('basicsr')
          for name, value in vars(module).items() if isinstance(value, Deferred)]
@@ -166,3 +170,43 @@ for line, words in {[*((line, 'usage: basicsr' if 'help' in line else '') for li
     assert lines[: len(RIGHT)] == ['0 []'] * len(RIGHT)
     assert [line for line in lines[len(RIGHT) :] if line not in ('1 []', '2 []')] == []
     assert len(lines) == len(RIGHT) + len(MISTAKES)
+
+
+FREED = """
+import ctypes, sys
+import clit_basicsr
+from clit_basicsr.cli import allocator
+def resident():
+    return int(open('/proc/self/statm').read().split()[1]) * 4096
+kept = allocator.keep_freed_memory() if sys.argv[1] == 'command' else None
+libc = ctypes.CDLL(None)
+libc.malloc.restype, size, before = ctypes.c_void_p, ctypes.c_size_t(100 << 20), resident()
+block = ctypes.c_void_p(libc.malloc(size))
+ctypes.memset(block, 1, size.value)
+assert resident() - before > 90 << 20
+libc.free(block)
+print(kept, resident() - before > 90 << 20)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'gnu_get_libc_version'), reason='not glibc')
+@pytest.mark.parametrize(
+    ('who', 'environment', 'expected'),
+    [
+        ('command', {}, 'True True'),
+        ('library', {}, 'None False'),
+        ('command', {'MALLOC_TRIM_THRESHOLD_': '131072'}, 'False False'),
+    ],
+)
+def test_commands_keep_freed_memory_and_the_library_does_not(who, environment, expected):
+    unset = {name: value for name, value in os.environ.items() if not name.startswith(('MALLOC_', 'GLIBC_'))}
+    command = [sys.executable, '-c', FREED, who]
+    done = subprocess.run(command, env={**unset, **environment}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == expected.split()
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    for name in allocator.CHOICES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ctypes, 'CDLL', lambda name: object())
+    assert allocator.keep_freed_memory() is False

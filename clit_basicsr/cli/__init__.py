@@ -19,6 +19,7 @@ import clit_basicsr
 from clit_basicsr.base.errors import Terminated, UserError
 from clit_basicsr.base.messages import nearest
 from clit_basicsr.cli import orphans  # noqa: F401  notes the parent process, so before torch is imported
+from clit_basicsr.cli.allocator import keep_freed_memory
 
 COMMANDS = ('train', 'test', 'upscale', 'attention', 'compare', 'zoom', 'convert', 'info')
 DISTRIBUTION = 'clit-basicsr'
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warn_of_other_command()
         check_command(arguments)
         args = make_parser().parse_args(arguments)
+        keep_freed_memory()
         importlib.import_module(f'clit_basicsr.cli.{args.command}').run(args)
     except UserError as error:
         print(f'basicsr: error: {one_line(error)}', file=sys.stderr)

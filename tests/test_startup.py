@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from helpers.awkward_pictures import color
+from helpers.tiny_network import save
 
 from clit_basicsr import cli
 from clit_basicsr.cli import allocator
@@ -173,11 +175,11 @@ for line, words in {[*((line, 'usage: basicsr' if 'help' in line else '') for li
 
 
 FREED = """
-import ctypes, sys
+import ctypes, os, sys
 import clit_basicsr
 from clit_basicsr.cli import allocator
 def resident():
-    return int(open('/proc/self/statm').read().split()[1]) * 4096
+    return int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 kept = allocator.keep_freed_memory() if sys.argv[1] == 'command' else None
 libc = ctypes.CDLL(None)
 libc.malloc.restype, size, before = ctypes.c_void_p, ctypes.c_size_t(100 << 20), resident()
@@ -210,3 +212,15 @@ def test_another_c_library_is_left_alone(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(ctypes, 'CDLL', lambda name: object())
     assert allocator.keep_freed_memory() is False
+
+
+def test_a_picture_is_enlarged_without_the_compiler(folder):
+    """The operators and the check of a file's network must not import it."""
+    save('a.png', color())
+    code = f"""
+import sys
+from clit_basicsr.cli import main
+assert main(['upscale', 'a.png', '-s', '2', '-o', 'b.png', '--device', 'cpu']) == 0
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    assert run(code).splitlines()[-1] == "['torch']"

@@ -209,7 +209,7 @@ def test_options_of_the_host_are_what_its_own_parser_makes_of_them(is_train, deb
     monkeypatch.setattr(sys, 'argv', ['train.py', *flags])
     expected, _ = host.parse_options(str(folder), is_train)
     drawn = torch.rand(1)
-    args = cli.make_parser('train').parse_args(['train', *flags])
+    args = cli.make_parser().parse_args(['train', *flags])
     opt = options.complete(option_file.read_option_file(args.opt), args, str(folder), is_train)
     if not is_train:
         expected['val'].setdefault('suffix', None)  # without which the host's test road stops
@@ -316,7 +316,7 @@ def test_unknown_commands_and_help(folder, capsys):
 
 
 def test_stages_and_seed_reach_the_dataset_and_the_total_the_host(folder):
-    args = cli.make_parser('train').parse_args(['train', '-opt', 'clit.yml', '--local-rank', '0'])
+    args = cli.make_parser().parse_args(['train', '-opt', 'clit.yml', '--local-rank', '0'])
     opt = option_file.read_option_file('clit.yml')
     plugin.register()
     opt = options.complete(opt, args, str(folder), is_train=True)

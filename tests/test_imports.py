@@ -18,6 +18,7 @@ ROOMS = {
     'archs': ({'archs', 'ops', 'base'}, {'torch', 'basicsr', 'numpy'}),
     'published': ({'archs', 'ops', 'base'}, {'torch', 'basicsr', 'numpy'}),
     'data.schedule': ({'base'}, set()),
+    'data.downsamplings': ({'base'}, set()),
     'metrics.protocols': ({'base'}, set()),
     'data': ({'data', 'ops', 'formats', 'base', 'metrics.protocols'}, {'torch', 'basicsr', 'numpy', 'PIL', 'lmdb'}),
     'metrics': ({'metrics', 'base'}, {'torch', 'basicsr', 'numpy'}),

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
 from clit_basicsr.archs.lit_arch import LIT
 from clit_basicsr.ops import PositionalBias, backends, operators, use_backend
+from clit_basicsr.ops.backends import constant
 from clit_basicsr.ops.geometry.axes import convolution_taps, make_axis
 from clit_basicsr.ops.geometry.coords import Frame
 
@@ -86,6 +88,26 @@ def test_autocast(backend):
     out.float().square().sum().backward()
     assert (out - expected).abs().max() < 0.02
     assert net.conv_in.weight.grad.isfinite().all()
+
+
+def test_constant_results_are_marked_as_torch_marks_them():
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(marked) == {constant.MARK: True} == vars(constant.constant_result(lambda: None))
+    calls = []
+
+    @constant.constant_result
+    def answer():
+        calls.append('a call that tracing would reject: ' + time.strftime('%Y'))
+        return len(calls)
+
+    compiled = torch.compile(lambda x: x + answer(), fullgraph=True, backend='eager')
+    assert compiled(torch.zeros(1)).item() == compiled(torch.zeros(1)).item() == 1 == len(calls)
+
+
+def test_a_later_torch_marks_constant_results_itself(monkeypatch):
+    monkeypatch.setattr(torch, '__version__', '2.99.0.dev20990101+cpu')
+    monkeypatch.setattr(torch.compiler, 'assume_constant_result', lambda function: (function, 'by torch'))
+    assert constant.constant_result(len) == (len, 'by torch')
 
 
 def bits(backend):

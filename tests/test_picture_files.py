@@ -8,7 +8,7 @@ from helpers.awkward_pictures import SRGB, chunk, color, make
 from PIL import Image, ImageCms, ImageOps
 
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.pictures import files
+from clit_basicsr.pictures import files, formats
 from clit_basicsr.pictures.files import Picture
 
 DEPTHS = (np.uint8, np.uint16)
@@ -20,7 +20,7 @@ DEPTHS = (np.uint8, np.uint16)
 def test_what_is_written_is_read_again_or_refused(suffix, channels, dtype, tmp_path):
     pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (70, 5, channels)).astype(dtype)
     path = str(tmp_path / f'a.{suffix}')
-    kind = files.FORMATS[f'.{suffix.lower()}']
+    kind = formats.FORMATS[f'.{suffix.lower()}']
     if (dtype == np.uint16 and kind.bits == 8) or (channels in (2, 4) and not kind.alpha):
         with pytest.raises(UserError, match=r'16-bit|transparency'):
             files.write(path, Picture(pixels))

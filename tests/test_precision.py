@@ -7,13 +7,15 @@ import pytest
 import torch
 from helpers.awkward_pictures import color
 from helpers.encoders import HOSTS
-from helpers.training import changed, prepare, train, weights
+from helpers.tiny_network import save
+from helpers.training import changed, prepare, run, weights
 
 import clit_basicsr
 from clit_basicsr.archs.lit_arch import LIT
 from clit_basicsr.archs.precision import in_precision
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import main
+from clit_basicsr.cli.check_options import check_precisions
 from clit_basicsr.ops.attention.local import channels_last
 
 CPU = torch.device('cpu')
@@ -69,13 +71,18 @@ def test_in_half_precision_maps_lie_as_tensor_cores_read_them(kind):
     assert 0 < (rounded - exact).abs().max() < 0.05
 
 
+# The command refuses half precision on the CPU, where these tests run; the model computes in it.
+PIPELINE = 'import os, clit_basicsr; from basicsr.train import train_pipeline; train_pipeline(os.getcwd())'
+
+
 def test_training_and_validation_in_half_precision(tmp_path):
     stages = [{'branches': 3, 'iters': 4, 'lr': 0.01, 'milestones': [], 'scales': [[[1, 2], [1, 2], [1, 2]]]}]
     runs = []
     for name in (None, 'bf16'):
         options = changed(train__stages=stages, train__precision=name, val__precision=name, val__val_freq=4)
         folder = prepare(tmp_path / str(name), options)
-        train(folder)
+        result = run(folder, '-opt', 'options.yml', program=('-c', PIPELINE))
+        assert result.returncode == 0, result.stderr[-3000:]
         with open(folder / 'experiments' / 'tiny' / 'validation.csv') as file:
             psnr = float(next(csv.DictReader(file))['value'])
         runs.append((weights(folder)['params'], psnr))
@@ -92,3 +99,32 @@ def test_precisions_that_are_none(net, folder, capsys):
     with pytest.raises(SystemExit):
         main(['upscale', 'a.png', '-s', '2', '-o', 'b.png', '--precision', 'half'])
     assert "invalid choice: 'half'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['bf16', 'fp16'])
+def test_half_precision_on_the_cpu_is_refused_by_the_command(folder, capsys, name):
+    save('a.png', color())
+    assert main(['upscale', 'a.png', '-s', '2', '-o', 'b.png', '--precision', name, '--device', 'cpu']) == 1
+    error = capsys.readouterr().err
+    assert f'--precision: {name} is for GPUs' in error and 'take fp32' in error
+    assert not (folder / 'b.png').exists()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'is_train', 'message'),
+    [
+        ({'train__precision': 'bf16'}, True, 'train:precision: bf16 is for GPUs'),
+        ({'val__precision': 'fp16'}, True, 'val:precision: fp16 is for GPUs'),
+        ({'val__precision': 'bf16'}, False, 'val:precision: bf16 is for GPUs'),
+        ({'train__precision': 'bf16'}, False, None),  # a test does not train
+        ({'train__precision': 'bf16', 'num_gpu': 1}, True, None),
+        ({'train__precision': 'tf32', 'val__precision': 'fp32'}, True, None),
+    ],
+)
+def test_half_precision_in_an_option_file_of_a_run_on_the_cpu(changes, is_train, message):
+    opt = {**changed(**changes), 'is_train': is_train}
+    if message is None:
+        check_precisions(opt)
+        return
+    with pytest.raises(UserError, match=message):
+        check_precisions(opt)

@@ -17,7 +17,7 @@ from skimage import data
 
 from clit_basicsr.archs import build_network, save_checkpoint
 from clit_basicsr.cli import main
-from clit_basicsr.pictures import enlarge, files
+from clit_basicsr.pictures import enlarge, files, formats
 
 
 def test_awkward_files_give_a_picture_or_a_line(folder, capsys):
@@ -37,7 +37,7 @@ def test_awkward_files_give_a_picture_or_a_line(folder, capsys):
             continue
         assert lines == []
         stem, suffix = os.path.splitext(name)
-        path = f'out/{stem}{suffix if suffix.lower() in files.FORMATS else ".png"}'
+        path = f'out/{stem}{suffix if suffix.lower() in formats.FORMATS else ".png"}'
         pixels = files.read(path).pixels
         h, w, channels, dtype = result
         assert pixels.shape == (round(h * 1.5), round(w * 1.5), channels), name

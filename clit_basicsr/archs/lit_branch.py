@@ -97,7 +97,8 @@ def frequencies(encoding: str | dict) -> Tensor:
         UserError: the encoding is not one of these.
     """
     if encoding == 'paper':
-        return 2.0 ** torch.arange(10)
+        # listed, as a power on the meta device (networks of files are outlined there) would import torch._dynamo
+        return torch.tensor([2.0**n for n in range(10)])
     block = {'scale': 10, 'dims': 64} if encoding == 'published' else encoding
     if not isinstance(block, dict):
         raise UserError(

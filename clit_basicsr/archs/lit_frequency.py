@@ -119,7 +119,10 @@ class FrequencyBranch(nn.Module):
             # The local grids of all queries of a training batch would take gigabytes: they are made again for the
             # backward pass.
             arguments = (*maps, coord[:, part], size[:, part], bias, source.frame, decoder)
-            out.append(checkpoint(self._answer, *arguments, use_reentrant=False))
+            if torch.is_grad_enabled():
+                out.append(checkpoint(self._answer, *arguments, use_reentrant=False))
+            else:  # checkpoint would import torch._dynamo
+                out.append(self._answer(*arguments))
         return torch.cat(out, dim=1)
 
     def attention(self, source: BranchInput, coord: Tensor, bias: PositionalBias | None) -> Tensor:

@@ -6,16 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.precisions import check_precision
 
-HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
-PRECISIONS = ('fp32', 'tf32', *HALF)
-
-
-def check_precision(name: str | None, where: str) -> None:
-    """Raises UserError, naming the option ``where``, for an unknown precision."""
-    if name is not None and name not in PRECISIONS:
-        raise UserError(f'{where} must be one of {", ".join(PRECISIONS)}, got {name!r}.')
+DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 @contextmanager
@@ -38,7 +31,7 @@ def in_precision(name: str | None, device: torch.device) -> Iterator[None]:
     before = cublas.allow_tf32, cudnn.allow_tf32
     try:
         cublas.allow_tf32 = cudnn.allow_tf32 = name != 'fp32'
-        with torch.autocast(device.type, HALF.get(name), enabled=name in HALF):
+        with torch.autocast(device.type, DTYPES.get(name), enabled=name in DTYPES):
             yield
     finally:
         cublas.allow_tf32, cudnn.allow_tf32 = before

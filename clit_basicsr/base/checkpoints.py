@@ -18,10 +18,9 @@ from torch import Tensor
 
 from clit_basicsr.base import file_kinds
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.file_kinds import SAFETENSORS
 from clit_basicsr.base.safetensors_file import read_safetensors
 
-SAFETENSORS = '.safetensors'
-SUFFIXES = ('.pth', '.pt', SAFETENSORS)
 DIGEST = b'sha256:'
 CHUNK = 1 << 20  # bytes
 # What zipfile and torch.load raise upon damaged files: their parsers trust what they read, and stop anywhere.

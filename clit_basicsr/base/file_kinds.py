@@ -6,6 +6,8 @@ import zipfile
 
 from clit_basicsr.base.errors import UserError
 
+SAFETENSORS = '.safetensors'
+SUFFIXES = ('.pth', '.pt', SAFETENSORS)  # of checkpoints
 GIVE_THE_CHECKPOINT = 'give the checkpoint (.pth, .pt or .safetensors)'
 UNPACK = 'unpack it and give the checkpoint in it'
 AGAIN = 'copy or download it again'
@@ -34,7 +36,7 @@ HEAD = 1024
 def check_regular(path: str) -> None:
     """Raises UserError unless there is a file of that name that can be opened."""
     if os.path.isdir(path):
-        inside = sorted(name for name in os.listdir(path) if name.endswith(('.pth', '.pt', '.safetensors')))
+        inside = sorted(name for name in os.listdir(path) if name.endswith(SUFFIXES))
         example = f', such as {os.path.join(path, inside[0])}' if inside else ''
         raise UserError(f'{path} is not a checkpoint but a folder; give a file in it{example}.')
     if not os.path.exists(path):

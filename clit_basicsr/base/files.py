@@ -1,4 +1,4 @@
-"""Writing files: a partial one of the final name never exists."""
+"""Files and folders: what is there, and writing in a way that a partial file of the final name never exists."""
 
 import os
 import secrets
@@ -39,3 +39,19 @@ def replacing(path: str) -> Iterator[str]:
             yield temporary
     except OSError as error:
         raise UserError(f'{path} cannot be written ({error.strerror or error}).') from error
+
+
+def names_in(folder: str) -> list[str]:
+    """What is in a folder, sorted. Raises UserError for one that cannot be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise UserError(f'the folder {folder} cannot be read ({error.strerror}).') from error
+
+
+def check_is_picture_file(path: str) -> None:
+    """Raises UserError unless there is a file of that name."""
+    if os.path.isdir(path):
+        raise UserError(f'{path} is a folder, not a picture.')
+    if not os.path.isfile(path):
+        raise UserError(f'{path} does not exist.' if not os.path.exists(path) else f'{path} is not a file.')

@@ -1,7 +1,8 @@
 """The command ``basicsr``: one module for each sub-command.
 
 To add a command: a module here with ``HELP``, ``add_arguments(parser)`` and ``run(args)``, and its name in
-:data:`COMMANDS`.
+:data:`COMMANDS`. At its top it imports nothing that imports torch, which takes seconds: ``run`` does, once the command
+line is checked as far as it can be without.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import clit_basicsr
 from clit_basicsr.base.errors import Terminated, UserError
 from clit_basicsr.base.messages import nearest
 from clit_basicsr.cli import orphans  # noqa: F401  notes the parent process, so before torch is imported
+from clit_basicsr.cli.allocator import keep_freed_memory
 
 COMMANDS = ('train', 'test', 'upscale', 'attention', 'compare', 'zoom', 'convert', 'info')
 DISTRIBUTION = 'clit-basicsr'
@@ -32,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         warn_of_other_command()
         check_command(arguments)
-        args = make_parser(arguments[0] if arguments else None).parse_args(arguments)
+        args = make_parser().parse_args(arguments)
+        keep_freed_memory()
         importlib.import_module(f'clit_basicsr.cli.{args.command}').run(args)
     except UserError as error:
         print(f'basicsr: error: {one_line(error)}', file=sys.stderr)
@@ -46,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_parser(wanted: str | None = None) -> argparse.ArgumentParser:
-    """The parser of the wanted sub-command, or of all of them: the modules of some take seconds to import."""
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of every sub-command."""
     parser = argparse.ArgumentParser(
         prog='basicsr',
         description='BasicSR with LIT and CLIT, arbitrary-scale super-resolution.',
@@ -55,7 +58,7 @@ def make_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action='version', version=f'{DISTRIBUTION} {clit_basicsr.__version__}')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
-    for name in [wanted] if wanted in COMMANDS else COMMANDS:
+    for name in COMMANDS:
         module = importlib.import_module(f'clit_basicsr.cli.{name}')
         module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
     return parser

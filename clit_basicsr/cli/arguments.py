@@ -18,3 +18,20 @@ def add_device_and_force(parser: argparse.ArgumentParser, what: str) -> None:
 
 def add_force(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument('-f', '--force', action='store_true', help=f'overwrite {what}')
+
+
+def add_pipeline(parser: argparse.ArgumentParser) -> None:
+    """BasicSR's own flags, of train and test."""
+    parser.add_argument('-opt', '--opt', required=True, metavar='FILE', help='option file, YAML')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
+    parser.add_argument(
+        '--auto_resume', action='store_true', help='resume from the newest checkpoint of this experiment'
+    )
+    parser.add_argument('--debug', action='store_true', help='validate, save and log within a few iterations')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='given by the launcher')
+    parser.add_argument(
+        '--force_yml',
+        nargs='+',
+        metavar='KEY=VALUE',
+        help='options in place of those in the file: train:ema_decay=0.999 train:stages:0:lr=1e-4',
+    )

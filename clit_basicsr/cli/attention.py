@@ -1,15 +1,14 @@
 """``basicsr attention``: what a query looks at, as Figure 7 of the CLIT paper shows it."""
 
+from __future__ import annotations
+
 import argparse
 from os import path as osp
 
-from tqdm import tqdm
-
 from clit_basicsr.base.devices import choose_device
+from clit_basicsr.base.files import check_is_picture_file
 from clit_basicsr.cli import arguments, outputs, sizes
-from clit_basicsr.pictures import files, networks
-from clit_basicsr.pictures.attention import attention_at, draw_attention
-from clit_basicsr.pictures.memory import reporting_full_memory
+from clit_basicsr.pictures import networks
 
 HELP = 'Draw the attention of LIT or CLIT at points of a picture: one map for each head and branch.'
 
@@ -37,14 +36,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     scale = sizes.parse_scale(args.scale)
     output = outputs.figure(args.output, args.image, 'attention', args.force)
+    check_is_picture_file(args.image)
+    path = networks.find_checkpoint(args.model)
+    from clit_basicsr.pictures.memory import reporting_full_memory
+
     with reporting_full_memory(args.image, 'use a smaller picture, or a part of it'):
-        _attention(args, scale, output)
+        _attention(args, scale, path, output)
 
 
-def _attention(args: argparse.Namespace, scale: float | tuple[float, float], output: str) -> None:
+def _attention(args: argparse.Namespace, scale: float | tuple[float, float], path: str, output: str) -> None:
+    from tqdm import tqdm
+
+    from clit_basicsr.pictures import files
+    from clit_basicsr.pictures.attention import attention_at, draw_attention
+
     picture = files.read(args.image)
     points = [sizes.point(text, *picture.pixels.shape[:2]) for text in args.at]
-    path = networks.find_checkpoint(args.model)
     net = networks.load_network(path, choose_device(args.device))
     with tqdm(points, desc='attention', unit='point', delay=1) as bar:
         views = [attention_at(net, picture, at, scale) for at in bar]

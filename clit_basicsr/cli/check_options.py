@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import nearest
 from clit_basicsr.base.option_types import check_block, check_keys, check_number, check_type, joined
+from clit_basicsr.base.precisions import check_speed
 from clit_basicsr.cli.check_host_blocks import (
     check_host_blocks,
     check_host_dataset,
@@ -189,6 +190,7 @@ def check_options(opt: dict, checked: Checked | None = None) -> None:
     for name, options in OUR_BLOCKS.items():
         check_block(opt.get(name) or {}, name, options)
     check_validation(opt.get('val') or {})
+    check_precisions(opt)
     if checked.networks.get('network_g') is not None:
         model.check_network(opt, checked.networks['network_g'])
     if opt['is_train'] and not is_ours(dataset_class(opt['datasets']['train'])):
@@ -196,6 +198,13 @@ def check_options(opt: dict, checked: Checked | None = None) -> None:
             f'datasets:train:type: {opt["datasets"]["train"]["type"]} gives whole pictures, but {model.__name__} '
             'trains on pixels drawn from them; take RandomScaleDataset'
         )
+
+
+def check_precisions(opt: dict) -> None:
+    """Raises UserError for half precision in a run on the CPU."""
+    device = 'cuda' if opt['num_gpu'] else 'cpu'
+    for name in ('train', 'val') if opt['is_train'] else ('val',):
+        check_speed((opt.get(name) or {}).get('precision'), device, f'{name}:precision')
 
 
 def check_fits_host_model(opt: dict) -> None:

@@ -1,17 +1,22 @@
 """``basicsr compare``: what networks make of one picture, crop by crop, as Figures 5 and 6 of the CLIT paper."""
 
+from __future__ import annotations
+
 import argparse
 from os import path as osp
+from typing import TYPE_CHECKING
 
-from clit_basicsr.archs import Bicubic
-from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.files import check_is_picture_file
 from clit_basicsr.cli import arguments, outputs, sizes
-from clit_basicsr.data.pairs import DOWNSAMPLINGS
+from clit_basicsr.data.downsamplings import DOWNSAMPLINGS
 from clit_basicsr.metrics.protocols import PROTOCOLS
-from clit_basicsr.pictures import compare, files, networks
-from clit_basicsr.pictures.memory import reporting_full_memory
+from clit_basicsr.pictures import networks
+
+if TYPE_CHECKING:
+    from clit_basicsr.archs.implicit import ImplicitNet
+    from clit_basicsr.pictures.compare import Crop
 
 HELP = 'Draw crops of a picture next to what bicubic interpolation and networks make of its shrunk copy, with PSNR.'
 
@@ -48,15 +53,21 @@ def run(args: argparse.Namespace) -> None:
     scales = [parse_pair(text) for text in args.scale or ['4']]
     crop = None if args.crop is None else parse_crop(args.crop)
     output = outputs.figure(args.output, args.image, 'compare', args.force)
+    check_is_picture_file(args.image)
+    paths = [networks.find_checkpoint(model) for model in args.models]
+    from clit_basicsr.pictures.memory import reporting_full_memory
+
     with reporting_full_memory(args.image, 'use a smaller picture, or a part of it'):
-        _compare(args, scales, crop, output)
+        _compare(args, paths, scales, crop, output)
 
 
 def _compare(
-    args: argparse.Namespace, scales: list[tuple[float, float]], crop: compare.Crop | None, output: str
+    args: argparse.Namespace, paths: list[str], scales: list[tuple[float, float]], crop: Crop | None, output: str
 ) -> None:
+    from clit_basicsr.pictures import compare, files
+
     hr = files.eight_bit(files.read(args.image).rgb)  # as the LR images of the papers are made of
-    nets = load(args.models, args.device)
+    nets = load(paths, args.device)
     if crop is not None:
         check_crop(crop, hr.shape[:2])
     comparisons = [compare.compare(nets, hr, scale, args.downsampling, args.protocol) for scale in scales]
@@ -76,9 +87,10 @@ def _compare(
     print(f'{output}: crop {place}, {how}')
 
 
-def load(models: list[str | None], device: str | None) -> dict[str, ImplicitNet]:
+def load(paths: list[str], device: str | None) -> dict[str, ImplicitNet]:
     """Bicubic interpolation and the networks, by what the figure calls them: names, or paths where names repeat."""
-    paths = [networks.find_checkpoint(model) for model in models]
+    from clit_basicsr.archs.bicubic_arch import Bicubic
+
     names = [networks.name_of(path) for path in paths]
     where = choose_device(device)
     nets: dict[str, ImplicitNet] = {'bicubic': Bicubic().to(where).eval()}
@@ -95,7 +107,7 @@ def parse_pair(text: str) -> tuple[float, float]:
     return scale if isinstance(scale, tuple) else (scale, scale)
 
 
-def parse_crop(text: str) -> compare.Crop:
+def parse_crop(text: str) -> Crop:
     """(y, x, h, w) from 'y,x,h,w'; UserError unless these are four whole numbers that describe a part of a picture."""
     try:
         y, x, h, w = (int(number) for number in text.split(','))
@@ -106,7 +118,7 @@ def parse_crop(text: str) -> compare.Crop:
     return y, x, h, w
 
 
-def check_crop(crop: compare.Crop, size: tuple[int, ...]) -> None:
+def check_crop(crop: Crop, size: tuple[int, ...]) -> None:
     y, x, h, w = crop
     if y + h > size[0] or x + w > size[1]:
         raise UserError(

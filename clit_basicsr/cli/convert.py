@@ -4,12 +4,8 @@ back.
 
 import argparse
 
-from clit_basicsr import published
-from clit_basicsr.archs import save_checkpoint
-from clit_basicsr.archs.checkpoint import load_weights
-from clit_basicsr.archs.networks import build_from_file
-from clit_basicsr.base.checkpoints import SUFFIXES, read_checkpoint, weights_in, write_checkpoint
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.file_kinds import SUFFIXES, check_regular
 from clit_basicsr.base.files import temporary_name
 from clit_basicsr.cli import arguments, outputs
 
@@ -32,6 +28,10 @@ def run(args: argparse.Namespace) -> None:
     if not args.output.endswith(SUFFIXES):
         raise UserError(f'{args.output}: the output is a checkpoint; give a name that ends in {", ".join(SUFFIXES)}.')
     outputs.check([args.output], args.force, [args.input])
+    check_regular(args.input)
+    from clit_basicsr.archs.checkpoint import save_checkpoint
+    from clit_basicsr.base.checkpoints import write_checkpoint
+
     content = _chosen(_read(args.input), args.param_key, args.input)
     spec = None
     if args.to_published:
@@ -50,6 +50,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _read(path: str) -> dict:
     """The content of a checkpoint in our terms, with weights that fit its network."""
+    from clit_basicsr import published
+    from clit_basicsr.archs.checkpoint import load_weights
+    from clit_basicsr.archs.networks import build_from_file
+    from clit_basicsr.base.checkpoints import read_checkpoint, weights_in
+
     content = read_checkpoint(path)
     if 'model' in content:
         content = published.from_file(path)
@@ -85,4 +90,6 @@ def _published(content: dict, path: str) -> dict:
     unused, spec = content.get('published_unused'), content.get('published_args')
     if not isinstance(unused, dict | None) or not isinstance(spec, dict | None):
         raise UserError('published_unused or published_args in the input are of a wrong type; convert the original.')
+    from clit_basicsr import published
+
     return published.to_published(content['network_g'], weights, unused, spec)

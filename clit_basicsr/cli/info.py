@@ -3,13 +3,7 @@
 import argparse
 import os
 
-from torch import Tensor
-
-from clit_basicsr import published
-from clit_basicsr.archs.checkpoint import load_weights
-from clit_basicsr.archs.networks import build_from_file
-from clit_basicsr.base.checkpoints import read_checkpoint, weights_in
-from clit_basicsr.cli.environment import report
+from clit_basicsr.base.file_kinds import check_regular
 
 HELP = 'Show what is in a checkpoint, or, without one, what can run here.'
 
@@ -19,11 +13,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    print(report() if args.file is None else '\n'.join(describe(args.file)))
+    if args.file is not None:
+        check_regular(args.file)
+        print('\n'.join(describe(args.file)))
+        return
+    from clit_basicsr.cli.environment import report
+
+    print(report())
 
 
 def describe(path: str | os.PathLike) -> list[str]:
     """Lines about a checkpoint. Raises UserError if it is not one, or does not hold what it claims."""
+    from torch import Tensor
+
+    from clit_basicsr import published
+    from clit_basicsr.archs.checkpoint import load_weights
+    from clit_basicsr.archs.networks import build_from_file
+    from clit_basicsr.base.checkpoints import read_checkpoint, weights_in
+
     content = read_checkpoint(path)
     lines = [str(path)]
     if 'model' in content:
@@ -58,4 +65,6 @@ def describe(path: str | os.PathLike) -> list[str]:
 
 
 def _million(weights: dict) -> str:
+    from torch import Tensor
+
     return f'{sum(value.numel() for value in weights.values() if isinstance(value, Tensor)) / 1e6:.2f} M numbers'

@@ -7,6 +7,7 @@ take the memory or the stack to read.
 
 from __future__ import annotations
 
+import argparse
 import re
 from typing import Any
 
@@ -27,6 +28,13 @@ class Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):  # type: ignore[mis
 
 
 Loader.add_implicit_resolver('tag:yaml.org,2002:float', EXPONENT, list('+-0123456789'))
+
+
+def read(args: argparse.Namespace) -> dict:
+    """The option file that a command line names, with its ``--force_yml``. Raises UserError: see below."""
+    opt = read_option_file(args.opt)
+    force(opt, args.force_yml)
+    return opt
 
 
 def read_option_file(path: str) -> dict:

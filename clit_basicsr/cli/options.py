@@ -15,7 +15,6 @@ from typing import Any
 import clit_basicsr  # noqa: F401  before the host is imported
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.ranks import on_first_rank
-from clit_basicsr.cli import option_file
 from clit_basicsr.cli.check_names import check_place_of_file
 from clit_basicsr.cli.check_options import Checked, check_options, check_structure, dataset_class
 from clit_basicsr.cli.orphans import end_with_launcher
@@ -25,36 +24,18 @@ from clit_basicsr.hosts.basicsr.stopping import OrderlyStop
 from clit_basicsr.report import missing_sets
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """BasicSR's own flags."""
-    parser.add_argument('-opt', '--opt', required=True, metavar='FILE', help='option file, YAML')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
-    parser.add_argument(
-        '--auto_resume', action='store_true', help='resume from the newest checkpoint of this experiment'
-    )
-    parser.add_argument('--debug', action='store_true', help='validate, save and log within a few iterations')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='given by the launcher')
-    parser.add_argument(
-        '--force_yml',
-        nargs='+',
-        metavar='KEY=VALUE',
-        help='options in place of those in the file: train:ema_decay=0.999 train:stages:0:lr=1e-4',
-    )
-
-
-def run_pipeline(name: str, args: argparse.Namespace, watch: Callable[[Any], None] | None = None) -> dict:
+def run_pipeline(name: str, opt: dict, args: argparse.Namespace, watch: Callable[[Any], None] | None = None) -> dict:
     """Runs the host's `train_pipeline` or `test_pipeline` in the working directory.
 
     Everything that can be rejected is rejected before the host takes control, and so before any file is made.
 
     Args:
+        opt: The option file with `--force_yml` applied; changed in place.
         watch: Called with the model that the host has built, before it is used.
 
     Returns:
         dict: The options as the host has had them.
     """
-    opt = option_file.read_option_file(args.opt)
-    option_file.force(opt, args.force_yml)
     host: Any = importlib.import_module(f'basicsr.{name}')
     checked = Checked([], {})
 

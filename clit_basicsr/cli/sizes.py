@@ -4,7 +4,6 @@ import argparse
 import math
 from collections.abc import Callable
 
-from clit_basicsr.archs.implicit import output_size
 from clit_basicsr.base.errors import UserError
 
 LONGEST_SIDE = 2**31 - 1  # pixels, of any format
@@ -49,6 +48,8 @@ def result(h: int, w: int, target: dict) -> tuple[tuple[int, int], tuple[float, 
     Raises:
         UserError: it would be smaller than the picture.
     """
+    from clit_basicsr.archs.sizes import output_size
+
     size = target.get('size')
     if size and (size[0] < h or size[1] < w):
         raise UserError(

@@ -8,21 +8,23 @@ from collections.abc import Callable
 from typing import Any
 
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.cli import options
+from clit_basicsr.cli import arguments, option_file
 
 HELP = 'Test a network as an option file says; results/ is created in the working directory.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_arguments(parser)
+    arguments.add_pipeline(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+    opt = option_file.read(args)
+    from clit_basicsr.cli import options
     from clit_basicsr.report.test_run import Measurement, write_summary
 
     measurements: list[Measurement] = []
     failed: dict[str, str] = {}
-    opt = options.run_pipeline('test', args, watch=lambda model: record(model, measurements, failed))
+    opt = options.run_pipeline('test', opt, args, watch=lambda model: record(model, measurements, failed))
     if opt['rank'] == 0 and any(one.values for one in measurements):
         write_summary(opt, measurements, failed)
     if failed:

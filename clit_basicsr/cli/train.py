@@ -2,14 +2,17 @@
 
 import argparse
 
-from clit_basicsr.cli import options
+from clit_basicsr.cli import arguments, option_file
 
 HELP = 'Train a network as an option file says; experiments/ is created in the working directory.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_arguments(parser)
+    arguments.add_pipeline(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    options.run_pipeline('train', args)
+    opt = option_file.read(args)
+    from clit_basicsr.cli import options
+
+    options.run_pipeline('train', opt, args)

@@ -1,5 +1,7 @@
 """``basicsr upscale``: pictures, folders and patterns in, bigger pictures out."""
 
+from __future__ import annotations
+
 import argparse
 import glob
 import os
@@ -7,20 +9,23 @@ import sys
 import time
 from collections.abc import Callable
 from os import path as osp
+from typing import TYPE_CHECKING
 
-from clit_basicsr.archs.implicit import ImplicitNet
-from clit_basicsr.archs.precision import PRECISIONS
 from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.files import check_is_picture_file, names_in
+from clit_basicsr.base.precisions import PRECISIONS, check_speed
 from clit_basicsr.cli import arguments, outputs, sizes
 from clit_basicsr.formats.folders import describe_skipped
-from clit_basicsr.pictures import files, networks
-from clit_basicsr.pictures.enlarge import enlarge
-from clit_basicsr.pictures.memory import plan_tiles, reporting_full_memory
+from clit_basicsr.pictures import networks
+from clit_basicsr.pictures.formats import FORMATS
+
+if TYPE_CHECKING:
+    from clit_basicsr.archs.implicit import ImplicitNet
 
 HELP = 'Enlarge pictures by any factor from 1 up.'
 # What is taken of a folder.
-SUFFIXES = (*files.FORMATS, '.gif', '.jfif', '.jp2', '.avif', '.pgm', '.ppm')
+SUFFIXES = (*FORMATS, '.gif', '.jfif', '.jp2', '.avif', '.pgm', '.ppm')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--precision',
         choices=PRECISIONS,
-        help='in which the network computes; bf16 is for GPUs; default: fp32, as torch is set',
+        help='in which the network computes; bf16 and fp16 are for GPUs; default: fp32, as torch is set',
     )
     arguments.add_device_and_force(parser, 'pictures that exist')
 
@@ -51,8 +56,13 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f'--tile: a tile has at least 1 pixel; got {args.tile}.')
     jobs = plan_outputs(args.input, args.output)
     outputs.check([output for _, output in jobs], args.force, [source for source, _ in jobs])
-    device = choose_device(args.device)
+    if len(jobs) == 1:
+        check_is_picture_file(jobs[0][0])
     path = networks.find_checkpoint(args.model)
+    device = choose_device(args.device)
+    check_speed(args.precision, device.type, '--precision')
+    from clit_basicsr.pictures.memory import reporting_full_memory
+
     net = networks.load_network(path, device)
     print(f'{path}: {type(net).__name__} on {device}, {args.precision or "fp32"}')
     began, failed = time.monotonic(), 0
@@ -82,6 +92,10 @@ def upscale_file(
     count: str,
 ) -> None:
     """One picture from file to file. ``target``: see :func:`clit_basicsr.cli.sizes.parse`."""
+    from clit_basicsr.pictures import files
+    from clit_basicsr.pictures.enlarge import enlarge
+    from clit_basicsr.pictures.memory import plan_tiles
+
     began = time.monotonic()
     picture = files.read(source)
     h, w = picture.pixels.shape[:2]
@@ -120,7 +134,7 @@ def plan_outputs(inputs: list[str], output: str) -> list[tuple[str, str]]:
     jobs: dict[str, str] = {}
     for source in sources:
         stem, suffix = osp.splitext(osp.basename(source))
-        path = osp.join(output, stem + (suffix if suffix.lower() in files.FORMATS else '.png'))
+        path = osp.join(output, stem + (suffix if suffix.lower() in FORMATS else '.png'))
         if path in jobs:
             raise UserError(f'{jobs[path]} and {source} would both be written to {path}; do them apart.')
         jobs[path] = source
@@ -130,7 +144,7 @@ def plan_outputs(inputs: list[str], output: str) -> list[tuple[str, str]]:
 def find_pictures(pattern: str) -> list[str]:
     """The file itself, the pictures of a folder, or the files that a pattern (``*``, ``?``, ``[...]``) means."""
     if osp.isdir(pattern):
-        names = files.names_in(pattern)
+        names = names_in(pattern)
         taken = [name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith('.')]
         with os.scandir(pattern) as entries:
             skipped = describe_skipped(entries, set(taken))

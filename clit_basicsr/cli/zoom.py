@@ -4,13 +4,12 @@ import argparse
 import time
 from os import path as osp
 
-from tqdm import tqdm
-
 from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.files import check_is_picture_file
 from clit_basicsr.cli import arguments, outputs, sizes
-from clit_basicsr.pictures import files, networks, zoom
-from clit_basicsr.pictures.memory import reporting_full_memory
+from clit_basicsr.pictures import networks
+from clit_basicsr.pictures.formats import FILMS
 
 HELP = 'Zoom continuously into a point of a picture: GIF or MP4, every frame computed at its own scale.'
 
@@ -40,16 +39,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if osp.splitext(args.output)[1].lower() not in zoom.FILMS:
+    if osp.splitext(args.output)[1].lower() not in FILMS:
         raise UserError(f'{args.output}: an animation is written as .gif or .mp4.')
     outputs.check([args.output], args.force, [args.input])
     if args.width is not None and args.width < 2:
         raise UserError(f'--width: a frame has at least 2 pixels; got {args.width}.')
+    check_is_picture_file(args.input)
+    path = networks.find_checkpoint(args.model)
+    from clit_basicsr.pictures.memory import reporting_full_memory
+
     with reporting_full_memory(args.input, 'give a smaller --width'):
-        _zoom(args)
+        _zoom(args, path)
 
 
-def _zoom(args: argparse.Namespace) -> None:
+def _zoom(args: argparse.Namespace, path: str) -> None:
+    from tqdm import tqdm
+
+    from clit_basicsr.pictures import files, zoom
+
     began = time.monotonic()
     picture = files.read(args.input)
     h, w = picture.pixels.shape[:2]
@@ -59,7 +66,6 @@ def _zoom(args: argparse.Namespace) -> None:
     shots = zoom.plan_shots((h, w), frame_size, sizes.point(args.at, h, w), args.to, num_frames)
     picture, shots = zoom.cut_to_film(picture, shots, frame_size)
     device = choose_device(args.device)
-    path = networks.find_checkpoint(args.model)
     net = networks.load_network(path, device)
     print(f'{path}: {type(net).__name__} on {device}, float32')
     film = zoom.render_film(net, picture, shots, frame_size)

@@ -8,9 +8,8 @@ from PIL import Image
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import scale_text
+from clit_basicsr.data.downsamplings import check_downsampling
 from clit_basicsr.ops.geometry.resize import resize_axis
-
-DOWNSAMPLINGS = ('pil', 'matlab')
 
 
 def lq_size(hr_size: tuple[int, ...], scale: tuple[float, float]) -> tuple[int, int]:
@@ -71,12 +70,6 @@ def downsample(img: np.ndarray, size: tuple[int, int], downsampling: str) -> np.
     for axis in (0, 1):
         x = _round_to_8bit(resize_axis(x, axis, size[axis]))
     return x.byte().numpy()
-
-
-def check_downsampling(name: str) -> None:
-    """Raises UserError unless ``name`` is one of DOWNSAMPLINGS."""
-    if name not in DOWNSAMPLINGS:
-        raise UserError(f"downsampling: '{name}' is not known; use one of {', '.join(DOWNSAMPLINGS)}.")
 
 
 def _round_to_8bit(x: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,9 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils import data
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.data.downsamplings import check_downsampling
 from clit_basicsr.data.images import ImageSource, decode, smallest_side
-from clit_basicsr.data.pairs import check_downsampling, downsample
+from clit_basicsr.data.pairs import downsample
 from clit_basicsr.data.schedule import ScaleSchedule, TrainingPlan, clip_scales, parse_scales
 from clit_basicsr.ops.geometry.coords import pixel_centers
 

@@ -12,8 +12,9 @@ from torch.utils import data
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import scale_text
+from clit_basicsr.data.downsamplings import check_downsampling
 from clit_basicsr.data.images import ImageSource, decode
-from clit_basicsr.data.pairs import check_downsampling, fits, gt_size, make_pair
+from clit_basicsr.data.pairs import fits, gt_size, make_pair
 from clit_basicsr.metrics.protocols import DEFAULT, find_protocol
 
 

@@ -5,6 +5,7 @@ torchvision, where its compiled library cannot be loaded (a CUDA build with a CP
 torchvision.transforms.functional_tensor, where there is no such module (torchvision >= 0.17)
     An alias with the one function that BasicSR needs from it.
 basicsr
+    During: its imports of torchvision and scipy wait until they are used (:mod:`clit_basicsr.hosts.deferred`).
     After: ``basicsr_fixes.apply()``.
 """
 
@@ -18,6 +19,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from clit_basicsr.hosts.deferred import deferring
+
+# Together twice the time that torch takes to import; BasicSR uses them within functions alone.
+DEFERRED = ('torchvision', 'scipy')
 FUNCTIONAL_TENSOR = 'torchvision.transforms.functional_tensor'
 
 _schemas: list = []  # torch.library.Library objects: the schemas go when they do
@@ -79,8 +84,8 @@ class _AliasFinder(importlib.abc.MetaPathFinder):
         return importlib.machinery.ModuleSpec(fullname, _AliasLoader())
 
 
-class _AfterImport(importlib.abc.Loader):
-    """A module's own loader, with a function called once the module is there."""
+class _HostLoader(importlib.abc.Loader):
+    """BasicSR's own loader, with what it hardly ever uses deferred, and a function called once the module is there."""
 
     def __init__(self, loader: importlib.abc.Loader, action: Callable[[], None]) -> None:
         self.loader, self.action = loader, action
@@ -92,7 +97,8 @@ class _AfterImport(importlib.abc.Loader):
         if module.__spec__ is not None:  # introspection and resources should meet the real loader
             module.__spec__.loader = self.loader
         module.__loader__ = self.loader
-        self.loader.exec_module(module)
+        with deferring(module.__name__, DEFERRED):
+            self.loader.exec_module(module)
         self.action()
 
 
@@ -108,7 +114,7 @@ class _HostFinder(importlib.abc.MetaPathFinder):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _AfterImport(spec.loader, _apply_basicsr_fixes)
+            spec.loader = _HostLoader(spec.loader, _apply_basicsr_fixes)
         return spec
 
 

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from clit_basicsr.archs.encoders import load_pretrained
 from clit_basicsr.archs.implicit import ImplicitNet
-from clit_basicsr.archs.precision import check_precision, in_precision
+from clit_basicsr.archs.precision import in_precision
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import replacing
 from clit_basicsr.base.messages import scale_text
+from clit_basicsr.base.precisions import check_precision
 from clit_basicsr.base.ranks import for_each_picture, mean_values, on_first_rank
 from clit_basicsr.data.images import without_suffix
 from clit_basicsr.metrics.protocols import border_width, dataset_protocol

@@ -7,11 +7,12 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.library import custom_op
+from torch.library import register_fake
 
 from clit_basicsr.ops import backends
 from clit_basicsr.ops.backends import cpu_backend
 from clit_basicsr.ops.backends.contract import Call
+from clit_basicsr.ops.registration import operator
 
 # As the kernel numbers them.
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.GELU: 2}
@@ -103,7 +104,7 @@ def pack_sequential(layers: nn.Sequential) -> Layers:
     return pack([layer.weight for layer in linear], [layer.bias for layer in linear], activation)
 
 
-@custom_op('clit::pack_layers', mutates_args=())
+@operator
 def pack_layers(weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     """:attr:`Layers.packed` from weights (O, K) and biases (O,)."""
     backends.kernels(cpu_backend.NAME)
@@ -114,7 +115,7 @@ def pack_layers(weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     return packed
 
 
-@pack_layers.register_fake
+@register_fake(pack_layers)
 def _(weights, biases):
     backends.kernels(cpu_backend.NAME)
     return weights[0].new_empty(_packed_size(weights))
@@ -125,7 +126,7 @@ def _packed_size(weights: list[Tensor]) -> int:
     return sum(-(-w.shape[0] // panel) * panel * (w.shape[1] + 1) for w in weights)
 
 
-@custom_op('clit::mlp', mutates_args=())
+@operator
 def mlp(
     x: Tensor,
     packed: Tensor,
@@ -148,13 +149,13 @@ def mlp(
     return out
 
 
-@mlp.register_fake
+@register_fake(mlp)
 def _(x, packed, widths, base, index, activation, activate_first, residual):
     _check(x, packed, widths, base, index)
     return x.new_empty(x.shape[0], widths[-1])
 
 
-@custom_op('clit::texture_mlp', mutates_args=())
+@operator
 def texture_mlp(
     maps: Tensor, index: Tensor, dx: Tensor, phase: Tensor, packed: Tensor, widths: list[int], activation: int
 ) -> Tensor:
@@ -168,7 +169,7 @@ def texture_mlp(
     return out
 
 
-@texture_mlp.register_fake
+@register_fake(texture_mlp)
 def _(maps, index, dx, phase, packed, widths, activation):
     _check_texture(maps, index, dx, phase, packed, widths)
     return maps.new_empty(index.shape[0], widths[-1])

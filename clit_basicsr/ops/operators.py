@@ -6,32 +6,33 @@ each does stands in :class:`clit_basicsr.ops.backends.contract.Kernels`. torch.c
 
 import torch
 from torch import Tensor
-from torch.library import custom_op, register_autocast
+from torch.library import register_autocast, register_autograd, register_fake
 
 from clit_basicsr.ops import backends
+from clit_basicsr.ops.registration import library, operator
 
 
-@custom_op('clit::attention', mutates_args=())
+@operator
 def attention(query: Tensor, k: Tensor, bias_y: Tensor, bias_x: Tensor, y: Tensor, x: Tensor, backend: str) -> Tensor:
     """See :meth:`clit_basicsr.ops.backends.contract.Kernels.attention`."""
     return backends.kernels(backend).attention(query, k, bias_y, bias_x, y, x)
 
 
-@attention.register_fake
+@register_fake(attention)
 def _(query, k, bias_y, bias_x, y, x, backend):
     _check_scattered(query, k, y, x)
     grid, heads = bias_y.shape[2:]
     return query.new_empty(*query.shape[:2], heads, grid * grid)
 
 
-@custom_op('clit::attention_backward', mutates_args=())
+@operator
 def attention_backward(
     grad: Tensor, out: Tensor, query: Tensor, k: Tensor, y: Tensor, x: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return backends.kernels(backend).attention_backward(grad.contiguous(), out, query, k, y, x)
 
 
-@attention_backward.register_fake
+@register_fake(attention_backward)
 def _(grad, out, query, k, y, x, backend):
     heads, grid = out.shape[2], _root(out.shape[3])
     table = query.new_empty(*query.shape[:2], grid, heads)
@@ -48,29 +49,29 @@ def _attention_gradient(ctx, grad):
     return *attention_backward(grad, out, query, k, y, x, ctx.backend), None, None, None
 
 
-attention.register_autograd(_attention_gradient, setup_context=_attention_context)
+register_autograd(attention, _attention_gradient, setup_context=_attention_context)
 
 
-@custom_op('clit::attend_linear', mutates_args=())
+@operator
 def attend_linear(attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Tensor, backend: str) -> Tensor:
     """See :meth:`clit_basicsr.ops.backends.contract.Kernels.attend_linear`."""
     return backends.kernels(backend).attend_linear(attention, v, weight, y, x)
 
 
-@attend_linear.register_fake
+@register_fake(attend_linear)
 def _(attention, v, weight, y, x, backend):
     _check_scattered(attention, v, y, x)
     return attention.new_empty(*attention.shape[:2], weight.shape[0])
 
 
-@custom_op('clit::attend_linear_backward', mutates_args=())
+@operator
 def attend_linear_backward(
     grad: Tensor, attention: Tensor, v: Tensor, weight: Tensor, y: Tensor, x: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     return backends.kernels(backend).attend_linear_backward(grad.contiguous(), attention, v, weight, y, x)
 
 
-@attend_linear_backward.register_fake
+@register_fake(attend_linear_backward)
 def _(grad, attention, v, weight, y, x, backend):
     return attention.new_empty(attention.shape), v.new_empty(v.shape), weight.new_empty(weight.shape)
 
@@ -84,10 +85,10 @@ def _attend_linear_gradient(ctx, grad):
     return *attend_linear_backward(grad, *ctx.saved_tensors, ctx.backend), None, None, None
 
 
-attend_linear.register_autograd(_attend_linear_gradient, setup_context=_attend_linear_context)
+register_autograd(attend_linear, _attend_linear_gradient, setup_context=_attend_linear_context)
 
 
-@custom_op('clit::upsampled_conv', mutates_args=())
+@operator
 def upsampled_conv(
     z: Tensor,
     weight: Tensor,
@@ -102,13 +103,13 @@ def upsampled_conv(
     return backends.kernels(backend).upsampled_conv(z, weight, bias, (row_index, row_weight), (col_index, col_weight))
 
 
-@upsampled_conv.register_fake
+@register_fake(upsampled_conv)
 def _(z, weight, bias, row_index, row_weight, col_index, col_weight, backend):
     torch._check(z.dim() == 4 and z.shape[3] == weight.shape[1], lambda: f'{z.shape=} {weight.shape=}')
     return z.new_empty(z.shape[0], row_index.shape[0], col_index.shape[0], weight.shape[0])
 
 
-@custom_op('clit::upsampled_conv_backward', mutates_args=())
+@operator
 def upsampled_conv_backward(
     grad: Tensor,
     z: Tensor,
@@ -124,7 +125,7 @@ def upsampled_conv_backward(
     )
 
 
-@upsampled_conv_backward.register_fake
+@register_fake(upsampled_conv_backward)
 def _(grad, z, weight, row_index, row_weight, col_index, col_weight, backend):
     return z.new_empty(z.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
@@ -138,10 +139,10 @@ def _upsampled_conv_gradient(ctx, grad):
     return *upsampled_conv_backward(grad, *ctx.saved_tensors, ctx.backend), None, None, None, None, None
 
 
-upsampled_conv.register_autograd(_upsampled_conv_gradient, setup_context=_upsampled_conv_context)
+register_autograd(upsampled_conv, _upsampled_conv_gradient, setup_context=_upsampled_conv_context)
 
 
-@custom_op('clit::dense_linear', mutates_args=())
+@operator
 def dense_linear(
     q: Tensor,
     k: Tensor,
@@ -156,7 +157,7 @@ def dense_linear(
     return backends.kernels(backend).dense_linear(q, k, v, packed, bias, tuple(rows), tuple(cols))
 
 
-@dense_linear.register_fake
+@register_fake(dense_linear)
 def _(q, k, v, packed, bias, rows, cols, backend):
     torch._check(q.shape == k.shape == v.shape, lambda: f'{q.shape=} {k.shape=} {v.shape=}')
     return q.new_empty(q.shape[0], rows[0].shape[0], cols[0].shape[0], bias.shape[0])
@@ -176,11 +177,10 @@ def _root(n: int) -> int:
 # Under autocast the kernels compute in single precision: on the CPU nothing else is faster, and attention weights need
 # it. The CUDA kernels calculate so in any case and take autocast's type, except for what the list names.
 _SINGLE = {'bias_y', 'bias_x', 'bias', 'row_weight', 'col_weight', 'rows', 'cols'}
-_lib = torch.library.Library('clit', 'FRAGMENT')
 
 
 def _autocast_cuda(op):
-    names = [argument.name for argument in op._opoverload._schema.arguments]
+    names = [argument.name for argument in op._schema.arguments]
 
     def cast(value, dtype):
         if isinstance(value, list):
@@ -198,4 +198,4 @@ def _autocast_cuda(op):
 
 for _op in (attention, attend_linear, upsampled_conv, dense_linear):
     register_autocast(_op, 'cpu', torch.float32)
-    _lib.impl(_op._name, _autocast_cuda(_op), 'AutocastCUDA')
+    library.impl(_op, _autocast_cuda(_op), 'AutocastCUDA')

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import nn
 
 from clit_basicsr.archs.implicit import ImplicitNet, output_size
-from clit_basicsr.archs.precision import check_precision
 from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.precisions import check_precision
 from clit_basicsr.pictures import files
 from clit_basicsr.pictures.enlarge import enlarge
 from clit_basicsr.pictures.files import Picture

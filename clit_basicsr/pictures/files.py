@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tifffile
 from PIL import Image
 
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.base.files import replacing
+from clit_basicsr.base.files import check_is_picture_file, replacing
 from clit_basicsr.formats.picture import Picture, eight_bit
 from clit_basicsr.formats.reader import decode, from_pillow, reporting_damage
+from clit_basicsr.pictures.formats import JPEG, TIFF, WEBP, format_of
 from clit_basicsr.pictures.png16 import write_png16
 
-__all__ = ['Picture', 'check_output', 'eight_bit', 'from_pillow', 'names_in', 'read', 'reporting_damage', 'write']
+__all__ = ['Picture', 'check_output', 'eight_bit', 'from_pillow', 'read', 'reporting_damage', 'write']
 
 # JPEG and WebP: near-lossless, and JPEG without halving the resolution of the colours.
 QUALITY = 95
-
-
-class Format(NamedTuple):
-    """What a file format can hold."""
-
-    name: str
-    bits: int
-    alpha: bool
-    profile: bool
-    longest_side: int
-
-
-PNG = Format('PNG', 16, True, True, 2**31 - 1)
-JPEG = Format('JPEG', 8, False, True, 65500)
-WEBP = Format('WebP', 8, True, True, 16383)
-TIFF = Format('TIFF', 16, True, True, 2**31 - 1)
-BMP = Format('BMP', 8, False, False, 2**31 - 1)
-FORMATS = {'.png': PNG, '.jpg': JPEG, '.jpeg': JPEG, '.webp': WEBP, '.tif': TIFF, '.tiff': TIFF, '.bmp': BMP}
 
 
 def read(path: str) -> Picture:
@@ -45,24 +27,13 @@ def read(path: str) -> Picture:
     Raises:
         UserError: the file does not exist or cannot be read, with the reason.
     """
-    if os.path.isdir(path):
-        raise UserError(f'{path} is a folder, not a picture.')
-    if not os.path.isfile(path):
-        raise UserError(f'{path} does not exist.' if not os.path.exists(path) else f'{path} is not a file.')
+    check_is_picture_file(path)
     try:
         with open(path, 'rb') as file:
             content = file.read()
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror}).') from error
     return decode(content, path)
-
-
-def names_in(folder: str) -> list[str]:
-    """What is in a folder, sorted. Raises UserError for one that cannot be read."""
-    try:
-        return sorted(os.listdir(folder))
-    except OSError as error:
-        raise UserError(f'the folder {folder} cannot be read ({error.strerror}).') from error
 
 
 def write(path: str, picture: Picture) -> None:
@@ -75,9 +46,9 @@ def write(path: str, picture: Picture) -> None:
     """
     depth, _ = check_output(path, picture, picture.pixels.shape[:2])
     if depth != picture.pixels.dtype:
-        raise UserError(f'{path}: {_format_of(path).name} holds no 16-bit picture; write PNG or TIFF.')
+        raise UserError(f'{path}: {format_of(path).name} holds no 16-bit picture; write PNG or TIFF.')
     with replacing(path) as temporary:
-        kind, pixels, icc = _format_of(path), picture.pixels, picture.icc
+        kind, pixels, icc = format_of(path), picture.pixels, picture.icc
         if kind is TIFF:
             _write_tiff(temporary, pixels, icc)
         elif depth == np.uint16:
@@ -101,7 +72,7 @@ def check_output(path: str, picture: Picture, size: tuple[int, ...]) -> tuple[np
     Raises:
         UserError: the file's name ends in no known format, or the format cannot hold the picture at all.
     """
-    kind = _format_of(path)
+    kind = format_of(path)
     if picture.has_alpha and not kind.alpha:
         raise UserError(f'{path}: {kind.name} has no transparency, which this picture has; write PNG, WebP or TIFF.')
     if max(size) > kind.longest_side:
@@ -112,13 +83,6 @@ def check_output(path: str, picture: Picture, size: tuple[int, ...]) -> tuple[np
     if picture.icc and not kind.profile:
         notes.append(f'the colour profile is lost: {kind.name} holds none')
     return np.dtype(np.uint8) if kind.bits == 8 else picture.pixels.dtype, notes
-
-
-def _format_of(path: str) -> Format:
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix not in FORMATS:
-        raise UserError(f'{path}: a picture cannot be written as {suffix or "that"}; use {", ".join(FORMATS)}.')
-    return FORMATS[suffix]
 
 
 def _write_tiff(path: str, pixels: np.ndarray, icc: bytes | None) -> None:

@@ -1,15 +1,20 @@
 """Which network answers: that of a checkpoint, of an experiment, or of the only experiment there is."""
 
+from __future__ import annotations
+
 import os
 import re
 from os import path as osp
+from typing import TYPE_CHECKING
 
-import torch
-
-from clit_basicsr.archs import load_checkpoint
-from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.pictures import files
+from clit_basicsr.base.file_kinds import SUFFIXES
+from clit_basicsr.base.files import names_in
+
+if TYPE_CHECKING:
+    import torch
+
+    from clit_basicsr.archs.implicit import ImplicitNet
 
 ROOT = 'experiments'
 HELP = f'a checkpoint, or the name of an experiment in {ROOT}/; default: the only trained one there'
@@ -33,7 +38,7 @@ def find_checkpoint(model: str | None = None) -> str:
     names = f'trained here: {", ".join(trained)}' if trained else f'no experiment in {ROOT}/ is trained'
     if model is not None:
         if osp.isdir(model):
-            inside = [name for name in files.names_in(model) if name.endswith(('.pth', '.pt', '.safetensors'))]
+            inside = [name for name in names_in(model) if name.endswith(SUFFIXES)]
             example = f'such as {osp.join(model, inside[0])}' if inside else 'or train it first'
             raise UserError(
                 f'--model: {model} is a folder and not that of a trained experiment (no models/net_g_*.pth); give a '
@@ -52,6 +57,9 @@ def load_network(path: str, device: torch.device) -> ImplicitNet:
     Raises:
         UserError: see :func:`load_checkpoint`; or the network has one fixed scale.
     """
+    from clit_basicsr.archs import load_checkpoint
+    from clit_basicsr.archs.implicit import ImplicitNet
+
     net = load_checkpoint(path)
     if not isinstance(net, ImplicitNet):
         raise UserError(f'{path} is a {type(net).__name__}, which works at one scale only; use LIT, CLIT or a peer.')
@@ -60,14 +68,14 @@ def load_network(path: str, device: torch.device) -> ImplicitNet:
 
 def _trained_experiments() -> dict[str, str]:
     """Name -> checkpoint."""
-    names = files.names_in(ROOT) if osp.isdir(ROOT) else []
+    names = names_in(ROOT) if osp.isdir(ROOT) else []
     return {name: found for name in names if (found := _newest_checkpoint(name))}
 
 
 def _newest_checkpoint(experiment: str) -> str | None:
     """Of an experiment's name, or its folder."""
     folder = osp.join(ROOT, experiment.removeprefix(f'{ROOT}{os.sep}'), 'models')
-    entries = files.names_in(folder) if osp.isdir(folder) else []
+    entries = names_in(folder) if osp.isdir(folder) else []
     saved = {int(match[1]): match[0] for entry in entries if (match := re.fullmatch(r'net_g_(\d+)\.pth', entry))}
     if 'net_g_latest.pth' in entries:
         return osp.join(folder, 'net_g_latest.pth')

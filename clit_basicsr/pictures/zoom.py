@@ -19,18 +19,9 @@ from clit_basicsr.base.files import replacing
 from clit_basicsr.ops.geometry.coords import Frame
 from clit_basicsr.pictures import files
 from clit_basicsr.pictures.files import Picture
+from clit_basicsr.pictures.formats import FILMS
 from clit_basicsr.pictures.memory import Tiles, check_fits, device_of, plan_tiles
 
-
-class Film(NamedTuple):
-    """What a format of animations can hold: frames per second, and pixels a side."""
-
-    fps: float
-    longest_side: int
-
-
-# Browsers slow down a GIF that is faster; MP4: MPEG-4 part 2.
-FILMS = {'.gif': Film(50, 65535), '.mp4': Film(1000, 8191)}
 SLOWEST = 0.1  # frames per second
 LONGEST = 600  # seconds
 # Picture pixels around the first frame's window that the encoder sees as well.

@@ -18,6 +18,7 @@ import torch
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops.backends import cpu_backend, cuda_backend, reference_backend, torch_backend
+from clit_basicsr.ops.backends.constant import constant_result
 from clit_basicsr.ops.backends.contract import Backend, Call, Kernels
 
 # Fastest first: 'auto' takes the first without a reason against a call.
@@ -93,7 +94,7 @@ def use_backend(backend: str) -> Iterator[None]:
         _default = before
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 @cache
 def _warn_once(device: torch.device) -> None:
     """The user should know that the fast kernels for a device are missing, but not at every call."""

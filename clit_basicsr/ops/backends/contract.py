@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clit_basicsr.ops.backends import native
+from clit_basicsr.ops.backends.constant import constant_result
 
 # Bytes of a band of q, k and v, and queries per step, when whole pictures are made: both bound the memory, neither
 # changes the result. A GPU needs more work at a time than a processor's cache holds.
@@ -179,7 +180,7 @@ def unsupported(call: Call) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def not_built(name: str) -> str | None:
     """Why the compiled kernels of that name cannot be used; None if they are loaded."""
     cause = native.problem(name)

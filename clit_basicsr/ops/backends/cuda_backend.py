@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clit_basicsr.ops.backends.constant import constant_result
 from clit_basicsr.ops.backends.contract import Call, Tuning, not_built, unsupported
 from clit_basicsr.ops.backends.cuda_pieces import Axis, make_lines, tile_size, tiles
 from clit_basicsr.ops.backends.torch_backend import pack
@@ -69,7 +70,7 @@ def tuning(device: torch.device) -> Tuning:
     return Tuning.make(device, SHARING_PAYS)
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _device_reason(device: torch.device | None) -> str | None:
     """Why a CUDA device, by default the current one, cannot run the kernels."""
     if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
@@ -77,7 +78,7 @@ def _device_reason(device: torch.device | None) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _no_device() -> str | None:
     return None if torch.cuda.is_available() else f'torch {torch.__version__} finds no CUDA device'
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from clit_basicsr.ops import operators
 from clit_basicsr.ops.attention.local import channels_last
 from clit_basicsr.ops.geometry.axes import convolution_taps
-from clit_basicsr.ops.geometry.coords import Frame
+from clit_basicsr.ops.geometry.coords import Bounds, Frame
 from clit_basicsr.ops.geometry.sampling import upsample_bilinear
 
 
@@ -63,24 +63,34 @@ def upsampled_conv(z: Tensor, weight: Tensor, bias: Tensor, upsampling: Upsampli
     return out.permute(0, 3, 1, 2)
 
 
-def narrowed(upsampling: Upsampling, rows: tuple[int, int], length: int) -> tuple[Upsampling, tuple[int, int]]:
-    """Some rows of the window, and the rows of the source that they read.
+def narrowed(
+    upsampling: Upsampling, part: tuple[Bounds, Bounds], lengths: tuple[int, int]
+) -> tuple[Upsampling, tuple[Bounds, Bounds]]:
+    """Some rows and columns of the window, and those of the source that they read.
 
     Args:
-        rows: first and one past the last row, counted from the window's own first.
-        length: rows of the source's window.
+        part: rows and columns, counted from the window's own first.
+        lengths: rows and columns of the source's window.
 
     Returns:
-        The narrower upsampling, whose source begins at the first row that is read, and the rows that are.
+        The narrower upsampling, whose source begins at the first pixel that is read, and the bounds of what is.
     """
     source, target = upsampling.source, upsampling.target
-    bounds = (target.origin[0] + rows[0], target.origin[0] + rows[1])
-    index, _ = convolution_taps(0, source, length, target.size[0], bounds, upsampling.padding, torch.empty(0))
-    first, last = int(index.min()), int(index.max())
+    firsts, read = [], []
+    for axis, (start, stop) in enumerate(part):
+        bounds = (target.origin[axis] + start, target.origin[axis] + stop)
+        taps = convolution_taps(
+            axis, source, lengths[axis], target.size[axis], bounds, upsampling.padding, torch.empty(0)
+        )
+        low, high = int(taps[0].min()), int(taps[0].max())
+        firsts.append((source.origin[axis] + low, bounds[0]))
+        read.append((low, high + 1))
+    (source_y, target_y), (source_x, target_x) = firsts
+    (y0, y1), (x0, x1) = part
     narrow = Upsampling(
-        Frame(source.size, (source.origin[0] + first, source.origin[1])),
-        Frame(target.size, (bounds[0], target.origin[1])),
-        (rows[1] - rows[0], upsampling.size[1]),
+        Frame(source.size, (source_y, source_x)),
+        Frame(target.size, (target_y, target_x)),
+        (y1 - y0, x1 - x0),
         upsampling.padding,
     )
-    return narrow, (first, last + 1)
+    return narrow, (read[0], read[1])

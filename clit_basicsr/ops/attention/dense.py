@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,10 +11,12 @@ from clit_basicsr.ops import backends, operators
 from clit_basicsr.ops.attention.reference import Head, Linear
 from clit_basicsr.ops.attention.rows import MapRows
 from clit_basicsr.ops.geometry.axes import Axis, make_axis
-from clit_basicsr.ops.geometry.coords import Piece
+from clit_basicsr.ops.geometry.coords import Bounds, Piece
 
 # The most queries of a step, where a few pixels have them all.
 MOST_QUERIES = 1 << 15
+# Pixels: how high bands are where the window is too wide for one strip, and how high the blocks of a step.
+BAND_ROWS, BLOCK_ROWS = 32, 16
 
 
 def dense_first_layer(
@@ -36,24 +39,62 @@ def dense_first_layer(
         )
         for axis, bounds in ((0, piece.rows), (1, piece.cols))
     )
-    halo = max(grid_size // 2, 1)
     channels = layer.weight.shape[1] // grid_size**2
     kernels = backends.kernels(backend)
     tuning = kernels.tuning(layer.weight.device)
-    band = max(4, tuning.band_bytes // (3 * 4 * channels * window[1]) - 2 * halo)
     sharing = len(y.nearest) * len(x.nearest) >= tuning.sharing_pays * _pixels(y) * _pixels(x)
     packed = kernels.pack(layer.weight, head.num_heads, grid_size) if sharing else layer.weight
     linear = operators.dense_linear if sharing else _direct
-    for top, (start, stop) in _groups(y, band):
-        low = max(top - halo, 0)
-        maps = [t.permute(0, 2, 3, 1) for t in source.make(low, min(top + band + halo, window[0]))]
-        for part, across in _blocks(y, x, start, stop, tuning.step_queries):
-            y_part, x_part = _moved(_part(y, part), low), _part(x, across)
-            begin, end = max(int(y_part.nearest[0]) - halo, 0), int(y_part.nearest[-1]) + halo + 1
-            q, k, v = (t[:, begin:end] for t in maps)
-            first = linear(q, k, v, packed, layer.bias, list(_moved(y_part, begin)), list(x_part), backend)[0]
+    halo = max(grid_size // 2, 1)
+    for band in _bands(source, y, x, halo, tuning.band_bytes // (3 * 4 * channels)):
+        for part, across in _blocks(y, x, band, tuning.step_queries):
+            rows, cols = _moved(_part(y, part), band.origin[0]), _moved(_part(x, across), band.origin[1])
+            begin, end = max(int(rows.nearest[0]) - halo, 0), int(rows.nearest[-1]) + halo + 1
+            q, k, v = (t[:, begin:end] for t in band.maps)
+            first = linear(q, k, v, packed, layer.bias, list(_moved(rows, begin)), list(cols), backend)[0]
             yield _shift(part, piece.rows[0]), _shift(across, piece.cols[0]), first
-        del maps, q, k, v, first  # before the next band is made
+            del q, k, v, first  # before the next band is made
+
+
+class _Band(NamedTuple):
+    """A part of q, k and v that is held at a time, and the queries that it answers.
+
+    Attributes:
+        maps: q, k and v, (1, h, w, C) each, with the halo that the queries' windows reach into.
+        origin: (y, x) of their first pixel in the window.
+        rows, cols: the queries.
+    """
+
+    maps: list[Tensor]
+    origin: tuple[int, int]
+    rows: Bounds
+    cols: Bounds
+
+
+def _bands(source: MapRows, y: Axis, x: Axis, halo: int, pixels: int) -> Iterator[_Band]:
+    """Cuts the queries into strips of columns and these into bands of rows, whose maps have about ``pixels`` pixels.
+
+    Where one band follows another, the rows of the maps that both read are handed on; columns beside a strip are made
+    twice, so that strips are as wide as bands of BAND_ROWS allow.
+    """
+    height, width = source.window
+    strip = max(BAND_ROWS, pixels // (BAND_ROWS + 2 * halo) - 2 * halo)
+    for left, cols in _groups(x, slice(0, len(x.nearest)), strip):
+        across = max(left - halo, 0), min(left + strip + halo, int(x.nearest[cols.stop - 1]) + halo + 1, width)
+        count = max(4, pixels // (across[1] - across[0]) - 2 * halo)
+        maps: list[Tensor] = []
+        begin = made = 0
+        for top, rows in _groups(y, slice(0, len(y.nearest)), count):
+            low, high = max(top - halo, 0), min(top + count + halo, int(y.nearest[rows.stop - 1]) + halo + 1, height)
+            start = max(low, made) if maps else low
+            for i, new in enumerate(source.make((start, high), across)):
+                new = new.permute(0, 2, 3, 1).contiguous()
+                if not maps or start == low:
+                    maps[i : i + 1] = [new]
+                else:
+                    maps[i] = torch.cat((maps[i][:, low - begin :], new), dim=1)
+            begin, made = low, high
+            yield _Band(maps, (low, across[0]), (rows.start, rows.stop), (cols.start, cols.stop))
 
 
 def _direct(
@@ -99,29 +140,30 @@ def _shift(part: slice, by: int) -> slice:
     return slice(part.start + by, part.stop + by)
 
 
-def _groups(axis: Axis, count: int) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Queries whose nearest pixels lie within ``count`` pixels of each other: (first pixel, their range)."""
-    first, last = int(axis.nearest[0]), int(axis.nearest[-1])
-    begin = torch.arange(first, last + 1 + count, count)
-    edges = torch.searchsorted(axis.nearest, begin).tolist()
+def _groups(axis: Axis, queries: slice, count: int) -> Iterator[tuple[int, slice]]:
+    """Cuts some queries of an axis where their nearest pixels leave one group of ``count`` pixels for the next: (first
+    pixel of the group, its queries).
+    """
+    nearest = axis.nearest[queries]
+    first, last = int(nearest[0]), int(nearest[-1])
+    edges = torch.searchsorted(nearest, torch.arange(first, last + 1 + count, count)).tolist()
     for i, (start, stop) in enumerate(pairwise(edges)):
         if stop > start:
-            yield first + i * count, (start, stop)
+            yield first + i * count, slice(queries.start + start, queries.start + stop)
 
 
-def _blocks(y: Axis, x: Axis, start: int, stop: int, step: int) -> Iterator[tuple[slice, slice]]:
-    """Cuts the rows start ... stop - 1 into blocks of about ``step`` queries. A pixel's queries, which share its
-    products, are split only where they are many more than that.
+def _blocks(y: Axis, x: Axis, band: _Band, step: int) -> Iterator[tuple[slice, slice]]:
+    """Cuts the queries of a band into blocks of about ``step``, BLOCK_ROWS pixels high. A pixel's queries, which share
+    its products, are split only where they are many more than that.
     """
     per_pixel = len(y.nearest) / _pixels(y) * len(x.nearest) / _pixels(x)
-    width = min(_pixels(x), max(32, int(step / per_pixel)))
-    height = max(1, int(step / per_pixel / width))
-    rows = _part(y, slice(start, stop))
+    width = max(32, int(step / per_pixel / BLOCK_ROWS))
+    height = max(1, int(step / per_pixel / min(width, _pixels(x))))
     most = max(step, MOST_QUERIES)
-    for _, (r0, r1) in _groups(rows, height):
-        for _, (c0, c1) in _groups(x, width):
-            wide = min(c1 - c0, most)
+    for _, rows in _groups(y, slice(*band.rows), height):
+        for _, cols in _groups(x, slice(*band.cols), width):
+            wide = min(cols.stop - cols.start, most)
             tall = max(1, most // wide)
-            for row in range(r0, r1, tall):
-                for col in range(c0, c1, wide):
-                    yield slice(start + row, start + min(row + tall, r1)), slice(col, min(col + wide, c1))
+            for row in range(rows.start, rows.stop, tall):
+                for col in range(cols.start, cols.stop, wide):
+                    yield slice(row, min(row + tall, rows.stop)), slice(col, min(col + wide, cols.stop))

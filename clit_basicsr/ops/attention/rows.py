@@ -1,19 +1,18 @@
-"""q, k and v of some rows of a window, made on demand: no map of C channels is ever held whole."""
+"""q, k and v of a part of a window, made on demand: no map of C channels is ever held whole."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clit_basicsr.ops.geometry.coords import Frame
+from clit_basicsr.ops.geometry.coords import Bounds, Frame
 from clit_basicsr.ops.upsampled import Conv, Upsampling, narrowed, upsampled_conv
-
-Maps = tuple[Tensor, Tensor, Tensor]
 
 
 class MapRows(NamedTuple):
-    """The source of the rows of q, k and v: features, and the convolutions that make them.
+    """The source of q, k and v: features, and the convolutions that make them.
 
     Attributes:
         z: (1, C0, h, w), the features of one image.
@@ -41,20 +40,43 @@ class MapRows(NamedTuple):
         """(rows, columns) of q, k and v."""
         return (self.z.shape[2], self.z.shape[3]) if self.upsampling is None else self.upsampling.size
 
-    def make(self, start: int, stop: int) -> Maps:
-        """q, k and v, each (1, C, stop - start, w), of the rows start ... stop - 1 of the window."""
+    def make(self, rows: Bounds, cols: Bounds) -> Iterator[Tensor]:
+        """q, k and v, each (1, C, num_rows, num_cols), of a part of the window, one after the other."""
+        height, width = self.window
         if self.upsampling is None:
-            low, high = max(start - 1, 0), min(stop + 1, self.window[0])
-            z = self._first_rows(low, high)
-            q, k, v = (F.conv2d(z, *conv, padding=1)[:, :, start - low : stop - low] for conv in self.convs)
-            return q, k, v
-        narrow, (first, last) = narrowed(self.upsampling, (start, stop), self.z.shape[2])
-        z = self._first_rows(first, last)
-        q, k, v = (upsampled_conv(z, *conv, narrow, self.backend) for conv in self.convs)
-        return q, k, v
+            # Cut where the next convolution still sees all that it reads; what it sees beyond the window is 0.
+            y, x = (Inner.within(bounds, n) for bounds, n in ((rows, height), (cols, width)))
+            z = F.pad(self._first(y.bounds, x.bounds), (*x.missing, *y.missing))
+            for conv in self.convs:
+                yield F.conv2d(z, *conv)
+            return
+        narrow, source = narrowed(self.upsampling, (rows, cols), (self.z.shape[2], self.z.shape[3]))
+        z = self._first(*source)
+        for conv in self.convs:
+            yield upsampled_conv(z, *conv, narrow, self.backend)
 
-    def _first_rows(self, start: int, stop: int) -> Tensor:
-        """Rows start ... stop - 1 of the first convolution's output, channels last in memory."""
-        low = max(start - 1, 0)
-        part = self.z[:, :, low : stop + 1].contiguous(memory_format=torch.channels_last)
-        return F.conv2d(part, *self.first, padding=1)[:, :, start - low : stop - low]
+    def _first(self, rows: Bounds, cols: Bounds) -> Tensor:
+        """Rows and columns of the first convolution's output, channels last in memory."""
+        y, x = (Inner.within(bounds, n) for bounds, n in ((rows, self.z.shape[2]), (cols, self.z.shape[3])))
+        part = self.z[:, :, slice(*y.bounds), slice(*x.bounds)]
+        padded = F.pad(part, (*x.missing, *y.missing)).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(padded, *self.first)
+
+
+class Inner(NamedTuple):
+    """The pixels of an axis that a 3-tap convolution reads.
+
+    Attributes:
+        bounds: those inside the map.
+        missing: how many more it reads before and behind, which are 0.
+    """
+
+    bounds: Bounds
+    missing: tuple[int, int]
+
+    @classmethod
+    def within(cls, bounds: Bounds, length: int) -> 'Inner':
+        """For the output pixels ``bounds`` of a map of that length."""
+        start, stop = bounds[0] - 1, bounds[1] + 1
+        inside = max(start, 0), min(stop, length)
+        return cls(inside, (inside[0] - start, stop - inside[1]))

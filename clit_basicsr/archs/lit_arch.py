@@ -11,7 +11,6 @@ from clit_basicsr.archs.features import Features, LocalAttention, Prepared
 from clit_basicsr.archs.implicit import ImplicitNet, to_image
 from clit_basicsr.archs.lit_branch import BranchInput, HeadSpec, LITBranch, PositionEncoder
 from clit_basicsr.archs.lit_frequency import FrequencyBranch
-from clit_basicsr.archs.sizes import lr_range
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops import PositionalBias
 from clit_basicsr.ops.geometry.coords import Piece, nearest_index
@@ -117,11 +116,6 @@ class LITBase(ImplicitNet):
         if backend == 'reference' or feat.image_size != feat.frame.size:
             super()._fill(out, feat, piece, scales)
             return
-        rows, cols = (
-            lr_range(feat.image_size[axis], piece.size[axis], *bounds, self.reach)
-            for axis, bounds in ((0, piece.rows), (1, piece.cols))
-        )
-        feat = feat.crop(rows, cols)  # what a tile reads of the features of the whole picture
         out.zero_()
         for branch, grid in zip(self.branches, self._grids(feat, scales), strict=False):
             out *= self.residual  # equation (9), summed up in the result itself

@@ -163,6 +163,34 @@ def _(q, k, v, packed, bias, rows, cols, backend):
     return q.new_empty(q.shape[0], rows[0].shape[0], cols[0].shape[0], bias.shape[0])
 
 
+@operator
+def dense_linear_runs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: Tensor,
+    bias: Tensor,
+    rows: list[Tensor],
+    cols: list[Tensor],
+    runs: list[Tensor],
+    backend: str,
+) -> Tensor:
+    """See :meth:`clit_basicsr.ops.backends.contract.Kernels.dense_linear_runs`."""
+    row_run, col_run = runs
+    return backends.kernels(backend).dense_linear_runs(
+        q, k, v, packed, bias, tuple(rows), tuple(cols), (row_run, col_run)
+    )
+
+
+@register_fake(dense_linear_runs)
+def _(q, k, v, packed, bias, rows, cols, runs, backend):
+    torch._check(
+        q.shape == k.shape == v.shape and v.shape[1:3] == (runs[0].shape[0], runs[1].shape[0]),
+        lambda: f'{q.shape=} {k.shape=} {v.shape=} {[run.shape for run in runs]}',
+    )
+    return q.new_empty(q.shape[0], rows[0].shape[0], cols[0].shape[0], bias.shape[0])
+
+
 def _check_scattered(queries: Tensor, maps: Tensor, y: Tensor, x: Tensor) -> None:
     torch._check(
         queries.shape[:2] == y.shape == x.shape and maps.shape[0] == queries.shape[0],
@@ -196,6 +224,6 @@ def _autocast_cuda(op):
     return kernel
 
 
-for _op in (attention, attend_linear, upsampled_conv, dense_linear):
+for _op in (attention, attend_linear, upsampled_conv, dense_linear, dense_linear_runs):
     register_autocast(_op, 'cpu', torch.float32)
     library.impl(_op, _autocast_cuda(_op), 'AutocastCUDA')

@@ -17,6 +17,8 @@ from clit_basicsr.ops.geometry.coords import Bounds, Piece
 MOST_QUERIES = 1 << 15
 # Pixels: how high bands are where the window is too wide for one strip, and how high the blocks of a step.
 BAND_ROWS, BLOCK_ROWS = 32, 16
+# Pixels along a side of a tile within which kernels share the products of runs: runs are cut at its border.
+RUN_TILE = 16
 
 
 def dense_first_layer(
@@ -44,16 +46,39 @@ def dense_first_layer(
     tuning = kernels.tuning(layer.weight.device)
     sharing = len(y.nearest) * len(x.nearest) >= tuning.sharing_pays * _pixels(y) * _pixels(x)
     packed = kernels.pack(layer.weight, head.num_heads, grid_size) if sharing else layer.weight
-    linear = operators.dense_linear if sharing else _direct
+    runs = source.runs() if sharing and tuning.shares_runs else None
+    if runs is not None and not _runs_pay(runs, len(y.nearest) * len(x.nearest) / (_pixels(y) * _pixels(x))):
+        runs = None
     halo = max(grid_size // 2, 1)
     for band in _bands(source, y, x, halo, tuning.band_bytes // (3 * 4 * channels)):
         for part, across in _blocks(y, x, band, tuning.step_queries):
             rows, cols = _moved(_part(y, part), band.origin[0]), _moved(_part(x, across), band.origin[1])
             begin, end = max(int(rows.nearest[0]) - halo, 0), int(rows.nearest[-1]) + halo + 1
             q, k, v = (t[:, begin:end] for t in band.maps)
-            first = linear(q, k, v, packed, layer.bias, list(_moved(rows, begin)), list(cols), backend)[0]
+            arguments = q, k, v, packed, layer.bias, list(_moved(rows, begin)), list(cols)
+            if runs is not None:
+                top, left = band.origin[0] + begin, band.origin[1]
+                own = [runs[0][top : top + q.shape[1]], runs[1][left : left + q.shape[2]]]
+                first = operators.dense_linear_runs(*arguments, own, backend)[0]
+            else:
+                first = (operators.dense_linear if sharing else _direct)(*arguments, backend)[0]
             yield _shift(part, piece.rows[0]), _shift(across, piece.cols[0]), first
             del q, k, v, first  # before the next band is made
+
+
+def _runs_pay(runs: tuple[Tensor, Tensor], queries_per_pixel: float) -> bool:
+    """Whether products that are made for two pixels of each run and combined cost less than products for every pixel.
+
+    Per pixel, in units of G * G * H * O operations: C / H for the products and one for each query; against C / H for
+    each pixel that is multiplied, two for each interpolated along x, and two for each query. C / H is taken for 32.
+    """
+    shares = []
+    for run in runs:
+        lengths = torch.unique_consecutive(run, return_counts=True)[1]
+        made = torch.where(lengths < 3, lengths, 2).sum().item()
+        shares.append(min(1.0, made / len(run) + 2 / RUN_TILE))
+    products = 32 * shares[0] * shares[1] + 2 * shares[0] + 2 * queries_per_pixel
+    return products < 0.9 * (32 + queries_per_pixel)
 
 
 class _Band(NamedTuple):

@@ -7,8 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clit_basicsr.ops.geometry.axes import affine_runs
 from clit_basicsr.ops.geometry.coords import Bounds, Frame
 from clit_basicsr.ops.upsampled import Conv, Upsampling, narrowed, upsampled_conv
+
+# Numbers up to which torch's conv2d takes one image for a small one.
+SMALL_INPUT = 20480
 
 
 class MapRows(NamedTuple):
@@ -40,15 +44,29 @@ class MapRows(NamedTuple):
         """(rows, columns) of q, k and v."""
         return (self.z.shape[2], self.z.shape[3]) if self.upsampling is None else self.upsampling.size
 
+    def runs(self) -> tuple[Tensor, Tensor] | None:
+        """Rows and columns of the window on which v is affine, see
+        :func:`~clit_basicsr.ops.geometry.axes.affine_runs`; None where q, k and v live on the features' own grid.
+        """
+        if self.upsampling is None:
+            return None
+        source, target, size, padding = self.upsampling
+        rows, cols = (
+            affine_runs(axis, source, target.size[axis], (start, start + size[axis]), padding)
+            for axis, start in enumerate(target.origin)
+        )
+        return rows, cols
+
     def make(self, rows: Bounds, cols: Bounds) -> Iterator[Tensor]:
         """q, k and v, each (1, C, num_rows, num_cols), of a part of the window, one after the other."""
-        height, width = self.window
         if self.upsampling is None:
-            # Cut where the next convolution still sees all that it reads; what it sees beyond the window is 0.
-            y, x = (Inner.within(bounds, n) for bounds, n in ((rows, height), (cols, width)))
+            wide = _large_enough((rows, cols), self.window, len(self.first.bias))
+            # Cut where the convolutions still see all that they read; what they see beyond the window is 0.
+            y, x = (Inner.within(bounds, n) for bounds, n in zip(wide, self.window, strict=True))
             z = F.pad(self._first(y.bounds, x.bounds), (*x.missing, *y.missing))
             for conv in self.convs:
-                yield F.conv2d(z, *conv)
+                made = F.conv2d(z, *conv)
+                yield _cut(made, wide, rows, cols)
             return
         narrow, source = narrowed(self.upsampling, (rows, cols), (self.z.shape[2], self.z.shape[3]))
         z = self._first(*source)
@@ -57,10 +75,36 @@ class MapRows(NamedTuple):
 
     def _first(self, rows: Bounds, cols: Bounds) -> Tensor:
         """Rows and columns of the first convolution's output, channels last in memory."""
-        y, x = (Inner.within(bounds, n) for bounds, n in ((rows, self.z.shape[2]), (cols, self.z.shape[3])))
+        channels, *size = self.z.shape[1:]
+        wide = _large_enough((rows, cols), (size[0], size[1]), channels)
+        y, x = (Inner.within(bounds, n) for bounds, n in zip(wide, size, strict=True))
         part = self.z[:, :, slice(*y.bounds), slice(*x.bounds)]
         padded = F.pad(part, (*x.missing, *y.missing)).contiguous(memory_format=torch.channels_last)
-        return F.conv2d(padded, *self.first)
+        return _cut(F.conv2d(padded, *self.first), wide, rows, cols)
+
+
+def _large_enough(part: tuple[Bounds, Bounds], window: tuple[int, int], channels: int) -> tuple[Bounds, Bounds]:
+    """The part, or a larger one of the window where torch would take it for so small that it chooses another
+    convolution, whose last bits differ: a pixel's values must not depend on how the window is cut.
+    """
+    (y0, y1), (x0, x1) = part
+    needed = SMALL_INPUT // channels + 1
+    if (y1 - y0) * (x1 - x0) < needed:
+        x0, x1 = _widened((x0, x1), -(-needed // (y1 - y0)), window[1])
+        y0, y1 = _widened((y0, y1), -(-needed // (x1 - x0)), window[0])
+    return (y0, y1), (x0, x1)
+
+
+def _cut(feat: Tensor, held: tuple[Bounds, Bounds], rows: Bounds, cols: Bounds) -> Tensor:
+    """Rows and columns of a map that covers the part ``held``."""
+    (top, _), (left, _) = held
+    return feat[..., rows[0] - top : rows[1] - top, cols[0] - left : cols[1] - left]
+
+
+def _widened(bounds: Bounds, count: int, length: int) -> Bounds:
+    """Bounds around these of at least ``count`` pixels, as far as there are so many."""
+    start = max(0, min(bounds[0], length - count))
+    return start, max(bounds[1], min(start + count, length))
 
 
 class Inner(NamedTuple):

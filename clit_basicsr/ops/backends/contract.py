@@ -39,11 +39,13 @@ class Tuning(NamedTuple):
         sharing_pays: queries per pixel from which on sharing a window is cheaper than treating every query alone.
         band_bytes: of a band of q, k and v.
         step_queries: of a step.
+        shares_runs: whether the backend has :meth:`Kernels.dense_linear_runs`.
     """
 
     sharing_pays: float
     band_bytes: int
     step_queries: int
+    shares_runs: bool = False
 
     @classmethod
     def make(cls, device: torch.device, sharing_pays: float) -> 'Tuning':
@@ -143,6 +145,26 @@ class Kernels(Backend, Protocol):
 
         Returns:
             Tensor: (B, R, S, O).
+        """
+        ...
+
+    def dense_linear_runs(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packed: Tensor,
+        bias: Tensor,
+        rows: tuple[Tensor, ...],
+        cols: tuple[Tensor, ...],
+        runs: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """:meth:`dense_linear` over upsampled features, where the backend's tuning says that it has it.
+
+        Args:
+            runs: (h,), (w,): rows and columns of equal numbers, next to each other, are a run, in which v is affine in
+                the place (:func:`~clit_basicsr.ops.geometry.axes.affine_runs`): the products are made for two pixels
+                of a run and for the others combined.
         """
         ...
 

@@ -16,6 +16,7 @@ __all__ = [
     'attention',
     'attention_backward',
     'dense_linear',
+    'dense_linear_runs',
     'pack',
     'reason',
     'tuning',
@@ -42,7 +43,7 @@ def reason(call: Call) -> str | None:
 
 
 def tuning(device: torch.device) -> Tuning:
-    return Tuning.make(device, SHARING_PAYS)
+    return Tuning.make(device, SHARING_PAYS)._replace(shares_runs=True)
 
 
 def attention(query: Tensor, k: Tensor, bias_y: Tensor, bias_x: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -117,6 +118,21 @@ def dense_linear(
 ) -> Tensor:
     out = q.new_empty(len(q), len(rows[0]), len(cols[0]), len(bias))
     torch.ops.clit_cpu.dense_linear(*_contiguous(q, k, v, packed, bias, *rows, *cols), out)
+    return out
+
+
+def dense_linear_runs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: Tensor,
+    bias: Tensor,
+    rows: tuple[Tensor, ...],
+    cols: tuple[Tensor, ...],
+    runs: tuple[Tensor, Tensor],
+) -> Tensor:
+    out = q.new_empty(len(q), len(rows[0]), len(cols[0]), len(bias))
+    torch.ops.clit_cpu.dense_linear_runs(*_contiguous(q, k, v, packed, bias, *rows, runs[0], *cols, runs[1]), out)
     return out
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clit_basicsr.ops.attention.reference import PositionalBias
 from clit_basicsr.ops.geometry.coords import Frame, nearest_index, pixel_centers, relative_axis
-from clit_basicsr.ops.geometry.sampling import bilinear_taps
+from clit_basicsr.ops.geometry.sampling import bilinear_taps, sampling_position
 
 
 class Axis(NamedTuple):
@@ -94,6 +94,29 @@ def convolution_taps(
     """
     fine = torch.arange(bounds[0], bounds[1]).unsqueeze(1) + torch.arange(-1, 2)
     return _moved_to(like, *upsampling_taps(fine, axis, frame, length, n_fine, padding))
+
+
+def affine_runs(axis: int, frame: Frame, n_fine: int, bounds: tuple[int, int], padding: str) -> Tensor:
+    """Which pixels of an upsampled axis are a run, on which a 3-tap convolution of the upsampled map is affine.
+
+    Between two neighbouring pixels of the map below, the upsampled map is affine in the fine pixel. So is the
+    convolution, as long as each of its taps stays between the same two pixels from one fine pixel to the next: with s
+    fine pixels to one below, on s - 2 of s.
+
+    Args:
+        axis, frame, n_fine, bounds, padding: see :func:`convolution_taps`.
+
+    Returns:
+        Tensor: (n,), int64: neighbours with equal numbers are of one run.
+    """
+    taps = torch.arange(bounds[0], bounds[1]).unsqueeze(1) + torch.arange(-1, 2)
+    position = sampling_position(taps.to(torch.float32) * (2 / n_fine) + (-1 + 1 / n_fine), frame.size[axis])
+    piece = position.floor().long()
+    if padding == 'border':  # constant before the first and behind the last pixel
+        piece = piece.clamp(-1, frame.size[axis] - 1)
+    piece[(taps < 0) | (taps >= n_fine)] = -2  # zero padding of the convolution
+    changes = (piece[1:] != piece[:-1]).any(dim=1)
+    return torch.cat((changes.new_zeros(1), changes)).cumsum(0)
 
 
 def upsampling_taps(

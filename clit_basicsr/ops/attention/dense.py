@@ -16,9 +16,9 @@ from clit_basicsr.ops.geometry.coords import Bounds, Piece
 # The most queries of a step, where a few pixels have them all.
 MOST_QUERIES = 1 << 15
 # Pixels: how high bands are where the window is too wide for one strip, and how high the blocks of a step.
-BAND_ROWS, BLOCK_ROWS = 32, 16
+BAND_ROWS, BLOCK_ROWS = 32, 32
 # Pixels along a side of a tile within which kernels share the products of runs: runs are cut at its border.
-RUN_TILE = 16
+RUN_TILE = 32
 
 
 def dense_first_layer(

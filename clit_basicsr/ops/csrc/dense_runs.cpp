@@ -14,9 +14,9 @@ namespace {
 // Pixels of one tile: the larger, the smaller is the share of rows and columns between runs; but its attention should
 // stay in the cache.
 constexpr int64_t tile_pixels(double queries_per_pixel) {
-  return std::clamp<int64_t>(int64_t(768 / queries_per_pixel), 64, 512);
+  return std::clamp<int64_t>(int64_t(1536 / queries_per_pixel), 64, 1024);
 }
-constexpr int64_t kTall = 16;
+constexpr int64_t kTall = 32;
 
 // Pixels begin ... end - 1 of a tile's axis that read the same products: those of one node, or of two that are mixed.
 struct Segment {
@@ -57,14 +57,29 @@ struct Nodes {
   int count() const { return place.size(); }
 };
 
-// Where in its segment a pixel stands, from 0 at the first to 1 at the last.
-inline double share(const Segment& s, int64_t i) { return s.mixed ? double(i - s.begin) / (s.end - 1 - s.begin) : 0.0; }
+// What the products of one pixel are made of: (1 - last) times those of node low and last times those of node high; low
+// is -1 outside the map, where values are 0.
+template <typename T>
+struct Mix {
+  int low = -1, high = -1;
+  T last = 0;
+};
+
+template <typename T>
+std::vector<Mix<T>> mixes(const Nodes& nodes, int64_t count) {
+  std::vector<Mix<T>> out(count);
+  for (const Segment& s : nodes.segments)
+    for (int64_t i = s.begin; i < s.end; ++i)
+      out[i] = {s.node, s.node + int(s.mixed), s.mixed ? T(i - s.begin) / T(s.end - 1 - s.begin) : T(0)};
+  return out;
+}
 
 template <typename T>
 struct Runs {
   const Dense<T>& d;
   const typename Dense<T>::Tile& t;
-  std::vector<Nodes> down, across;  // for each row and column of the window
+  std::vector<Nodes> down, across;                     // for each row and column of the window
+  std::vector<std::vector<Mix<T>>> by_row, by_column;  // their mixes for each row and column of the tile
   std::vector<int64_t> start;
   int grid, most = 0;  // the most nodes of any row of the window
 
@@ -74,32 +89,31 @@ struct Runs {
     for (int i = 0; i < grid; ++i) {
       down.emplace_back(row_run, d.window.height, y + i, t.height(), y);
       across.emplace_back(col_run, d.window.width, x + i, t.width(), x);
+      by_row.push_back(mixes<T>(down.back(), t.height()));
+      by_column.push_back(mixes<T>(across.back(), t.width()));
       most = std::max(most, down.back().count());
     }
   }
 
   // Attention times the share of each of a segment's two nodes: [query][row of the window][2 G].
   void split(const T* attention, T* to) const {
-    const int64_t tall = t.height();
     for (int64_t p = 0; p < t.pixels(); ++p)
       for (int i = 0; i < grid; ++i) {
-        const auto& segments = down[i].segments;
-        const int64_t y = p % tall;
-        const auto own = std::find_if(segments.begin(), segments.end(), [&](const Segment& s) { return y < s.end; });
-        if (own == segments.end() || y < own->begin || !own->mixed) continue;
-        const T last = share(*own, y), first = 1 - last;
+        const Mix<T>& own = by_row[i][p % t.height()];
+        if (own.low == own.high) continue;
         for (int64_t m = start[p]; m < start[p + 1]; ++m) {
           const T* a = attention + m * grid * grid + i * grid;
           T* both = to + (m * grid + i) * 2 * grid;
-          for (int j = 0; j < grid; ++j) both[j] = first * a[j], both[grid + j] = last * a[j];
+          for (int j = 0; j < grid; ++j) both[j] = (1 - own.last) * a[j], both[grid + j] = own.last * a[j];
         }
       }
   }
 
   // One panel of the products of row i of the window, for every column of the tile: [column][node][G][kPanel].
+  // corners: [column node][row node][kPanel].
   void build(int i, const T* weight, const T* values, T* corners, T* to) const {
     const Nodes& rows = down[i];
-    const int64_t column = int64_t(rows.count()) * grid * kPanel<T>;
+    const int64_t column = int64_t(rows.count()) * grid * kPanel<T>, node = rows.count() * kPanel<T>;
     std::vector<const T*> a;
     for (int j = 0; j < grid; ++j, weight += d.dim * kPanel<T>) {
       const Nodes& cols = across[j];
@@ -107,25 +121,27 @@ struct Runs {
       for (int64_t x : cols.place)
         for (int64_t y : rows.place) a.push_back(values + (y * d.patch_cols(t) + x) * d.dim);
       multiply_rows<T, false>(a.size(), d.dim, a.data(), 1, weight, corners, kPanel<T>);
-      int64_t done = 0;
-      for (const Segment& s : cols.segments) {
-        for (; done < s.begin; ++done) clear(rows.count(), to + done * column + j * kPanel<T>);
-        for (; done < s.end; ++done) mix(s, share(s, done), rows.count(), corners, to + done * column + j * kPanel<T>);
+      T* place = to + j * kPanel<T>;
+      for (const Mix<T>& own : by_column[j]) {
+        if (own.low < 0)
+          for (int n = 0; n < rows.count(); ++n) std::fill_n(place + n * grid * kPanel<T>, kPanel<T>, T(0));
+        else
+          mix(corners + own.low * node, corners + own.high * node, own.last, rows.count(), place);
+        place += column;
       }
-      for (; done < t.width(); ++done) clear(rows.count(), to + done * column + j * kPanel<T>);
     }
   }
 
-  void clear(int nodes, T* to) const {
-    for (int n = 0; n < nodes; ++n) std::fill_n(to + n * grid * kPanel<T>, kPanel<T>, T(0));
-  }
-
-  // corners: [column node][row node][kPanel].
-  void mix(const Segment& s, T last, int nodes, const T* corners, T* to) const {
-    const T *low = corners + s.node * nodes * kPanel<T>, *high = s.mixed ? low + nodes * kPanel<T> : low;
-    for (int n = 0; n < nodes; ++n, low += kPanel<T>, high += kPanel<T>, to += grid * kPanel<T>)
-      for (int64_t l = 0; l < kPanel<T>; l += kLanes<T>)
-        store(to + l, s.mixed ? load(low + l) + last * (load(high + l) - load(low + l)) : load(low + l));
+  // to: [row node][G][kPanel], of which one column is written.
+  void mix(const T* low, const T* high, T last, int nodes, T* to) const {
+    const int step = grid * kPanel<T>;
+    if (low == high)
+      for (int n = 0; n < nodes; ++n, low += kPanel<T>, to += step)
+        for (int l = 0; l < kPanel<T>; l += kLanes<T>) store(to + l, load(low + l));
+    else
+      for (int n = 0; n < nodes; ++n, low += kPanel<T>, high += kPanel<T>, to += step)
+        for (int l = 0; l < kPanel<T>; l += kLanes<T>)
+          store(to + l, (T(1) - last) * load(low + l) + last * load(high + l));
   }
 
   // Adds to result, one panel of it, what row i of the window gives.

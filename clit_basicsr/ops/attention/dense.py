@@ -111,13 +111,12 @@ def _bands(source: MapRows, y: Axis, x: Axis, halo: int, pixels: int) -> Iterato
         begin = made = 0
         for top, rows in _groups(y, slice(0, len(y.nearest)), count):
             low, high = max(top - halo, 0), min(top + count + halo, int(y.nearest[rows.stop - 1]) + halo + 1, height)
-            start = max(low, made) if maps else low
-            for i, new in enumerate(source.make((start, high), across)):
-                new = new.permute(0, 2, 3, 1).contiguous()
-                if not maps or start == low:
-                    maps[i : i + 1] = [new]
-                else:
-                    maps[i] = torch.cat((maps[i][:, low - begin :], new), dim=1)
+            maps = [held[:, low - begin :] for held in maps] if made > low else []  # rows that are made already
+            start = max(low, made)
+            if start < high:
+                for i, new in enumerate(source.make((start, high), across)):
+                    new = new.permute(0, 2, 3, 1).contiguous()
+                    maps[i : i + 1] = [torch.cat((maps[i], new), dim=1) if made > low else new]
             begin, made = low, high
             yield _Band(maps, (low, across[0]), (rows.start, rows.stop), (cols.start, cols.stop))
 

@@ -4,8 +4,8 @@ glibc asks the system for every block above 32 MB at most, and gives it back whe
 pictures are above that, and clearing the pages of each new map takes as long as computing it: of a 512 x 512 picture,
 EDSR-baseline takes 11.5 s in place of 20.3 s of CPU with the thresholds below, at the same peak of 631 MB (glibc 2.36).
 Without the padding KEPT and RETURNED would have to be one number, and either peak (830 MB at 160 MB and above) or time
-(13.2 s at 64 MB) would be higher. Training is left alone: few of its blocks are above 32 MB. Processes that are forked
-inherit the thresholds.
+(13.2 s at 64 MB) would be higher. Training is left alone: few of its blocks are above 32 MB,
+and it spends a few per cent of its time in the system. Processes that are forked inherit the thresholds.
 """
 
 from __future__ import annotations
@@ -38,4 +38,4 @@ def keep_freed_memory() -> bool:
     except (OSError, TypeError):  # no shared C library; Windows
         return False
     choice = {M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: RETURNED, M_TOP_PAD: KEPT}
-    return has_mallopt and all([libc.mallopt(name, value) for name, value in choice.items()])
+    return has_mallopt and all(libc.mallopt(name, value) for name, value in choice.items())

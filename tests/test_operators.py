@@ -61,6 +61,51 @@ def test_gradients_are_the_derivatives(name, backend, size):
 
 
 @pytest.mark.parametrize('backend', FAST)
+def test_gradient_operators_are_registered_well(backend):
+    calls = operator_calls(backend, torch.float32)
+    for name in ('attention', 'attend_linear', 'upsampled_conv'):
+        function, arguments = calls[name]
+        arguments = [t.detach() if torch.is_tensor(t) else t for t in arguments]
+        out = function(*arguments)
+        if name == 'attention':
+            saved = out, *(arguments[i] for i in (0, 1, 4, 5, 6))
+        else:
+            saved = (t for i, t in enumerate(arguments) if name != 'upsampled_conv' or i != 2)
+        torch.library.opcheck(getattr(operators, f'{name}_backward'), (out.sin(), *saved))
+
+
+@pytest.mark.parametrize('backend', FAST)
+def test_what_has_no_gradient_says_so(backend):
+    calls = operator_calls(backend)
+    function, (q, k, v, *rest) = calls['dense_linear']
+    out = function(q, k, v.requires_grad_(), *rest)
+    with pytest.raises(RuntimeError, match=r'dense_linear\.default has no gradient'):
+        out.sum().backward()
+    for name in ('attention', 'attend_linear', 'upsampled_conv'):
+        function, arguments = calls[name]
+        (first,) = torch.autograd.grad(function(*arguments).sin().sum(), arguments[0], create_graph=True)
+        with pytest.raises(RuntimeError, match=rf'{name}_backward\.default has no gradient'):
+            first.sum().backward()
+
+
+def test_a_kernel_called_at_a_graph_break_is_not_compiled():
+    function, arguments = operator_calls('torch', torch.float32)['attention']
+    graphs = []
+
+    def collect(graph, inputs):
+        graphs.append(graph.code)
+        return graph
+
+    def broken(*arguments):
+        return eval('function(*arguments)', {'function': function, 'arguments': arguments}).sin()  # eval breaks it
+
+    out = torch.compile(broken, backend=collect)(*arguments)
+    assert torch.equal(out, broken(*arguments))
+    (rest,) = graphs
+    assert 'sin()' in rest and 'softmax' not in rest
+
+
+@pytest.mark.parametrize('backend', FAST)
 def test_compiled_training_step(backend):
     net = LIT(encoder=ENCODER, dim=16, num_heads=2, grid_size=3, hidden_dims=(8,))
     lq, coord, cell = torch.rand(2, 3, 6, 5), torch.rand(2, 20, 2) * 2 - 1, torch.full((2, 2), 0.1)

@@ -214,6 +214,14 @@ def test_another_c_library_is_left_alone(monkeypatch):
     assert allocator.keep_freed_memory() is False
 
 
+@pytest.mark.parametrize(('command', 'calls'), [(['train', '-opt', 'none.yml'], 0), (['info', 'none.pth'], 1)])
+def test_training_leaves_the_allocator_alone(command, calls, folder, monkeypatch):
+    called = []
+    monkeypatch.setattr(cli, 'keep_freed_memory', lambda: called.append(1))
+    assert cli.main(command) == 1  # there are no such files
+    assert len(called) == calls
+
+
 def test_a_picture_is_enlarged_without_the_compiler(folder):
     """The operators and the check of a file's network must not import it."""
     save('a.png', color())

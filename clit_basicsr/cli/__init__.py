@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         warn_of_other_command()
         check_command(arguments)
         args = make_parser().parse_args(arguments)
-        keep_freed_memory()
+        if args.command != 'train':  # it gains hardly anything and would take more at its peak, see allocator.py
+            keep_freed_memory()
         importlib.import_module(f'clit_basicsr.cli.{args.command}').run(args)
     except UserError as error:
         print(f'basicsr: error: {one_line(error)}', file=sys.stderr)

@@ -6,10 +6,10 @@ each does stands in :class:`clit_basicsr.ops.backends.contract.Kernels`. torch.c
 
 import torch
 from torch import Tensor
-from torch.library import register_autocast, register_autograd, register_fake
+from torch.library import register_autocast, register_fake
 
 from clit_basicsr.ops import backends
-from clit_basicsr.ops.registration import library, operator
+from clit_basicsr.ops.registration import Gradient, library, operator, register_gradient
 
 
 @operator
@@ -49,7 +49,7 @@ def _attention_gradient(ctx, grad):
     return *attention_backward(grad, out, query, k, y, x, ctx.backend), None, None, None
 
 
-register_autograd(attention, _attention_gradient, setup_context=_attention_context)
+register_gradient(attention, Gradient(_attention_gradient, _attention_context))
 
 
 @operator
@@ -85,7 +85,7 @@ def _attend_linear_gradient(ctx, grad):
     return *attend_linear_backward(grad, *ctx.saved_tensors, ctx.backend), None, None, None
 
 
-register_autograd(attend_linear, _attend_linear_gradient, setup_context=_attend_linear_context)
+register_gradient(attend_linear, Gradient(_attend_linear_gradient, _attend_linear_context))
 
 
 @operator
@@ -139,7 +139,7 @@ def _upsampled_conv_gradient(ctx, grad):
     return *upsampled_conv_backward(grad, *ctx.saved_tensors, ctx.backend), None, None, None, None, None
 
 
-register_autograd(upsampled_conv, _upsampled_conv_gradient, setup_context=_upsampled_conv_context)
+register_gradient(upsampled_conv, Gradient(_upsampled_conv_gradient, _upsampled_conv_context))
 
 
 @operator

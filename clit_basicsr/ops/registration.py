@@ -25,6 +25,8 @@ class Gradient(NamedTuple):
     context: Callable
 
 
+# What each operator computes, and how it is differentiated.
+functions: dict[torch._ops.OpOverload, Callable] = {}
 _gradients: dict[torch._ops.OpOverload, Gradient] = {}
 
 
@@ -41,6 +43,7 @@ def operator(function: Callable) -> torch._ops.OpOverload:
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(name, _outside_of_the_compiler(function), 'CompositeExplicitAutograd')
     registered = getattr(torch.ops.clit, name).default
+    functions[registered] = function
 
     def context(ctx, inputs, output):
         if registered in _gradients:

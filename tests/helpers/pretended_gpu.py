@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from clit_basicsr.ops import operators
+from clit_basicsr.ops.registration import functions
 
 # Our operators; their implementations run as they would on a GPU.
-OURS = {op._opoverload: op._init_fn for op in vars(operators).values() if hasattr(op, '_opoverload')}
+OURS = {op: functions[op] for op in vars(operators).values() if isinstance(op, torch._ops.OpOverload)}
 aten = torch.ops.aten
 # Operations whose result, or its size, the CPU must know.
 WAITING = {

@@ -1,7 +1,6 @@
 """The work of ``basicsr prepare``: in several processes, continued where it was left, complete or not there."""
 
 import dataclasses
-import errno
 import hashlib
 import json
 import multiprocessing
@@ -26,8 +25,7 @@ from clit_basicsr.data.preparation.outputs import PARTIAL, Output, check_replace
 from clit_basicsr.data.preparation.recipe import FOLDER, Item, Recipe
 from clit_basicsr.data.preparation.sources import Source
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SPARE = 2**26  # bytes that stay free on the disk
+SPARE = 2**23  # bytes that stay free on the disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +164,7 @@ def prepare(work: Work, processes: int, force: bool, advance: Callable[[int], No
             out.take_name()
         return already
     except (OSError, lmdb.Error) as error:
-        raise _unwritable(error, work.paths[0], len(work.sources)) from error
+        raise _unwritable(error, work.paths[0]) from error
     finally:
         for out in outputs:
             out.close()
@@ -218,12 +216,13 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _unwritable(error: OSError | lmdb.Error, path: str, count: int) -> UserError:
-    number = getattr(error, 'errno', None)
+def _unwritable(error: OSError | lmdb.Error, path: str) -> UserError:
+    # LMDB calls a write that ends early an input/output error, so what a full disk gives cannot be told for sure.
     text = getattr(error, 'strerror', None) or str(error)
-    is_full = number in FULL or any(os.strerror(code) in str(error) for code in FULL)
-    cure = 'make room and run the same command again' if is_full else 'run the same command again'
-    return UserError(f'{path} cannot be written ({text}); {cure}: it continues where it was left, {count} images.')
+    return UserError(
+        f'{path} cannot be written ({text}); make room if the disk is full, and run the same command again: it '
+        'continues where it was left.'
+    )
 
 
 def _existing(path: str) -> str:

@@ -18,10 +18,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from basicsr.data.paired_image_dataset import PairedImageDataset
 from torch.utils.data import DataLoader
 
-import clit_basicsr  # noqa: F401  makes `import basicsr` work
 from clit_basicsr.data import images, random_scale_dataset
 from clit_basicsr.data.random_scale_dataset import RandomScaleDataset
 
@@ -132,6 +130,8 @@ def measure(folder: Path, repeats: int) -> None:
 
 
 def measure_host(folder: Path, count: int) -> None:
+    from basicsr.data.paired_image_dataset import PairedImageDataset  # after our package, which makes it importable
+
     opt = {'phase': 'train', 'scale': 4, 'gt_size': 192, 'use_hflip': True, 'use_rot': True, 'filename_tmpl': '{}x4'}
     roots = {'dataroot_gt': str(folder / 'HR'), 'dataroot_lq': str(folder / 'LR' / 'X4')}
     dataset = PairedImageDataset(opt | roots | {'io_backend': {'type': 'disk'}})

@@ -1,6 +1,7 @@
 """Training pairs at random scales: one plan of scale factors per batch, HR pixels sampled as queries."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -129,11 +130,15 @@ class RandomScaleDataset(data.Dataset):
         # Encoded images are held until the clip rule knows the smallest; decoded ones would take many times the memory.
         opened = [self.source.open(name) for name in names]
         drawn, scales = self._plan(batch, names, opened)
-        samples = [
-            self._sample(name, image, scales, self._rng(_SAMPLE, self.rank, batch, position))
+        shared = {
+            'scales': torch.tensor(scales, dtype=torch.float64).unsqueeze(1).repeat(1, 2),
+            'drawn': torch.tensor(drawn, dtype=torch.float64),
+        }
+        size = round(self.lq_size * float(np.prod(scales)))
+        return [
+            self._sample(name, image, size, self._rng(_SAMPLE, self.rank, batch, position)) | shared
             for position, (name, image) in enumerate(zip(names, opened, strict=True))
         ]
-        return [{**sample, 'drawn': torch.tensor(drawn, dtype=torch.float64)} for sample in samples]
 
     def _rng(self, purpose: int, *key: int) -> np.random.Generator:
         return np.random.default_rng([purpose, self.seed, *key])
@@ -165,18 +170,17 @@ class RandomScaleDataset(data.Dataset):
         scales = self.schedule.draw(batch, self._rng(_PLAN, self.rank, batch))
         return scales, clip_scales(scales, self.lq_size, min(sides))
 
-    def _sample(self, name: str, image: Opened, scales: tuple[float, ...], rng: np.random.Generator) -> dict[str, Any]:
-        size = round(self.lq_size * float(np.prod(scales)))
+    def _sample(self, name: str, image: Opened, size: int, rng: np.random.Generator) -> dict[str, Any]:
+        """What differs between the samples of a batch; ``size``: side of the HR crop in pixels."""
         hr = self._augmented_crop(image.pixels(), size, rng)
         lq = downsample(hr, (self.lq_size, self.lq_size), self.downsampling)
         y, x = sample_pixels(size, self.num_queries, rng)
-        centers = pixel_centers(size)
+        centers = _centers(size)
         return {
             'lq': torch.from_numpy(lq.transpose(2, 0, 1).astype(np.float32) / 255),
-            'gt': torch.from_numpy(hr[y, x].astype(np.float32) / 255),
-            'coord': torch.stack([centers[y], centers[x]], dim=-1),
+            'gt': torch.from_numpy(hr.reshape(-1, 3).take(y * size + x, axis=0).astype(np.float32) / 255),
+            'coord': torch.from_numpy(np.stack([centers[y], centers[x]], axis=-1)),
             'cell': torch.full((2,), 2 / size),
-            'scales': torch.tensor(scales, dtype=torch.float64).unsqueeze(1).repeat(1, 2),
             'lq_path': name,
             'gt_path': name,
         }
@@ -200,6 +204,11 @@ def sample_pixels(size: int, count: int, rng: np.random.Generator) -> tuple[np.n
     # Without shuffling, numpy's cost is that of the draws; with it, or by a permutation, that of the area.
     index = rng.choice(area, min(count, area), replace=False, shuffle=False)
     return np.divmod(index, size)
+
+
+@lru_cache(maxsize=1)  # a batch has one size
+def _centers(size: int) -> np.ndarray:
+    return pixel_centers(size).numpy()
 
 
 def _whole(opt: dict[str, Any], key: str, default: int, least: int = 1) -> int:

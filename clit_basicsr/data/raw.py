@@ -109,8 +109,10 @@ class RawImage:
         rows = self._rows[top:bottom, first * SEGMENT : last * SEGMENT]
         self._check(rows, self._sums[top:bottom, first:last])
         start = left * pixel - first * SEGMENT
-        samples = np.ascontiguousarray(rows[:, start : start + (right - left) * pixel]).view(f'<u{depth}')
-        return Picture(samples.reshape(bottom - top, right - left, channels)).stored_rgb8
+        # a copy, so that nobody holds memory of the file
+        samples = rows[:, start : start + (right - left) * pixel].copy().view(f'<u{depth}')
+        pixels = samples.reshape(bottom - top, right - left, channels)
+        return pixels if (channels, depth) == (3, 1) else Picture(pixels).stored_rgb8
 
     def verify(self) -> None:
         """Compares every checksum. Raises UserError if one is wrong."""

@@ -150,7 +150,7 @@ def resident(pid: int) -> dict[str, float]:
 
 
 def measure_memory(folder: Path, samples: int, workers: int = 2) -> None:
-    dataset = storages(folder, SCALES['cascade, r up to 32'])['raw LMDB']
+    dataset = storages(folder, SCALES['r ~ U(1, 4)'])['raw LMDB']
     items = [(batch, position) for batch in range(samples // BATCH) for position in range(BATCH)]
     loader = iter(DataLoader(dataset, BATCH, sampler=items, num_workers=workers))
     pids = [worker.pid for worker in loader._workers]

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import struct
+import time
 from collections.abc import Sequence
 from os import path as osp
 
@@ -17,7 +18,9 @@ from clit_basicsr.data.raw import RawImage
 
 PARTIAL = '.partial'
 LMDB_FILES = ('data.mdb', 'lock.mdb', 'meta_info.txt', lmdbs.PLAN)
+# What a kill may cost at most.
 COMMIT_BYTES = 2**26
+COMMIT_SECONDS = 2
 
 
 def check_replaceable(path: str, force: bool) -> None:
@@ -118,6 +121,7 @@ class LmdbOutput(Output):
         self.format = plan['recipe']['format']
         self._pending: list[Item] = []
         self._pending_bytes = 0
+        self._due = time.monotonic() + COMMIT_SECONDS
         self._environment = lmdb.open(self.partial, map_size=int(1.25 * size) + 2**26)
 
     def _key(self, key: str) -> bytes:
@@ -130,7 +134,7 @@ class LmdbOutput(Output):
     def put(self, item: Item) -> None:
         self._pending.append(item)
         self._pending_bytes += len(item.content)
-        if self._pending_bytes >= COMMIT_BYTES:
+        if self._pending_bytes >= COMMIT_BYTES or time.monotonic() >= self._due:
             self.flush()
 
     def flush(self) -> None:
@@ -142,6 +146,7 @@ class LmdbOutput(Output):
                 pairs.append((lmdbs.RECORD + key, item.record))
         self._write(pairs)
         self._pending, self._pending_bytes = [], 0
+        self._due = time.monotonic() + COMMIT_SECONDS
 
     def _write(self, pairs: list[tuple[bytes, bytes]]) -> None:
         """In one transaction: all or nothing."""

@@ -12,7 +12,7 @@ from helpers.pictures import ramp, save
 from PIL import Image
 
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.data import images
+from clit_basicsr.data import lmdbs
 from clit_basicsr.data.images import ImageSource, decode, smallest_side
 
 LMDB = {'type': 'lmdb'}
@@ -71,10 +71,10 @@ def test_lmdb_holds_the_pictures_in_its_order(lmdb):
 def test_a_forked_process_opens_an_lmdb_of_its_own(lmdb):
     source = ImageSource(lmdb, LMDB)
     expected = source.read('c')
-    inherited = images._clients[os.path.realpath(lmdb)]
+    inherited = lmdbs._environments[os.path.realpath(lmdb)]
 
     def read(queue):
-        queue.put((source.read('c'), images._clients[os.path.realpath(lmdb)] is inherited))
+        queue.put((source.read('c'), lmdbs._environments[os.path.realpath(lmdb)] is inherited))
 
     context = multiprocessing.get_context('fork')
     queue = context.Queue()

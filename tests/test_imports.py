@@ -20,7 +20,10 @@ ROOMS = {
     'data.schedule': ({'base'}, set()),
     'data.downsamplings': ({'base'}, set()),
     'metrics.protocols': ({'base'}, set()),
-    'data': ({'data', 'ops', 'formats', 'base', 'metrics.protocols'}, {'torch', 'basicsr', 'numpy', 'PIL', 'lmdb'}),
+    'data': (
+        {'data', 'ops', 'formats', 'base', 'metrics.protocols'},
+        {'torch', 'basicsr', 'numpy', 'PIL', 'lmdb', 'cv2'},
+    ),
     'metrics': ({'metrics', 'base'}, {'torch', 'basicsr', 'numpy'}),
     'models': (
         {'models', 'archs', 'data.schedule', 'data.images', 'metrics', 'base'},

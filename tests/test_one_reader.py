@@ -18,7 +18,7 @@ from PIL import Image, ImageCms
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import upscale
-from clit_basicsr.data import images
+from clit_basicsr.data import lmdbs
 from clit_basicsr.data.images import ImageSource, decode, smallest_side
 from clit_basicsr.pictures import files
 
@@ -207,10 +207,10 @@ def test_lmdbs_that_cannot_be_read_give_a_line(lmdb, monkeypatch):
         raise lmdb_library.CorruptedError('MDB_CORRUPTED: page not found')
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(images._lmdb_client(lmdb)), 'get', fail)
+        patch.setattr(lmdbs, 'get', fail)
         with pytest.raises(UserError, match=r"^\S*a\.lmdb: image 'a' cannot be read \(MDB_CORRUPTED[^\n]*\.$"):
             source.read('a')
-    images._close(os.path.realpath(lmdb))
+    lmdbs.close(lmdb)
 
     def denied(path, *args, **kwargs):
         raise PermissionError(13, 'Permission denied', path)

@@ -21,7 +21,7 @@ from clit_basicsr.base.messages import nearest
 from clit_basicsr.cli import orphans  # noqa: F401  notes the parent process, so before torch is imported
 from clit_basicsr.cli.allocator import keep_freed_memory
 
-COMMANDS = ('train', 'test', 'upscale', 'attention', 'compare', 'zoom', 'convert', 'info')
+COMMANDS = ('train', 'test', 'upscale', 'attention', 'compare', 'zoom', 'convert', 'prepare', 'info')
 DISTRIBUTION = 'clit-basicsr'
 
 

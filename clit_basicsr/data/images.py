@@ -1,8 +1,8 @@
-"""Finding and reading images: folders, lists of names, BasicSR's LMDB folders."""
+"""Finding and reading images: folders, lists of names, LMDB folders of encoded or of raw images."""
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from os import path as osp
 from typing import Any
@@ -11,13 +11,13 @@ import lmdb
 import numpy as np
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.data import lmdbs
+from clit_basicsr.data.raw import RawImage
 from clit_basicsr.formats.folders import describe_skipped
 from clit_basicsr.formats.reader import DamagedPicture, decode_rgb8, size_of
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 
-# An LMDB may be open only once in a process, so the data sets of a process share their clients.
-_clients: dict[str, Any] = {}
 # Folders of which it was said what is skipped: once is enough.
 _told: set[str] = set()
 
@@ -33,16 +33,17 @@ class ImageSource:
     """The images under one root, in a fixed order.
 
     Args:
-        root: a folder, or an LMDB folder (data.mdb, meta_info.txt) as BasicSR makes it.
+        root: a folder, or an LMDB folder (data.mdb, meta_info.txt) as BasicSR or ``basicsr prepare`` makes it.
         io_backend: ``{type: disk}`` (default) or ``{type: lmdb}``.
         folders: where below the root to look, '' for the root itself; those that do not exist are passed over.
             Default: the root alone. Only for folders without ``meta_info_file``.
         meta_info_file: text file whose lines start with an image's name, as in BasicSR; by default all images of the
             folder (not of its subfolders), sorted by name, or the LMDB's own meta_info.txt.
         option: the option that gave ``root``, for messages.
+        cache_bytes: how much of the decoded images may be kept in memory, in each process; for encoded images alone.
 
     Attributes:
-        names: paths of the files, or keys of the LMDB; what :meth:`read` takes.
+        names: paths of the files, or keys of the LMDB; what :meth:`open` and :meth:`read` take.
 
     Raises:
         UserError: nothing is there, or it is damaged.
@@ -55,28 +56,31 @@ class ImageSource:
         meta_info_file: str | None = None,
         option: str = 'dataroot_gt',
         folders: Iterable[str] = (),
+        cache_bytes: int = 0,
     ):
         self.root = str(root)
         backend = (io_backend or {}).get('type', 'disk')
         if backend not in ('disk', 'lmdb'):
             raise UserError(f"io_backend: type '{backend}' is not known; use disk or lmdb.")
         self.is_lmdb = backend == 'lmdb'
+        self.is_raw = False
+        self._cache = DecodedCache(cache_bytes)
         if not osp.isdir(self.root):
             raise UserError(f'{option}: folder {self.root} does not exist; check the path.')
         if self.is_lmdb:
-            _check_lmdb(self.root, option)
-            entries = _listed_names(meta_info_file or osp.join(self.root, 'meta_info.txt'))
+            self.is_raw = lmdbs.check(self.root, option) == lmdbs.RAW
+            entries = listed_names(meta_info_file or osp.join(self.root, 'meta_info.txt'))
             self.names = [without_suffix(entry) for entry in entries]
         elif meta_info_file:
-            self.names = [osp.join(self.root, entry) for entry in _listed_names(meta_info_file)]
+            self.names = [osp.join(self.root, entry) for entry in listed_names(meta_info_file)]
             for name in self.names:
                 if not osp.isfile(name):
                     raise UserError(f'{name}: listed in {meta_info_file}, but the file does not exist; fix the list.')
         else:
             below = [osp.join(self.root, folder) for folder in folders if osp.isdir(osp.join(self.root, folder))]
-            self.names = [name for folder in below for name in _files_of(folder, option)]
+            self.names = [name for folder in below for name in files_of(folder, option)]
             if not self.names:
-                self.names = _files_of(self.root, option)
+                self.names = files_of(self.root, option)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -89,23 +93,102 @@ class ImageSource:
         """How messages call an image."""
         return f"{self.root}: image '{name}'" if self.is_lmdb else name
 
+    def open(self, name: str) -> 'EncodedImage | DecodedImage | RawImage':
+        """An image of which nothing is decoded yet.
+
+        Raises:
+            UserError: it is missing, or cannot be read.
+        """
+        label = self.label(name)
+        if self.is_raw:
+            return RawImage(self._value(name), label)
+        kept = self._cache.get(name)
+        if kept is not None:
+            return DecodedImage(kept)
+        return EncodedImage(self.read(name), label, lambda pixels: self._cache.keep(name, pixels))
+
+    def decode(self, name: str) -> np.ndarray:
+        """A whole image, (H, W, 3), uint8, RGB; see :func:`decode`."""
+        return self.open(name).pixels()[:, :]
+
     def read(self, name: str) -> bytes:
-        """The encoded image. Opens an LMDB upon the first call in a process, so each worker has its own."""
+        """The encoded image; of a raw LMDB, the value as it is stored."""
         if self.is_lmdb:
-            try:
-                content = _lmdb_client(self.root).get(name)
-            except UnicodeEncodeError as error:  # the host's keys are ASCII
-                raise UserError(f'{self.label(name)}: a key of an LMDB is ASCII text; make the LMDB again.') from error
-            except lmdb.Error as error:
-                reason = f'cannot be read ({error}); copy the LMDB or make it again'
-                raise UserError(f'{self.label(name)} {reason}.') from error
-            if content is None:
-                raise UserError(f'{self.label(name)} is not in the LMDB; fix meta_info.txt or make the LMDB again.')
-            return content
+            return bytes(self._value(name))
         try:
             return host_utils().FileClient('disk').get(name)
         except OSError as error:
             raise UserError(f'{name}: cannot be read ({error.strerror}).') from error
+
+    def _value(self, name: str) -> memoryview:
+        """A value of the LMDB, which the first call in a process opens, so each worker has its own."""
+        try:
+            content = lmdbs.get(self.root, name.encode('utf-8' if self.is_raw else 'ascii'))
+        except UnicodeEncodeError as error:  # the host's keys are ASCII
+            raise UserError(f'{self.label(name)}: a key of an LMDB is ASCII text; make the LMDB again.') from error
+        except lmdb.Error as error:
+            reason = f'cannot be read ({error}); copy the LMDB or make it again'
+            raise UserError(f'{self.label(name)} {reason}.') from error
+        if content is None:
+            raise UserError(f'{self.label(name)} is not in the LMDB; fix meta_info.txt or make the LMDB again.')
+        return content
+
+
+class DecodedCache:
+    """The decoded images of one process, up to ``limit`` bytes.
+
+    What is in stays in: images come in random order, each once in a pass, so that a rule that throws out the oldest
+    would throw out what is needed next. The share of hits is the share of the images that fit.
+    """
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.size = 0
+        self._images: dict[str, np.ndarray] = {}
+
+    def get(self, name: str) -> np.ndarray | None:
+        return self._images.get(name)
+
+    def keep(self, name: str, pixels: np.ndarray) -> None:
+        """Takes an image if it fits. It must not be changed afterwards."""
+        if name not in self._images and self.size + pixels.nbytes <= self.limit:
+            pixels.flags.writeable = False
+            self._images[name] = pixels
+            self.size += pixels.nbytes
+
+    def __reduce__(self) -> tuple:
+        return DecodedCache, (self.limit,)  # a worker fills one of its own
+
+
+class EncodedImage:
+    """An image file in memory; ``keep`` is called with what was decoded."""
+
+    def __init__(self, content: bytes, label: str, keep: Callable[[np.ndarray], None]):
+        self._content, self._label, self._keep = content, label, keep
+
+    @property
+    def smallest_side(self) -> int:
+        return smallest_side(self._content, self._label)
+
+    def pixels(self) -> np.ndarray:
+        """(H, W, 3), uint8, RGB; not to be written to. Raises UserError for a damaged image."""
+        pixels = decode(self._content, self._label)
+        self._keep(pixels)
+        return pixels
+
+
+class DecodedImage:
+    """An image that is kept decoded."""
+
+    def __init__(self, kept: np.ndarray):
+        self._kept = kept
+
+    @property
+    def smallest_side(self) -> int:
+        return min(self._kept.shape[:2])
+
+    def pixels(self) -> np.ndarray:
+        return self._kept
 
 
 def without_suffix(path: str) -> str:
@@ -149,7 +232,8 @@ def _naming_damage(label: str) -> Iterator[None]:
         raise UserError(f'{label}: cannot be read as an image; replace it or remove it.') from error
 
 
-def _files_of(root: str, option: str) -> list[str]:
+def files_of(root: str, option: str) -> list[str]:
+    """Paths of the images of a folder, not of its sub-folders, sorted by name; what is skipped is logged once."""
     try:
         with os.scandir(root) as found:
             entries = list(found)
@@ -168,7 +252,7 @@ def _files_of(root: str, option: str) -> list[str]:
     return [osp.join(root, name) for name in names]
 
 
-def _listed_names(meta_info_file: str) -> list[str]:
+def listed_names(meta_info_file: str) -> list[str]:
     """First column of lines such as ``0001.png (1404,2040,3) 1``; names may hold spaces and dots."""
     try:
         with open(meta_info_file, encoding='utf-8-sig') as lines:
@@ -184,54 +268,3 @@ def _listed_names(meta_info_file: str) -> list[str]:
     if not names:
         raise UserError(f'meta_info_file: {meta_info_file} lists no images.')
     return names
-
-
-def _check_lmdb(root: str, option: str) -> None:
-    for name in ('data.mdb', 'meta_info.txt'):
-        if not osp.isfile(osp.join(root, name)):
-            raise UserError(f'{option}: {root} has no {name}, so it is not a BasicSR LMDB; make it again.')
-    if osp.realpath(root) not in _clients:
-        _lmdb_client(root)
-        _close(osp.realpath(root))
-
-
-def _lmdb_client(root: str) -> Any:
-    path = osp.realpath(root)
-    if path not in _clients:
-        try:
-            size = osp.getsize(osp.join(path, 'data.mdb'))
-            if not size:
-                raise UserError(f'{root}: data.mdb is empty (0 bytes); copy it or make it again.')
-            with open(osp.join(path, 'data.mdb'), 'rb'):
-                pass  # the host's client would not say why it cannot
-            client = host_utils().FileClient('lmdb', db_paths=path)
-            environment = _environment(client)
-            needed = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
-        except OSError as error:
-            raise UserError(f'{root}: data.mdb cannot be read ({error.strerror}).') from error
-        except lmdb.Error as error:
-            raise UserError(f'{root}: cannot be opened as an LMDB ({error}); copy it or make it again.') from error
-        if size < needed:
-            # Reading behind the end of the file would kill the process with a bus error.
-            environment.close()
-            raise UserError(f'{root}: data.mdb is truncated ({size} of {needed} bytes); copy it or make it again.')
-        _clients[path] = client
-    return _clients[path]
-
-
-def _environment(client: Any) -> lmdb.Environment:
-    return client.client._client['default']
-
-
-def _close(path: str) -> None:
-    _environment(_clients.pop(path)).close()
-
-
-def _close_all() -> None:
-    for path in list(_clients):
-        _close(path)
-
-
-# An open LMDB may not be used across a fork, and would keep the new process from opening its own.
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_close_all)

@@ -1,5 +1,7 @@
 """Training pairs at random scales: one plan of scale factors per batch, HR pixels sampled as queries."""
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,15 @@ from torch.utils import data
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.downsamplings import check_downsampling
-from clit_basicsr.data.images import ImageSource, decode, smallest_side
+from clit_basicsr.data.images import DecodedImage, EncodedImage, ImageSource
 from clit_basicsr.data.pairs import downsample
+from clit_basicsr.data.raw import RawImage
 from clit_basicsr.data.schedule import ScaleSchedule, TrainingPlan, clip_scales, parse_scales
 from clit_basicsr.ops.geometry.coords import pixel_centers
 
 # First words of the seeds, so that the streams of random numbers are apart.
 _ORDER, _PLAN, _SAMPLE = range(3)
+Opened = EncodedImage | DecodedImage | RawImage
 
 
 @DATASET_REGISTRY.register()
@@ -31,7 +35,10 @@ class RandomScaleDataset(data.Dataset):
     Args:
         opt (dict): Config of the data set. It contains the following keys:
             dataroot_gt (str): Folder of the HR images, or an LMDB folder.
-            io_backend (dict): ``{type: disk}`` (default) or ``{type: lmdb}``.
+            io_backend (dict): ``{type: disk}`` (default) or ``{type: lmdb}``, which reads BasicSR's LMDBs of encoded
+                images and the raw ones of ``basicsr prepare``.
+            cache_bytes (int): Memory that each worker may use to keep decoded images; 0: none is kept. Not for raw
+                LMDBs, which decode nothing. Default: 0.
             meta_info_file (str): List of the images to use. Default: all of the folder.
             lq_size (int): Side of the LR patch in pixels. Default: 48.
             num_queries (int): HR pixels sampled per patch, without replacement; all of them where the HR crop has
@@ -64,6 +71,7 @@ class RandomScaleDataset(data.Dataset):
         'phase': str,
         'dataroot_gt': str,
         'io_backend': dict,
+        'cache_bytes': int,
         'meta_info_file': (str, type(None)),
         'lq_size': int,
         'num_queries': int,
@@ -86,9 +94,11 @@ class RandomScaleDataset(data.Dataset):
     def __init__(self, opt: dict[str, Any]):
         super().__init__()
         self.opt = opt
-        self.source = ImageSource(opt['dataroot_gt'], opt.get('io_backend'), opt.get('meta_info_file'))
-        self.lq_size = _positive(opt, 'lq_size', 48)
-        self.num_queries = _positive(opt, 'num_queries', 2304)
+        cache = _whole(opt, 'cache_bytes', 0, least=0)
+        source = (opt['dataroot_gt'], opt.get('io_backend'), opt.get('meta_info_file'))
+        self.source = ImageSource(*source, cache_bytes=cache)
+        self.lq_size = _whole(opt, 'lq_size', 48)
+        self.num_queries = _whole(opt, 'num_queries', 2304)
         self.downsampling = opt.get('downsampling', 'pil')
         check_downsampling(self.downsampling)
         self.use_hflip = opt.get('use_hflip', True)
@@ -118,13 +128,17 @@ class RandomScaleDataset(data.Dataset):
             images = [index % len(self) for index in indices]
         names = [self.source.names[image] for image in images]
         # Encoded images are held until the clip rule knows the smallest; decoded ones would take many times the memory.
-        contents = [self.source.read(name) for name in names]
-        drawn, scales = self._plan(batch, names, contents)
-        samples = [
-            self._sample(name, content, scales, self._rng(_SAMPLE, self.rank, batch, position))
-            for position, (name, content) in enumerate(zip(names, contents, strict=True))
+        opened = [self.source.open(name) for name in names]
+        drawn, scales = self._plan(batch, names, opened)
+        shared = {
+            'scales': torch.tensor(scales, dtype=torch.float64).unsqueeze(1).repeat(1, 2),
+            'drawn': torch.tensor(drawn, dtype=torch.float64),
+        }
+        size = round(self.lq_size * float(np.prod(scales)))
+        return [
+            self._sample(name, image, size, self._rng(_SAMPLE, self.rank, batch, position)) | shared
+            for position, (name, image) in enumerate(zip(names, opened, strict=True))
         ]
-        return [{**sample, 'drawn': torch.tensor(drawn, dtype=torch.float64)} for sample in samples]
 
     def _rng(self, purpose: int, *key: int) -> np.random.Generator:
         return np.random.default_rng([purpose, self.seed, *key])
@@ -141,37 +155,37 @@ class RandomScaleDataset(data.Dataset):
             images.append(int(passes[turn][position]))
         return images
 
-    def _plan(self, batch: int, names: list[str], contents: list[bytes]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _plan(
+        self, batch: int, names: list[str], opened: Sequence[Opened]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Scale factors of a batch as drawn, and clipped so that the HR crop fits into its smallest image."""
         sides = []
-        for name, content in zip(names, contents, strict=True):
-            label = self.source.label(name)
-            sides.append(smallest_side(content, label))
+        for name, image in zip(names, opened, strict=True):
+            sides.append(image.smallest_side)
             if sides[-1] < self.lq_size:
                 raise UserError(
-                    f'{label}: its smaller side of {sides[-1]} pixels is below the LR patch (lq_size: {self.lq_size}); '
-                    'remove it or lower lq_size.'
+                    f'{self.source.label(name)}: its smaller side of {sides[-1]} pixels is below the LR patch '
+                    f'(lq_size: {self.lq_size}); remove it or lower lq_size.'
                 )
         scales = self.schedule.draw(batch, self._rng(_PLAN, self.rank, batch))
         return scales, clip_scales(scales, self.lq_size, min(sides))
 
-    def _sample(self, name: str, content: bytes, scales: tuple[float, ...], rng: np.random.Generator) -> dict[str, Any]:
-        size = round(self.lq_size * float(np.prod(scales)))
-        hr = self._augmented_crop(decode(content, self.source.label(name)), size, rng)
+    def _sample(self, name: str, image: Opened, size: int, rng: np.random.Generator) -> dict[str, Any]:
+        """What differs between the samples of a batch; ``size``: side of the HR crop in pixels."""
+        hr = self._augmented_crop(image.pixels(), size, rng)
         lq = downsample(hr, (self.lq_size, self.lq_size), self.downsampling)
         y, x = sample_pixels(size, self.num_queries, rng)
-        centers = pixel_centers(size)
+        centers = _centers(size)
         return {
             'lq': torch.from_numpy(lq.transpose(2, 0, 1).astype(np.float32) / 255),
-            'gt': torch.from_numpy(hr[y, x].astype(np.float32) / 255),
-            'coord': torch.stack([centers[y], centers[x]], dim=-1),
+            'gt': torch.from_numpy(hr.reshape(-1, 3).take(y * size + x, axis=0).astype(np.float32) / 255),
+            'coord': torch.from_numpy(np.stack([centers[y], centers[x]], axis=-1)),
             'cell': torch.full((2,), 2 / size),
-            'scales': torch.tensor(scales, dtype=torch.float64).unsqueeze(1).repeat(1, 2),
             'lq_path': name,
             'gt_path': name,
         }
 
-    def _augmented_crop(self, img: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    def _augmented_crop(self, img: np.ndarray | RawImage, size: int, rng: np.random.Generator) -> np.ndarray:
         top, left = (int(rng.integers(side - size + 1)) for side in img.shape[:2])
         hflip, vflip, transpose = rng.random(3) < 0.5
         crop = img[top : top + size, left : left + size]
@@ -192,8 +206,13 @@ def sample_pixels(size: int, count: int, rng: np.random.Generator) -> tuple[np.n
     return np.divmod(index, size)
 
 
-def _positive(opt: dict[str, Any], key: str, default: int) -> int:
+@lru_cache(maxsize=1)  # a batch has one size
+def _centers(size: int) -> np.ndarray:
+    return pixel_centers(size).numpy()
+
+
+def _whole(opt: dict[str, Any], key: str, default: int, least: int = 1) -> int:
     value = opt.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f'{key}: must be a whole number of at least 1, got {value!r}.')
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f'{key}: must be a whole number of at least {least}, got {value!r}.')
     return value

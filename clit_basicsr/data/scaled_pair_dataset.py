@@ -13,7 +13,7 @@ from torch.utils import data
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import scale_text
 from clit_basicsr.data.downsamplings import check_downsampling
-from clit_basicsr.data.images import ImageSource, decode
+from clit_basicsr.data.images import ImageSource
 from clit_basicsr.data.pairs import fits, gt_size, make_pair
 from clit_basicsr.metrics.protocols import DEFAULT, find_protocol
 
@@ -88,14 +88,14 @@ class ScaledPairDataset(data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         hr_name, lr_name = self.hr.names[index], self.lr_names[index]
         label = self.hr.label(hr_name)
-        hr = decode(self.hr.read(hr_name), label)
+        hr = self.hr.decode(hr_name)
         if self.lr is None:
             try:
                 hr, lr = make_pair(hr, self.scale, self.downsampling)
             except UserError as error:
                 raise UserError(f'{label}: {error}; remove it.') from error
         else:
-            lr = decode(self.lr.read(lr_name), self.lr.label(lr_name))
+            lr = self.lr.decode(lr_name)
             self._check_pair(hr, lr, label, self.lr.label(lr_name))
             height, width = gt_size(lr.shape, self.scale)
             hr = hr[:height, :width]

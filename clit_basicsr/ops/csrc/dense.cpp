@@ -14,18 +14,37 @@ constexpr int64_t tile_pixels(double queries_per_pixel) {
 // Squares have the smallest margins.
 constexpr int64_t kTall = 8;
 
-// Pixels whose products are made together, and the bytes of these: they are used while they lie in the first-level
-// cache, as do the weights of one window position while they pass by.
-constexpr int kGroup = kRows;
+// Bytes of products made together, for kRows pixels: they are used while they lie in the first-level cache.
 constexpr int64_t kProductBytes = 24 << 10;
 
-// One panel of the products of n window positions for `pixels` pixels, up to kGroup: [pixel][n][kPanel].
+// One panel of the products of n window positions for M pixels: [pixel][n][kPanel]. Not inlined: amid other code the
+// compiler runs out of registers.
+template <typename T, int M>
+__attribute__((noinline)) void build_rows(
+    int dim, const int64_t* shift, int n, const T* weight, const T* const* pixel, T* shared) {
+  for (int g = 0; g < n; ++g, weight += dim * kPanel<T>) {
+    const T* a[M];
+    for (int i = 0; i < M; ++i) a[i] = pixel[i] + shift[g];
+    multiply<T, M, kPanelVectors, false>(dim, a, 1, weight, kPanel<T>, shared + g * kPanel<T>, n * kPanel<T>);
+  }
+}
+
+// The same for up to kRows pixels.
 template <typename T>
 void build(int pixels, int dim, const int64_t* shift, int n, const T* weight, const T* const* pixel, T* shared) {
-  const T* a[kGroup];
-  for (int g = 0; g < n; ++g, weight += dim * kPanel<T>) {
-    for (int i = 0; i < pixels; ++i) a[i] = pixel[i] + shift[g];
-    multiply_rows<T, false>(pixels, dim, a, 1, weight, shared + g * kPanel<T>, n * kPanel<T>);
+  switch (pixels) {
+    case 6:
+      return build_rows<T, 6>(dim, shift, n, weight, pixel, shared);
+    case 5:
+      return build_rows<T, 5>(dim, shift, n, weight, pixel, shared);
+    case 4:
+      return build_rows<T, 4>(dim, shift, n, weight, pixel, shared);
+    case 3:
+      return build_rows<T, 3>(dim, shift, n, weight, pixel, shared);
+    case 2:
+      return build_rows<T, 2>(dim, shift, n, weight, pixel, shared);
+    case 1:
+      return build_rows<T, 1>(dim, shift, n, weight, pixel, shared);
   }
 }
 
@@ -35,17 +54,17 @@ void run(const Dense<T>& d, const typename Dense<T>::Tile& t) {
   const int64_t panels = d.padded / kPanel<T>, pixels = t.pixels(), n_patch = d.patch_cols(t);
   const std::vector<int64_t> start = d.starts(t);
   const int64_t queries = start.back(), margin = kNarrowLanes<T> + kLanes<T>;
-  const int largest = std::max<int64_t>(1, kProductBytes / (kGroup * kPanel<T> * int64_t(sizeof(T))));
+  const int largest = std::max<int64_t>(1, kProductBytes / (kRows * kPanel<T> * int64_t(sizeof(T))));
   const int passes = (positions + largest - 1) / largest, step = (positions + passes - 1) / passes;
   Buffer<T> keys(d.patch_rows(t) * n_patch * dim + margin), values(d.patch_rows(t) * n_patch * dim);
   Buffer<T> attention(queries * positions + margin);
-  Buffer<T> shared(kGroup * step * kPanel<T>), result(queries * d.padded);  // result: [panel][query][kPanel]
+  Buffer<T> shared(kRows * step * kPanel<T>), result(queries * d.padded);  // result: [panel][query][kPanel]
   d.begin(queries, result.get());
   std::vector<const T*> pixel(pixels), a(queries);
   for (int64_t p = 0; p < pixels; ++p) pixel[p] = values.get() + (p % t.height() * n_patch + p / t.height()) * dim;
   std::vector<int64_t> shift(positions);  // from a pixel's first window position to the others
   for (int g = 0; g < positions; ++g) shift[g] = (g / d.window.grid * n_patch + g % d.window.grid) * dim;
-  const int64_t groups = (pixels + kGroup - 1) / kGroup;
+  const int64_t groups = (pixels + kRows - 1) / kRows;
   for (int h = 0; h < d.heads; ++h) {
     d.template cut<true>(d.k, t, h, keys.get());
     d.template cut<false>(d.v, t, h, values.get());

@@ -3,7 +3,8 @@
     python scripts/benchmarks/data_loading.py                       # samples per second, CPU time per sample, its steps
     python scripts/benchmarks/data_loading.py --memory 20000        # resident memory of two workers over an epoch
 
-CPU time is of one process, storages in turns; the images (2040 x 1356) and databases stay in --folder for the next run.
+CPU time is that of one process; the storages take turns. The images (2040 x 1356) and databases stay in --folder for
+the next run.
 """
 
 import argparse

@@ -47,7 +47,7 @@ def dense_first_layer(
     sharing = len(y.nearest) * len(x.nearest) >= tuning.sharing_pays * _pixels(y) * _pixels(x)
     packed = kernels.pack(layer.weight, head.num_heads, grid_size) if sharing else layer.weight
     runs = source.runs() if sharing and tuning.shares_runs else None
-    if runs is not None and not _runs_pay(runs, len(y.nearest) * len(x.nearest) / (_pixels(y) * _pixels(x))):
+    if runs is not None and not _runs_pay(runs, _queries_per_pixel(y, x)):
         runs = None
     halo = max(grid_size // 2, 1)
     for band in _bands(source, y, x, halo, tuning.band_bytes // (3 * 4 * channels)):
@@ -151,6 +151,10 @@ def _pixels(axis: Axis) -> int:
     return int(axis.nearest[-1] - axis.nearest[0]) + 1
 
 
+def _queries_per_pixel(y: Axis, x: Axis) -> float:
+    return len(y.nearest) / _pixels(y) * len(x.nearest) / _pixels(x)
+
+
 def _part(axis: Axis, part: slice) -> Axis:
     return Axis(*(field[part] for field in axis))
 
@@ -180,7 +184,7 @@ def _blocks(y: Axis, x: Axis, band: _Band, step: int) -> Iterator[tuple[slice, s
     """Cuts the queries of a band into blocks of about ``step``, BLOCK_ROWS pixels high. A pixel's queries, which share
     its products, are split only where they are many more than that.
     """
-    per_pixel = len(y.nearest) / _pixels(y) * len(x.nearest) / _pixels(x)
+    per_pixel = _queries_per_pixel(y, x)
     width = max(32, int(step / per_pixel / BLOCK_ROWS))
     height = max(1, int(step / per_pixel / min(width, _pixels(x))))
     most = max(step, MOST_QUERIES)

@@ -126,8 +126,8 @@ struct Dense {
           }
   }
 
-  // kWindowRows rows of the window, kNarrowLanes columns of each. Not inlined, here and below: amid other code the
-  // compiler runs out of registers.
+  // kWindowRows rows of the window, kNarrowLanes columns of each. Not inlined: amid other code the compiler runs out
+  // of registers.
   template <int kWindowRows>
   __attribute__((noinline)) void logits(
       const T* query, const T* key, int64_t n, const T* bias_y, const T* bias_x, T* to) const {

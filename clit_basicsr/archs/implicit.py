@@ -11,6 +11,7 @@ from clit_basicsr.archs.features import Features, LocalAttention, Prepared
 from clit_basicsr.archs.precision import convolution_layout
 from clit_basicsr.archs.sizes import hr_range, lr_range, output_size, parse_tile
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.ops.decoder import runs_compiled
 from clit_basicsr.ops.geometry.coords import Bounds, Frame, Piece, make_coord, numbers
 from clit_basicsr.ops.geometry.mirror import mirror_pad
 from clit_basicsr.ops.geometry.sampling import sample_bilinear
@@ -285,15 +286,16 @@ class ImplicitNet(nn.Module):
                 out[..., rows, cols] = rgb.transpose(1, 2).unflatten(2, (y1 - y0, x1 - x0))
 
 
-def in_pieces(answer: Callable[[Tensor, Tensor], Tensor], coord: Tensor, cell: Tensor, queries: int) -> Tensor:
+def in_pieces(answer: Callable[[Tensor, Tensor], Tensor], coord: Tensor, cell: Tensor, feat: Features) -> Tensor:
     """``answer(coord, cell)``, (B, Q, 3), on the CPU without gradients for some queries at a time.
 
     Args:
         coord, cell: as for :meth:`ImplicitNet.query`.
-        queries: how many for each thread.
+        feat: what is queried; whether the kernel serves it decides how many queries each thread gets.
     """
     if torch.is_grad_enabled() or coord.device.type != 'cpu' or torch.compiler.is_compiling():
         return answer(coord, cell)
+    queries = KERNEL_QUERIES if runs_compiled(feat.z) else TORCH_QUERIES
     step = max(1, queries * torch.get_num_threads() // len(coord))
     cells = [cell] * -(-coord.shape[1] // step) if cell.dim() == 2 else cell.split(step, dim=1)
     return torch.cat([answer(*part) for part in zip(coord.split(step, dim=1), cells, strict=True)], dim=1)

@@ -7,10 +7,9 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
 from clit_basicsr.archs.features import Features, Prepared
-from clit_basicsr.archs.implicit import KERNEL_QUERIES, TORCH_QUERIES, ImplicitNet, in_pieces, relative_cell
+from clit_basicsr.archs.implicit import ImplicitNet, in_pieces, relative_cell
 from clit_basicsr.archs.mlp import build_mlp
 from clit_basicsr.archs.pixel_mlp import feature_mlp, fewer_pixels, first_products
-from clit_basicsr.ops.decoder import runs_compiled
 from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
 
 
@@ -64,7 +63,7 @@ class LIIF(ImplicitNet):
                 out = out + weight * mlp(point, torch.cat((dx, *size), dim=-1))
             return out
 
-        return in_pieces(answer, coord, cell, KERNEL_QUERIES if runs_compiled(feat.z) else TORCH_QUERIES)
+        return in_pieces(answer, coord, cell, feat)
 
     def _values(self, z: Tensor, position: Tensor) -> Tensor:
         return self.decoder(torch.cat((z, position), dim=-1))

@@ -8,7 +8,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from clit_basicsr.archs.features import Features, Prepared
-from clit_basicsr.archs.implicit import KERNEL_QUERIES, TORCH_QUERIES, ImplicitNet, expand_cell, in_pieces
+from clit_basicsr.archs.implicit import ImplicitNet, expand_cell, in_pieces
 from clit_basicsr.archs.mlp import build_mlp
 from clit_basicsr.archs.pixel_mlp import map_index
 from clit_basicsr.base.errors import UserError
@@ -67,8 +67,7 @@ class LTE(ImplicitNet):
 
     def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
         feat = prepared.feat
-        kernel = runs_compiled(feat.z)
-        values = self._kernel(prepared) if kernel else self._plain(prepared)
+        values = self._kernel(prepared) if runs_compiled(feat.z) else self._plain(prepared)
 
         def answer(coord: Tensor, cell: Tensor) -> Tensor:
             phase = self._phase(cell * numbers(feat.frame.size, cell), coord)
@@ -77,7 +76,7 @@ class LTE(ImplicitNet):
                 out = out + weight * values(point, dx, phase)
             return out
 
-        return in_pieces(answer, coord, cell, KERNEL_QUERIES if kernel else TORCH_QUERIES)
+        return in_pieces(answer, coord, cell, feat)
 
     def _plain(self, prepared: Prepared) -> Values:
         """Values (B, Q, 3) that the pixel nearest to each point gives, from point, dx and phase."""

@@ -6,10 +6,9 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from clit_basicsr.archs.features import Features, Prepared
-from clit_basicsr.archs.implicit import KERNEL_QUERIES, TORCH_QUERIES, ImplicitNet, in_pieces, relative_cell
+from clit_basicsr.archs.implicit import ImplicitNet, in_pieces, relative_cell
 from clit_basicsr.archs.pixel_mlp import feature_mlp, fewer_pixels, first_products
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.ops.decoder import runs_compiled
 from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
 
 
@@ -98,4 +97,4 @@ class UltraSR(ImplicitNet):
                 out = out + weight * mlp(point, torch.cat((dx, angle.sin(), angle.cos(), size), dim=-1))
             return out
 
-        return in_pieces(answer, coord, cell, KERNEL_QUERIES if runs_compiled(feat.z) else TORCH_QUERIES)
+        return in_pieces(answer, coord, cell, feat)

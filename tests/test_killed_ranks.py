@@ -152,4 +152,5 @@ def test_the_ranks_end_when_their_launcher_is_killed(done):
     before, seconds = found['orphans']
     assert before == [True, True], (folder / 'orphans/log0').read_text()[-3000:]
     assert seconds < 10
-    assert 'torchrun has ended' in (folder / 'orphans/log0').read_text()
+    # of one rank at least: the other may end a moment earlier, by the error of its collective
+    assert any('torchrun has ended' in (folder / f'orphans/log{rank}').read_text() for rank in (0, 1))

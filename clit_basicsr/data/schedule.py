@@ -41,6 +41,11 @@ class Stage:
     warmup_iter: int = -1
     """Iterations of linear warm-up; -1: none."""
 
+    def learning_rate(self, iteration: int) -> float:
+        """The rate of an iteration of the stage, counted from 1."""
+        lr = self.lr * self.gamma ** sum(iteration > milestone for milestone in self.milestones)
+        return lr * iteration / self.warmup_iter if iteration < self.warmup_iter else lr
+
 
 STAGE_KEYS = tuple(field.name for field in dataclasses.fields(Stage))
 _REQUIRED = tuple(field.name for field in dataclasses.fields(Stage) if field.default is dataclasses.MISSING)
@@ -154,6 +159,12 @@ class TrainingPlan:
         """Branches that are trained when the trained stage of that index (from 0) begins."""
         number = self.start_stage - 1 + index
         return self.stages[number - 1].branches if number else 0
+
+    def describe(self, index: int) -> str:
+        """The trained stage of that index (from 0), for the log."""
+        stage, number, total = self.trained[index], index + self.start_stage, len(self.stages)
+        branches = 'branch 1' if stage.branches == 1 else f'branches 1 to {stage.branches}'
+        return f'stage {number} of {total} ({branches}, {stage.iters:,} iterations, learning rate {stage.lr:g})'
 
 
 class ScaleSchedule:

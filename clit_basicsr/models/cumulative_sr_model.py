@@ -2,13 +2,13 @@
 
 import copy
 
-import torch
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.schedule import Stage, TrainingPlan
+from clit_basicsr.models.branches import initialise_branches, set_trained_branches
 from clit_basicsr.models.implicit_sr_model import ImplicitSRModel
 
 
@@ -87,53 +87,30 @@ class CumulativeSRModel(ImplicitSRModel):
         index, first = self.schedule.stage_of(current_iter - 1)
         if index != self.stage_index:
             self._enter_stage(index, first)
-        iteration = current_iter - first  # of the stage, from 1
-        lr = self.stage.lr * self.stage.gamma ** sum(iteration > milestone for milestone in self.stage.milestones)
-        if iteration < self.stage.warmup_iter:
-            lr *= iteration / self.stage.warmup_iter
+        lr = self.stage.learning_rate(current_iter - first)
         self._set_lr([[lr] * len(optimizer.param_groups) for optimizer in self.optimizers])
 
     def resume_training(self, resume_state: dict) -> None:
         """Returns into the stage that the state was saved in; its optimizer is the one that the state restores."""
         self.stage_index, _ = self.schedule.stage_of(resume_state['iter'] - 1)
-        self._set_trained_branches(self.stage.branches)
+        set_trained_branches(self._networks(), self.stage.branches)
         super().resume_training(resume_state)
         get_root_logger().info(f'Resumed in {self._describe_stage()}.')
 
     def _enter_stage(self, index: int, first: int) -> None:
         self.stage_index = index
         if index > 0 or self.plan.start_stage > 1:
-            self._initialise_branches(self.plan.branches_before(index), self.stage.branches)
-        self._set_trained_branches(self.stage.branches)
+            first_new = self.plan.branches_before(index)
+            initialise_branches(self._networks(), first_new, self.stage.branches, self.opt['manual_seed'])
+        set_trained_branches(self._networks(), self.stage.branches)
         self.clipped_scales.restart()
         self.setup_optimizers()
         logger = get_root_logger()
         logger.info(f'Iteration {first + 1:,}: {self._describe_stage()}; optimizer and learning rate are reset.')
 
     def _describe_stage(self) -> str:
-        stage, number, total = self.stage, self.stage_index + self.plan.start_stage, len(self.plan.stages)
-        branches = 'branch 1' if stage.branches == 1 else f'branches 1 to {stage.branches}'
-        return f'stage {number} of {total} ({branches}, {stage.iters:,} iterations, learning rate {stage.lr:g})'
+        return self.plan.describe(max(self.stage_index, 0))
 
     def _networks(self) -> list:
         nets = [self.get_bare_model(self.net_g)]
         return [*nets, self.net_g_ema] if hasattr(self, 'net_g_ema') else nets
-
-    def _initialise_branches(self, first: int, stop: int) -> None:
-        """Fresh weights for branches first ... stop - 1, the same on every rank, after a resume, and in the EMA
-        network.
-        """
-        if stop <= first:
-            return
-        for net in self._networks():
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.opt['manual_seed'] + stop)
-                for branch in net.branches[first:stop]:
-                    for module in branch.modules():
-                        if hasattr(module, 'reset_parameters'):
-                            module.reset_parameters()
-
-    def _set_trained_branches(self, count: int) -> None:
-        for net in self._networks():
-            if hasattr(net, 'trained_branches'):
-                net.trained_branches.fill_(count)

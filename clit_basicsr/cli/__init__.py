@@ -21,7 +21,19 @@ from clit_basicsr.base.messages import nearest
 from clit_basicsr.cli import orphans  # noqa: F401  notes the parent process, so before torch is imported
 from clit_basicsr.cli.allocator import keep_freed_memory
 
-COMMANDS = ('train', 'test', 'upscale', 'attention', 'compare', 'zoom', 'convert', 'prepare', 'info', 'mmtrain', 'mmtest')
+COMMANDS = (
+    'train',
+    'test',
+    'upscale',
+    'attention',
+    'compare',
+    'zoom',
+    'convert',
+    'prepare',
+    'info',
+    'mmtrain',
+    'mmtest',
+)
 DISTRIBUTION = 'clit-basicsr'
 
 
@@ -35,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         warn_of_other_command()
         check_command(arguments)
         args = make_parser().parse_args(arguments)
-        if args.command not in ('train', 'mmtrain'):  # it gains hardly anything and would take more at its peak, see allocator.py
+        if args.command not in (
+            'train',
+            'mmtrain',
+        ):  # it gains hardly anything and would take more at its peak, see allocator.py
             keep_freed_memory()
         importlib.import_module(f'clit_basicsr.cli.{args.command}').run(args)
     except UserError as error:

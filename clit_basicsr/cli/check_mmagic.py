@@ -47,8 +47,8 @@ def check_config(cfg: Any, training: bool) -> None:
             raise UserError(f'{key} is not a block of a config; the nearest one is {near}')
     if not isinstance(cfg.get('model'), dict):
         raise UserError('model is missing')
-    for name in ('train', 'val') if training else ('test',):
-        check_phase(cfg, name)
+    for name in PHASES:
+        check_phase(cfg, name, needed=name == ('train' if training else 'test'))
     check_object(cfg.model, 'model', registry.MODELS)
     check_generator(cfg.model)
     for where, block, known in blocks(cfg, training):
@@ -57,15 +57,13 @@ def check_config(cfg: Any, training: bool) -> None:
         check_plan(cfg)
 
 
-def check_phase(cfg: Any, name: str) -> None:
-    """Raises UserError unless data loader and loop, and the evaluator if there must be one, are all there or none."""
-    keys = [f'{name}_dataloader', f'{name}_cfg', *([] if name == 'train' else [f'{name}_evaluator'])]
-    given = [key for key in keys if cfg.get(key)]
-    if name == 'val' and not given:
-        return
-    for key in keys:
-        if key not in given:
-            raise UserError(f'{key} is missing' + (f' (there is {", ".join(given)})' if given else ''))
+def check_phase(cfg: Any, name: str, needed: bool) -> None:
+    """Raises UserError unless what a phase needs is all there, or nothing of it where it is not needed."""
+    keys = [f'{name}_dataloader', f'{name}_cfg', 'optim_wrapper' if name == 'train' else f'{name}_evaluator']
+    given = [key for key in keys if cfg.get(key) is not None]
+    missing = [key for key in keys if key not in given]
+    if missing and (given or needed):
+        raise UserError(f'{missing[0]} is missing' + (f' (there is {" and ".join(given)})' if given else ''))
 
 
 def blocks(cfg: Any, training: bool) -> Iterator[tuple[str, Any, Any]]:
@@ -103,13 +101,17 @@ def listed(where: str, block: Any) -> list[tuple[str, dict]]:
     """The blocks of a list, or the only one, each with its place."""
     several = isinstance(block, list | tuple)
     each = list(block) if several else [] if block is None else [block]
-    return [(f'{where}:{number}' if several else where, one) for number, one in enumerate(each) if isinstance(one, dict)]
+    return [
+        (f'{where}:{number}' if several else where, one) for number, one in enumerate(each) if isinstance(one, dict)
+    ]
 
 
 def check_object(block: Any, where: str, known: Any) -> None:
     """Raises UserError unless a block names a class of the registry and only options that it has."""
     if not isinstance(block, dict):
-        raise UserError(f'{where} is missing' if block is None else f'{where} must be a block of options, got {block!r}')
+        raise UserError(
+            f'{where} is missing' if block is None else f'{where} must be a block of options, got {block!r}'
+        )
     if block.get('type') is None:
         raise UserError(f'{where}:type is missing')
     cls = find(known, block['type'], f'{where}:type')

@@ -10,7 +10,7 @@ HELP = 'Test with MMagic as a config says; --help after it lists the flags of it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    mmagic_tool.add_arguments(parser, "the config, a checkpoint of either host, and flags such as --out FILE")
+    mmagic_tool.add_arguments(parser, 'the config, a checkpoint of either host, and flags such as --out FILE')
 
 
 def run(args: argparse.Namespace) -> None:

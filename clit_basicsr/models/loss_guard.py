@@ -69,6 +69,6 @@ class LossGuard:
 
 def last_checkpoint(models: str) -> str:
     """What to say of the newest numbered checkpoint in a folder."""
-    files = sorted(Path(models).glob('*.pth'))
-    saved = {int(match[1]): path for path in files if (match := re.fullmatch(r'(?:net_\w+|iter)_(\d+)\.pth', path.name))}
+    names = re.compile(r'(?:net_\w+|iter)_(\d+)\.pth')  # of BasicSR, of MMagic
+    saved = {int(match[1]): path for path in Path(models).glob('*.pth') if (match := names.fullmatch(path.name))}
     return f'the last good checkpoint is {saved[max(saved)]}' if saved else 'no checkpoint has been saved'

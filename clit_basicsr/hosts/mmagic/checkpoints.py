@@ -68,7 +68,7 @@ def load_file(filename: str, map_location: Any = None) -> dict:
 
 
 def of_mmagic(content: dict) -> dict:
-    """The content of a checkpoint as MMagic has it: of one of BasicSR, the weights that answer (the average, if any)."""
+    """A checkpoint as MMagic has it; of one of BasicSR, the weights that answer: the average, if there is one."""
     key = next((key for key in ('params_ema', 'params') if isinstance(content.get(key), dict)), None)
     if key is None or 'state_dict' in content:
         return content

@@ -68,9 +68,9 @@ class PackedScaledPairDataset(ScaledPairDataset):
     """Whole images for validation and test; the options of :class:`ScaledPairDataset` as keyword arguments.
 
     A sample is ``{inputs, data_samples}``: inputs (3, h, w); a DataSample with ``gt_img`` (3, H, W), and of what is not
-    a tensor ``scale`` (y, x), ``protocol``, ``img_path``, ``gt_path`` and ``vis_name``: what the visualizer may call the
-    picture, ``<picture>_<name of the data set>``, without dots. Option ``name`` is 'x3.4' for scale 3.4 by default; give
-    sets of the same pictures and scale different ones.
+    a tensor ``scale`` (y, x), ``protocol``, ``img_path``, ``gt_path`` and ``vis_name``, a name for the visualizer:
+    ``<picture>_<name of the data set>``, without dots. Option ``name`` is 'x3.4' for scale 3.4 by default; sets with
+    the same pictures and scale need different ones.
 
     Raises:
         UserError: see there; also an option that is not known.
@@ -99,4 +99,3 @@ class PackedScaledPairDataset(ScaledPairDataset):
         )
         packed.set_tensor_data({'gt_img': to_255(sample['gt'])})
         return {'inputs': to_255(sample['lq']), 'data_samples': packed}
-

@@ -122,9 +122,7 @@ class ImplicitSR(BaseEditModel):
             target = {'scale': tuple(scale)} if size is None else {'size': tuple(size)}
             return self.generator.upscale(inputs, **target, tile=tile).float()
 
-    def forward_inference(
-        self, inputs: Tensor, data_samples: DataSample | None = None, **kwargs: Any
-    ) -> DataSample:
+    def forward_inference(self, inputs: Tensor, data_samples: DataSample | None = None, **kwargs: Any) -> DataSample:
         """The same as a DataSample: ``pred_img`` in 0 ... 255, BGR as MMagic has it, and ``pred_float``, RGB as the
         network answered, which PSNRFloat and SSIMFloat measure.
         """

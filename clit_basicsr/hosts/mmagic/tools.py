@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,9 @@ def run_tool(name: str, program: str, arguments: Sequence[str], check: Callable[
     Raises:
         UserError: the config cannot be read; or what ``check`` raises.
     """
-    plugin.register_all()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of packages that MMagic imports
+        plugin.register_all()
     tool = load_tool(name)
     from mmengine.config import Config
     from mmengine.runner import Runner

@@ -70,9 +70,7 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
         self.schedule = self.plan.schedule
         self.stage_index = -1  # before the first
         loader = self._build_loader(runner, dataloader, stages)
-        super().__init__(
-            runner, NotStarted(loader), self.plan.total_iter, val_begin, val_interval, dynamic_intervals
-        )
+        super().__init__(runner, NotStarted(loader), self.plan.total_iter, val_begin, val_interval, dynamic_intervals)
         self.dataloader = loader
         self.guard = LossGuard(nonfinite_limit, runner.work_dir, is_distributed())
         self.files: list[str] = []  # of the batch

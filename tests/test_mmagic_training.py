@@ -77,7 +77,7 @@ def scenarios(folder):
                 'basicsr': ('train', '-opt', 'options.yml', '--launcher', launcher),
                 'mmagic': ('mmtrain', 'config.json', '--launcher', launcher),
             }[host]
-            codes[f'{host} {count}'] = fork(command(here, *arguments), count, here / 'log')
+            codes[f'{host} {count}'] = fork(command(here, *arguments), count, here / 'log', timeout=300)
     for iteration in RESUMED:
         here = folder / f'resumed-{iteration}'
         shutil.copytree(folder / 'mmagic-1', here)
@@ -135,7 +135,7 @@ def second_stage(file):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     found = tmp_path_factory.mktemp('mmagic')
-    in_new_process('test_mmagic_training', found)
+    in_new_process('test_mmagic_training', found, timeout=600)
     codes = json.loads((found / 'codes.json').read_text())
     assert {code for rank_codes in codes.values() for code in rank_codes} == {0}, codes
     return found

@@ -7,6 +7,7 @@ names of the classes, and the keys of classes that take no others.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from clit_basicsr.cli.check_networks import check_network
 from clit_basicsr.data.schedule import TrainingPlan
 from clit_basicsr.hosts.basicsr.plugin import is_ours
 from clit_basicsr.hosts.mmagic.datasets import own_options
+from clit_basicsr.report import missing_sets
 
 PHASES = ('train', 'val', 'test')
 # Top-level blocks of mmengine's Runner; a name close to one of them is taken for a slip.
@@ -39,8 +41,11 @@ def check_config(cfg: Any, training: bool) -> None:
 
     Args:
         cfg: mmengine's Config.
-        training: whether it is trained; else it is tested.
+        training: whether it is trained; else it is tested, and test sets that are not on this machine are taken out of
+            it, and named.
     """
+    if not training:
+        skip_missing_sets(cfg)
     for key in cfg:
         near = nearest(key, RUNNER_KEYS, LIKELY_A_TYPO)
         if near and key not in RUNNER_KEYS:
@@ -55,6 +60,19 @@ def check_config(cfg: Any, training: bool) -> None:
         check_object(block, where, known)
     if training:
         check_plan(cfg)
+
+
+def skip_missing_sets(cfg: Any) -> None:
+    """Takes those of several test sets whose folder is not there, and their evaluators, out of a config."""
+    loaders, evaluators = cfg.get('test_dataloader'), cfg.get('test_evaluator')
+    if not isinstance(loaders, list) or not isinstance(evaluators, list) or len(loaders) != len(evaluators):
+        return
+    sets = {number: loader.get('dataset') for number, loader in enumerate(loaders)}
+    opt = {'datasets': {number: {'name': f'set {number}', **block} for number, block in sets.items() if block}}
+    for line in missing_sets.describe(missing_sets.leave_out_missing_sets(opt)):
+        print(f'basicsr: {line}', file=sys.stderr, flush=True)
+    kept = [number for number, block in sets.items() if not block or number in opt['datasets']]
+    cfg.test_dataloader, cfg.test_evaluator = [loaders[one] for one in kept], [evaluators[one] for one in kept]
 
 
 def check_phase(cfg: Any, name: str, needed: bool) -> None:

@@ -32,8 +32,9 @@ RUNNER_KEYS = (
     *('default_scope', 'experiment_name', 'data_preprocessor', 'auto_scale_lr', 'launcher', 'model_wrapper_cfg'),
 )
 LIKELY_A_TYPO = 0.9
-# Filled in by the loop, or by mmengine where it builds an object.
-GIVEN = ('runner', 'dataloader', 'evaluator', 'dataset', 'seed', 'model', 'module', 'params', 'type', '_scope_', 'self')
+# What mmengine takes out of a block, or fills in, where it builds an object.
+GIVEN = ('runner', 'dataloader', 'evaluator', 'dataset', 'seed', 'model', 'module', 'params', 'type', '_scope_')
+GIVEN += ('constructor', 'paramwise_cfg', 'priority')
 
 
 def check_config(cfg: Any, training: bool) -> None:

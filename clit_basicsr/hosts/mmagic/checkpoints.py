@@ -24,8 +24,8 @@ from clit_basicsr.base.errors import UserError
 class PlainCheckpointHook(Hook):
     """Makes a checkpoint plain before it is saved, and adds ``network_g``, from which the commands know the network.
 
-    ``CumulativeTrainLoop`` registers it; with other loops it goes into ``custom_hooks``. The log's history is left out:
-    the averages that a resumed run logs begin anew.
+    ``CumulativeTrainLoop`` and ``basicsr mmtrain`` register it; elsewhere it goes into ``custom_hooks``. The log's
+    history is left out: the averages that a resumed run logs begin anew.
     """
 
     priority = 'LOWEST'
@@ -39,6 +39,12 @@ class PlainCheckpointHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if hasattr(model, 'network_g'):
             checkpoint['network_g'] = model.network_g
+
+
+def add_plain_checkpoints(runner: Any) -> None:
+    """Registers the hook in a runner, once."""
+    if not any(isinstance(hook, PlainCheckpointHook) for hook in runner.hooks):
+        runner.register_hook(PlainCheckpointHook())
 
 
 def plain(value: Any) -> Any:

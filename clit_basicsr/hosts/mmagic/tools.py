@@ -37,6 +37,8 @@ def run_tool(name: str, program: str, arguments: Sequence[str], check: Callable[
     from mmengine.config import Config
     from mmengine.runner import Runner
 
+    from clit_basicsr.hosts.mmagic.checkpoints import add_plain_checkpoints
+
     read, build = Config.fromfile, Runner.from_cfg
 
     def fromfile(filename: str, *options: Any, **named: Any) -> Any:
@@ -49,7 +51,9 @@ def run_tool(name: str, program: str, arguments: Sequence[str], check: Callable[
     def from_cfg(cfg: Any) -> Any:
         check(cfg)
         join_processes(cfg)
-        return build(cfg)
+        runner = build(cfg)
+        add_plain_checkpoints(runner)  # for MMagic's own models and loops too, which could not be resumed otherwise
+        return runner
 
     with (
         replaced(Config, 'fromfile', fromfile),

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.schedule import Stage, TrainingPlan
-from clit_basicsr.hosts.mmagic.checkpoints import PlainCheckpointHook
+from clit_basicsr.hosts.mmagic.checkpoints import add_plain_checkpoints
 from clit_basicsr.hosts.mmagic.implicit_sr import ImplicitSR
 from clit_basicsr.models.branches import initialise_branches, set_trained_branches
 from clit_basicsr.models.cumulative_sr_model import CumulativeSRModel
@@ -74,8 +74,7 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
         self.dataloader = loader
         self.guard = LossGuard(nonfinite_limit, runner.work_dir, is_distributed())
         self.files: list[str] = []  # of the batch
-        if not any(isinstance(hook, PlainCheckpointHook) for hook in runner.hooks):
-            runner.register_hook(PlainCheckpointHook())
+        add_plain_checkpoints(runner)
 
     def _build_loader(self, runner: Any, dataloader: dict, stages: list[dict]) -> DataLoader:
         options = copy.deepcopy(dict(dataloader))

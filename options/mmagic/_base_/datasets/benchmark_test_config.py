@@ -1,12 +1,13 @@
 # the data sets and scales of the paper's Tables 1 and 2; missing data sets are skipped
 # up to x4: the published LR images; above: LR images made by PIL, as in the papers
-test_sets = [
-    ('Set5', 'benchmark', 'datasets/benchmark/Set5/HR', 'datasets/benchmark/Set5/LR_bicubic', [2, 3, 4, 6, 8]),
-    ('Set14', 'benchmark', 'datasets/benchmark/Set14/HR', 'datasets/benchmark/Set14/LR_bicubic', [2, 3, 4, 6, 8]),
-    ('B100', 'benchmark', 'datasets/benchmark/B100/HR', 'datasets/benchmark/B100/LR_bicubic', [2, 3, 4, 6, 8]),
-    ('Urban100', 'benchmark', 'datasets/benchmark/Urban100/HR', 'datasets/benchmark/Urban100/LR_bicubic', [2, 3, 4, 6, 8]),
-    ('DIV2K', 'div2k', 'datasets/DIV2K/DIV2K_valid_HR', 'datasets/DIV2K/DIV2K_valid_LR_bicubic', [2, 3, 4, 6, 12, 18, 24, 30]),
-]  # fmt: skip
+benchmark, div2k = 'datasets/benchmark', 'datasets/DIV2K'
+test_sets = [  # name, protocol, HR images, LR images, scales
+    ('Set5', 'benchmark', f'{benchmark}/Set5/HR', f'{benchmark}/Set5/LR_bicubic', [2, 3, 4, 6, 8]),
+    ('Set14', 'benchmark', f'{benchmark}/Set14/HR', f'{benchmark}/Set14/LR_bicubic', [2, 3, 4, 6, 8]),
+    ('B100', 'benchmark', f'{benchmark}/B100/HR', f'{benchmark}/B100/LR_bicubic', [2, 3, 4, 6, 8]),
+    ('Urban100', 'benchmark', f'{benchmark}/Urban100/HR', f'{benchmark}/Urban100/LR_bicubic', [2, 3, 4, 6, 8]),
+    ('DIV2K', 'div2k', f'{div2k}/DIV2K_valid_HR', f'{div2k}/DIV2K_valid_LR_bicubic', [2, 3, 4, 6, 12, 18, 24, 30]),
+]
 
 test_dataloader = [
     dict(

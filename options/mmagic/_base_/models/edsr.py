@@ -2,7 +2,7 @@
 model = dict(
     type='ImplicitSR',
     generator=dict(
-        # any EDSR of BasicSR, with its own options; range 2 and mean 0.5 give (x - 0.5) / 0.5, for training from scratch
+        # any EDSR of BasicSR, with its own options; range 2, mean 0.5: (x - 0.5) / 0.5, for training from scratch
         encoder=dict(type='EDSR', num_feat=64, num_block=16, img_range=2, rgb_mean=[0.5, 0.5, 0.5]),
     ),
     # an EDSR trained with BasicSR, MMagic or the original repository; its normalisation replaces the encoder's

@@ -64,7 +64,7 @@ def test_configs_are_accepted_for_training_and_test(name, check, tmp_path, monke
 
 @pytest.mark.parametrize(('name', 'options'), PAIRS)
 def test_configs_are_the_option_files_of_basicsr(name, options):
-    cfg, opt = plain(read(name)), read_option_file(str(OPTION_FILES / f'{options}.yml'))
+    cfg, opt = plain(read(name).to_dict()), read_option_file(str(OPTION_FILES / f'{options}.yml'))
     generator = cfg['model']['generator']
     assert {**generator, 'type': generator['type'].removesuffix('Net')} == opt['network_g']
     assert cfg['train_cfg']['stages'] == opt['train']['stages']
@@ -83,7 +83,7 @@ def test_the_tests_are_those_of_basicsr():
     sets = read_option_file(str(OPTION_FILES / 'test_clit_edsr.yml'))['datasets'].values()
     keys = ('dataroot_gt', 'scale', 'protocol')
     wanted = sorted([*(dataset[key] for key in keys), dataset.get('dataroot_lq') or ''] for dataset in sets)
-    loaders = plain(read(PAIRS[0][0]))['test_dataloader']
+    loaders = read(PAIRS[0][0]).to_dict()['test_dataloader']
     found = [loader['dataset'] for loader in loaders]
     assert sorted([*(dataset[key] for key in keys), dataset.get('dataroot_lq') or ''] for dataset in found) == wanted
 

@@ -102,6 +102,7 @@ WRONG = [
     ({'model.generator.encoder.num_feet': 3}, 'the nearest one is model:generator:encoder:num_feat'),
     ({'model.type': 'ImplicitRS'}, "the nearest is 'ImplicitSR'"),
     ({'model.pixel_los': {}}, 'model:pixel_los is not an option; the nearest one is model:pixel_loss'),
+    ({'train_dataloader.num_worker': 1}, 'the nearest one is train_dataloader:num_workers'),
     ({'train_dataloader.dataset.lq_sice': 8}, 'the nearest one is train_dataloader:dataset:lq_size'),
     ({'train_dataloader.dataset.type': 'RandomScaleDatset'}, "the nearest is 'RandomScaleDataset'"),
     ({'val_dataloader.1.dataset.scal': 2}, 'the nearest one is val_dataloader:1:dataset:scale'),
@@ -175,14 +176,6 @@ def test_the_command_says_so_and_makes_nothing(arguments, said, tmp_path, monkey
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith('basicsr: error: ') and said in error
     assert sorted(path.name for path in (tmp_path / 'here').iterdir()) == before
-
-
-def test_without_mmagic_the_command_says_how_to_install_it(monkeypatch, capsys):
-    from clit_basicsr.cli import mmagic_tool
-
-    monkeypatch.setattr(mmagic_tool, 'NEEDED', ('no_such_package',))
-    assert cli.main(['mmtrain', 'config.py']) == 1
-    assert 'no_such_package is not installed; scripts/setup.sh --mmagic' in capsys.readouterr().err
 
 
 def test_help_is_that_of_mmagic(capsys):

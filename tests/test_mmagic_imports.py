@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from clit_basicsr import cli
+from clit_basicsr.cli import mmagic_tool
+
 LITE = 'from mmcv.ops.upfirdn2d import upfirdn2d\nimport mmcv._ext\n'
 USE = """
 import importlib, sys
@@ -95,3 +98,9 @@ for use in (lambda: HEDdetector(), lambda: HEDdetector.from_pretrained('x')):
 def test_another_controlnet_aux_stays(tmp_path):
     (tmp_path / 'controlnet_aux.py').write_text('HEDdetector = "real"\n')
     assert run('from controlnet_aux import HEDdetector\nprint(HEDdetector)', tmp_path) == 'real\n'
+
+
+def test_without_mmagic_the_command_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setattr(mmagic_tool, 'NEEDED', ('no_such_package',))
+    assert cli.main(['mmtrain', 'config.py']) == 1
+    assert 'no_such_package is not installed; scripts/setup.sh --mmagic' in capsys.readouterr().err

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import math
 import os
+import re
 import shutil
+from pathlib import Path
 
 import clit_basicsr  # noqa: F401  isort: skip
 import basicsr.train  # noqa: F401  all that the ranks need is imported before they fork
@@ -16,6 +19,7 @@ from helpers.training import changed, prepare
 from PIL import Image
 
 from clit_basicsr import cli
+from clit_basicsr.archs.encoders import build_encoder, load_pretrained
 from clit_basicsr.base.checkpoints import read_checkpoint
 from clit_basicsr.models.loss_guard import LossGuard
 
@@ -87,6 +91,14 @@ def scenarios(folder):
                 file.unlink()
         codes[f'resumed {iteration}'] = fork(command(here, 'mmtrain', 'config.json', '--resume'), 1, here / 'log')
     exchange(folder, codes)
+    here = prepare(folder / 'liif')
+    codes['LIIF of MMagic'] = fork(train_liif_of_mmagic(here), 1, here / 'log')
+    for name, bad in (('one', {5}), ('three', {5, 6, 7})):
+        here = prepare(folder / f'nan-{name}', options())
+        write(here, config(second_stage(checkpoint(folder, 'mmagic', ITERS))) | SHORT)
+        codes[f'nan {name}'] = fork(command_with_nan(here, bad), 1, here / 'log')
+    here = prepare(folder / 'refused')
+    codes['refused'] = fork(refused(here), 1, here / 'log')
     (folder / 'codes.json').write_text(json.dumps(codes))
 
 
@@ -110,6 +122,90 @@ def exchange(folder, codes):
             write(here, {**config(opt), 'load_from': first})
             arguments = {'basicsr': ('train', '-opt', 'options.yml'), 'mmagic': ('mmtrain', 'config.json')}[host]
             codes[f'{host} after {origin}'] = fork(command(here, *arguments), 1, here / 'log')
+
+
+SHORT = {
+    'train_cfg': {
+        'type': 'CumulativeTrainLoop',
+        'stages': [{'branches': 1, 'iters': 9, 'lr': 0.01, 'milestones': [], 'scales': [[[1, 4]]]}],
+        'val_interval': 100,
+    },
+    **dict.fromkeys(('val_dataloader', 'val_evaluator', 'val_cfg')),
+}
+
+
+def command_with_nan(folder, bad):
+    """A training in which the losses of these iterations are NaN."""
+
+    def work(rank):
+        from clit_basicsr.hosts.mmagic.implicit_sr import ImplicitSR
+
+        forward, losses = ImplicitSR.forward_train, []
+
+        def forward_train(self, *args):
+            losses.append(forward(self, *args)['loss'])
+            return {'loss': losses[-1] * math.nan if len(losses) in bad else losses[-1]}
+
+        ImplicitSR.forward_train = forward_train
+        return command(folder, 'mmtrain', 'config.json')(rank)
+
+    return work
+
+
+REFUSED = {
+    'param_scheduler': ({'param_scheduler': {'type': 'MultiStepLR', 'milestones': [1]}}, 'leave it out'),
+    'sampler': ({'train_dataloader': {'sampler': {'type': 'InfiniteSampler'}}}, 'orders the images itself'),
+    'load_from': ({'train_cfg': {'start_stage': 2}}, 'start_stage above 1 needs load_from'),
+    'branches': ({'model': {'generator': {'num_branches': 2}}}, 'ask for 3 branches, but network_g has 2'),
+    'accumulative': ({'optim_wrapper': {'accumulative_counts': 2}}, 'accumulative_counts must be 1'),
+    'dataset': ({'train_dataloader': {'dataset': {'lq_size': 9999}}}, 'is below the LR patch'),
+}
+
+
+def refused(folder):
+    """What the loop refuses; the errors go to stderr one after the other."""
+
+    def work(rank):
+        os.chdir(folder)
+        codes = []
+        for name, (changes, _) in REFUSED.items():
+            write(folder, merged(config(changed(datasets__train__num_worker_per_gpu=0)), {**changes, 'work_dir': name}))
+            print(f'== {name}', flush=True)
+            codes.append(cli.main(('mmtrain', 'config.json')))
+        return 0 if set(codes) == {1} else 3
+
+    return work
+
+
+def merged(content, changes):
+    both = {key: merged(content[key], value) for key, value in changes.items() if isinstance(content.get(key), dict)}
+    return {**content, **changes, **both} if isinstance(changes, dict) else changes
+
+
+def train_liif_of_mmagic(folder):
+    """MMagic's own config, made small."""
+    import mmagic
+
+    file = Path(mmagic.__file__).parent / '.mim/configs/liif/liif-edsr-norm_c64b16_1xb16-1000k_div2k.py'
+    train, encoder = 'train_dataloader.dataset', 'model.generator.encoder'
+    changes = {
+        f'{train}.data_root': '.',
+        f'{train}.data_prefix.gt': 'images',
+        f'{train}.ann_file': '',
+        f'{train}.pipeline.1.patch_size': 8,
+        f'{train}.pipeline.5.sample_quantity': 16,
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.batch_size': 2,
+        f'{encoder}.mid_channels': 8,
+        f'{encoder}.num_blocks': 1,
+        'model.generator.imnet.in_dim': 8,
+        'train_cfg.max_iters': 3,
+        'val_dataloader.dataset.data_root': '.',
+        'val_dataloader.dataset.data_prefix.gt': 'images',
+        'val_dataloader.dataset.data_prefix.img': 'images',
+    }
+    given = [f'{key}={value}' for key, value in changes.items()]
+    return command(folder, 'mmtrain', str(file), '--work-dir', 'work', '--cfg-options', *given)
 
 
 def checkpoint(folder, host, iteration):
@@ -137,6 +233,7 @@ def folder(tmp_path_factory):
     found = tmp_path_factory.mktemp('mmagic')
     in_new_process('test_mmagic_training', found, timeout=600)
     codes = json.loads((found / 'codes.json').read_text())
+    assert codes.pop('nan three') == [1]
     assert {code for rank_codes in codes.values() for code in rank_codes} == {0}, codes
     return found
 
@@ -262,3 +359,36 @@ def test_info_compare_and_convert_read_them(folder, capsys, monkeypatch):
     assert_equal(read_checkpoint('ours.pth')['params_ema'], read_checkpoint(file)['params_ema'])
     assert cli.main(['compare', 'images/1.png', '-m', file, '-s', '2', '-o', 'compared.png']) == 0
     assert (folder / 'of-mmagic/compared.png').is_file()
+
+
+def test_mmagics_own_liif_trains_and_its_encoder_is_taken_over(folder):
+    (file,) = folder.glob('liif/work_dirs/**/iter_3.pth')
+    weights = torch.load(file, weights_only=True)['state_dict']
+    losses, rates = steps(folder / 'liif')
+    assert losses == [] and rates == [[1e-4]] * 3  # their own loop
+    opt = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1}
+    encoder = build_encoder(opt)
+    load_pretrained(encoder, opt, file)
+    assert torch.equal(encoder.conv_first.weight, weights['generator.encoder.conv_first.weight'])
+    assert torch.equal(encoder.body[0].conv1.weight, weights['generator.encoder.body.0.conv1.weight'])
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights(folder):
+    log = (folder / 'nan-one/log0').read_text()
+    assert 'Iteration 5: the loss is not finite; the step is left out.' in log
+    losses, rates = steps(folder / 'nan-one')
+    assert [math.isnan(loss) for loss in losses] == [number == 5 for number in range(1, 10)]
+    assert len(rates) == 8
+    weights = read_checkpoint(folder / 'nan-one/work/iter_9.pth')['params']
+    assert all(value.isfinite().all() for value in weights.values())
+    error = (folder / 'nan-three/log0').read_text().strip().splitlines()[-1]
+    assert error.startswith('basicsr: error: iteration 7: the loss is not finite')
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_the_loop_refuses_is_one_line(folder, name):
+    parts = re.split(r'^== ', (folder / 'refused/log0').read_text(), flags=re.MULTILINE)
+    (part,) = (part for part in parts if part.startswith(f'{name}\n'))
+    errors = [line for line in part.splitlines() if line.startswith('basicsr: error: ')]
+    assert len(errors) == 1 and REFUSED[name][1] in errors[0]
+    assert 'Traceback' not in part

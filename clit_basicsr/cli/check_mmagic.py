@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmagic import registry
+from torch.utils.data import DataLoader
 
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.base.errors import UserError
@@ -32,6 +33,10 @@ RUNNER_KEYS = (
     *('default_scope', 'experiment_name', 'data_preprocessor', 'auto_scale_lr', 'launcher', 'model_wrapper_cfg'),
 )
 LIKELY_A_TYPO = 0.9
+LOADER_KEYS = (
+    *inspect.signature(DataLoader).parameters,
+    *('num_batch_per_epoch', 'disable_subprocess_warning'),  # of mmengine
+)
 # What mmengine takes out of a block, or fills in, where it builds an object.
 GIVEN = ('runner', 'dataloader', 'evaluator', 'dataset', 'seed', 'model', 'module', 'params', 'type', '_scope_')
 GIVEN += ('constructor', 'paramwise_cfg', 'priority')
@@ -86,9 +91,10 @@ def check_phase(cfg: Any, name: str, needed: bool) -> None:
 
 
 def blocks(cfg: Any, training: bool) -> Iterator[tuple[str, Any, Any]]:
-    """Place, block and registry of what the Runner builds around the model."""
+    """Place, block and registry of what the Runner builds around the model. Raises UserError for a loader's option."""
     for phase in ('train', 'val') if training else ('test',):
         for place, loader in listed(f'{phase}_dataloader', cfg.get(f'{phase}_dataloader')):
+            check_keys(loader, place, LOADER_KEYS)
             yield f'{place}:dataset', loader.get('dataset'), registry.DATASETS
             if loader.get('sampler') is not None:
                 yield f'{place}:sampler', loader['sampler'], registry.DATA_SAMPLERS

@@ -80,24 +80,30 @@ def load_tool(name: str) -> ModuleType:
 
 
 def join_processes(cfg: Any) -> None:
-    """What a distributed run needs that the host leaves to the config: branches that get no gradient in some batches,
-    and, without a GPU, gloo.
+    """What a distributed run needs that the host leaves to the config: where there is no GPU, gloo; and leave for
+    parameters to get no gradient, as those of a cascade's later branches do in some batches.
     """
     if cfg.get('launcher', 'none') == 'none':
         return
-    wrapper = {'type': 'MMDistributedDataParallel', 'find_unused_parameters': True, 'broadcast_buffers': False}
-    if not torch.cuda.is_available():
-        wrapper['device_ids'] = None  # type: ignore[assignment]
-        if not torch.distributed.is_initialized():
-            missing = [name for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT') if name not in os.environ]
-            if missing:
-                raise UserError(
-                    f'--launcher {cfg.launcher}: {", ".join(missing)} is not set; start with `torchrun '
-                    '--nproc_per_node=2 -m clit_basicsr mmtrain CONFIG --launcher pytorch`.'
-                )
-            torch.distributed.init_process_group('gloo')
+    if (cfg.get('train_cfg') or {}).get('type') == 'CumulativeTrainLoop':
+        cfg.setdefault('find_unused_parameters', True)
+    if torch.cuda.is_available():
+        return
+    if not torch.distributed.is_initialized():
+        missing = [name for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT') if name not in os.environ]
+        if missing:
+            raise UserError(
+                f'--launcher {cfg.launcher}: {", ".join(missing)} is not set; start with `torchrun --nproc_per_node=2 '
+                '-m clit_basicsr mmtrain CONFIG --launcher pytorch`.'
+            )
+        torch.distributed.init_process_group('gloo')
     if cfg.get('model_wrapper_cfg') is None:
-        cfg.model_wrapper_cfg = wrapper
+        cfg.model_wrapper_cfg = {
+            'type': 'MMDistributedDataParallel',
+            'device_ids': None,
+            'broadcast_buffers': False,
+            'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        }
 
 
 @contextmanager

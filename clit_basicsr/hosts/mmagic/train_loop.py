@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from mmagic.registry import LOOPS
+from mmagic.registry import DATASETS, LOOPS
 from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
@@ -87,17 +87,15 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
             'total_iter': self.plan.total_iter,
         }
         filled_in = {'stages': list(stages), 'start_stage': self.plan.start_stage, 'manual_seed': runner.seed}
-        options['dataset'] = {**options['dataset'], **filled_in}
-        try:
-            loader = runner.build_dataloader(options, seed=runner.seed)
-        except TypeError as error:
-            raise UserError(f'train_dataloader: {error}; CumulativeTrainLoop needs RandomScaleDataset.') from error
-        if not getattr(loader.dataset, 'takes_batch_numbers', False):
+        kind = options['dataset']['type']
+        dataset = DATASETS.get(kind) if isinstance(kind, str) else kind
+        if not getattr(dataset, 'takes_batch_numbers', False):
             raise UserError(
-                'train_dataloader:dataset:type: CumulativeTrainLoop trains on pixels drawn from images; take '
-                'RandomScaleDataset.'
+                f'train_dataloader:dataset:type: CumulativeTrainLoop trains on pixels drawn from images, which {kind} '
+                'does not give; take RandomScaleDataset.'
             )
-        return loader
+        options['dataset'] = {**options['dataset'], **filled_in}
+        return runner.build_dataloader(options, seed=runner.seed)
 
     @property
     def stage(self) -> Stage:

@@ -8,7 +8,7 @@ import dataclasses
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from math import isfinite
+from math import cos, isfinite, pi
 from typing import Any, Protocol
 
 from clit_basicsr.base.errors import UserError
@@ -40,6 +40,16 @@ class Stage:
     gamma: float = 0.5
     warmup_iter: int = -1
     """Iterations of linear warm-up; -1: none."""
+    eta_min: float | None = None
+    """In place of milestones: the rate falls from lr to this one over the stage, along half a period of a cosine."""
+
+    def learning_rate(self, iteration: int) -> float:
+        """The rate of an iteration of the stage, counted from 1; as the host's schedulers have it."""
+        if self.eta_min is None:
+            lr = self.lr * self.gamma ** sum(iteration > milestone for milestone in self.milestones)
+        else:
+            lr = self.eta_min + (self.lr - self.eta_min) * (1 + cos(pi * (iteration - 1) / self.iters)) / 2
+        return lr * min(1.0, iteration / self.warmup_iter) if self.warmup_iter > 0 else lr
 
 
 STAGE_KEYS = tuple(field.name for field in dataclasses.fields(Stage))
@@ -50,7 +60,8 @@ def parse_stages(stages: Any, start_stage: int = 1) -> tuple[Stage, ...]:
     """Checks the option list ``train.stages`` and makes Stages of it.
 
     Args:
-        stages: list of dicts with the keys of :class:`Stage`; gamma and warmup_iter may be left out.
+        stages: list of dicts with the keys of :class:`Stage`; those with a default may be left out, and with
+            eta_min the milestones.
         start_stage: number of the first stage to train, from 1; the stages before it are checked and dropped.
 
     Raises:
@@ -196,8 +207,9 @@ def _parse_stage(stage: Any, where: str) -> Stage:
         if key not in STAGE_KEYS:
             near = nearest(key, STAGE_KEYS)
             raise UserError(f"{where}: key '{key}' is not known; the nearest valid one is '{near}'.")
+    cosine = stage.get('eta_min') is not None
     for key in _REQUIRED:
-        if key not in stage:
+        if key not in stage and not (cosine and key == 'milestones'):
             raise UserError(f'{where}: {key} is missing.')
     for key, lowest in (('branches', 1), ('iters', 1), ('warmup_iter', -1)):
         value = stage.get(key, -1)
@@ -207,14 +219,19 @@ def _parse_stage(stage: Any, where: str) -> Stage:
         value = stage.get(key, Stage.gamma)
         if not _is_number(value) or value <= 0:
             raise UserError(f'{where}: {key}: must be a number above 0 (write !!float 1e-4 or 0.0001), got {value!r}.')
+    if cosine and (not _is_number(stage['eta_min']) or not 0 <= stage['eta_min'] < stage['lr']):
+        raise UserError(f'{where}: eta_min: must be a number from 0 to below lr, got {stage["eta_min"]!r}.')
+    if cosine and stage.get('milestones'):
+        raise UserError(f'{where}: eta_min: the learning rate follows a cosine or milestones; leave one of them out.')
     return Stage(
         branches=stage['branches'],
         iters=stage['iters'],
         lr=float(stage['lr']),
-        milestones=_parse_milestones(stage['milestones'], stage['iters'], where),
+        milestones=_parse_milestones(stage.get('milestones', []), stage['iters'], where),
         scales=parse_scales(stage['scales'], stage['branches'], f'{where}: scales'),
         gamma=float(stage.get('gamma', Stage.gamma)),
         warmup_iter=stage.get('warmup_iter', Stage.warmup_iter),
+        eta_min=float(stage['eta_min']) if cosine else None,
     )
 
 

@@ -19,7 +19,7 @@ from clit_basicsr.data.schedule import ScaleSchedule, TrainingPlan, clip_scales,
 from clit_basicsr.ops.geometry.coords import pixel_centers
 
 # First words of the seeds, so that the streams of random numbers are apart.
-_ORDER, _PLAN, _SAMPLE = range(3)
+_ORDER, _PLAN, _SAMPLE, _OTHERS = range(4)
 Opened = EncodedImage | DecodedImage | RawImage
 
 
@@ -107,6 +107,7 @@ class RandomScaleDataset(data.Dataset):
             self.schedule = TrainingPlan.parse(opt).schedule
         else:
             self.schedule = ScaleSchedule.constant(parse_scales(opt.get('scales', [[[1, 4]]])))
+        self._sides: dict[int, int] = {}  # of the images that have been looked at
         self.seed = opt.get('manual_seed') or 0
         self.rank, self.world_size = get_dist_info()
 
@@ -126,6 +127,7 @@ class RandomScaleDataset(data.Dataset):
         else:
             batch = indices[0]
             images = [index % len(self) for index in indices]
+        images = self._large_enough(batch, images)
         names = [self.source.names[image] for image in images]
         # Encoded images are held until the clip rule knows the smallest; decoded ones would take many times the memory.
         opened = [self.source.open(name) for name in names]
@@ -154,6 +156,28 @@ class RandomScaleDataset(data.Dataset):
                 passes[turn] = self._rng(_ORDER, turn).permutation(len(self))
             images.append(int(passes[turn][position]))
         return images
+
+    def _large_enough(self, batch: int, images: list[int]) -> list[int]:
+        """A batch's images, those below the stage's ``min_size`` replaced by others, drawn from all that are not."""
+        stage = self.schedule.stages[self.schedule.stage_of(batch)[0]]
+        if not stage.min_size:
+            return images
+        chosen = []
+        for position, image in enumerate(images):
+            others = self._rng(_OTHERS, self.rank, batch, position).permutation(len(self))
+            found = (int(one) for one in (image, *others) if self._smallest_side(int(one)) >= stage.min_size)
+            chosen.append(next(found, -1))
+        if -1 in chosen:
+            raise UserError(
+                f'{self.source.root}: no image has a smaller side of at least {stage.min_size} pixels (min_size of a '
+                'stage); lower min_size or add larger images.'
+            )
+        return chosen
+
+    def _smallest_side(self, image: int) -> int:
+        if image not in self._sides:
+            self._sides[image] = self.source.open(self.source.names[image]).smallest_side
+        return self._sides[image]
 
     def _plan(
         self, batch: int, names: list[str], opened: Sequence[Opened]

@@ -42,6 +42,16 @@ class Stage:
     """Iterations of linear warm-up; -1: none."""
     eta_min: float | None = None
     """In place of milestones: the rate falls from lr to this one over the stage, along half a period of a cosine."""
+    freeze: tuple[str, ...] = ()
+    """Parts that keep their weights, of PARTS: 'encoder', and 'branches', the earlier ones with what they share with
+    the new one (LIT's first convolution and positional bias)."""
+    init: str = 'default'
+    """How the stage's new branch begins: 'default', as the network is built; 'copy', with the weights of the branch
+    before; 'zero', with zeros in its last layer, so that it adds nothing."""
+    pixel_opt: dict[str, Any] | None = None
+    """The stage's loss; None: that of ``train``."""
+    min_size: int = 0
+    """Images with a side of fewer pixels are not used; the smallest of a batch limits its scales."""
 
     def learning_rate(self, iteration: int) -> float:
         """The rate of an iteration of the stage, counted from 1; as the host's schedulers have it."""
@@ -51,7 +61,20 @@ class Stage:
             lr = self.eta_min + (self.lr - self.eta_min) * (1 + cos(pi * (iteration - 1) / self.iters)) / 2
         return lr * min(1.0, iteration / self.warmup_iter) if self.warmup_iter > 0 else lr
 
+    def describe(self) -> str:
+        """All but the scales, in a few words: 'branches 1 to 2, 500 iterations, learning rate 0.001, ...'."""
+        parts = ['branch 1' if self.branches == 1 else f'branches 1 to {self.branches}', f'{self.iters:,} iterations']
+        parts.append(f'learning rate {self.lr:g}' + ('' if self.eta_min is None else f' to {self.eta_min:g}'))
+        named = {'encoder': 'encoder', 'branches': 'earlier branches'}
+        parts += [f'frozen: {" and ".join(named[part] for part in self.freeze)}'] if self.freeze else []
+        parts += [f'init: {self.init}'] if self.init != 'default' else []
+        parts += [self.pixel_opt['type']] if self.pixel_opt else []
+        parts += [f'images of at least {self.min_size} pixels a side'] if self.min_size else []
+        return ', '.join(parts)
 
+
+PARTS = ('encoder', 'branches')
+INITS = ('default', 'copy', 'zero')
 STAGE_KEYS = tuple(field.name for field in dataclasses.fields(Stage))
 _REQUIRED = tuple(field.name for field in dataclasses.fields(Stage) if field.default is dataclasses.MISSING)
 
@@ -78,6 +101,8 @@ def parse_stages(stages: Any, start_stage: int = 1) -> tuple[Stage, ...]:
                 f'stage {number}: branches: {after.branches} is fewer than the {before.branches} of the stage before; '
                 'a stage may only keep or add branches.'
             )
+    for number, stage in enumerate(parsed, 1):
+        _check_new_branches(stage, parsed[number - 2].branches if number > 1 else 0, f'stage {number}')
     return tuple(parsed[start_stage - 1 :])
 
 
@@ -211,8 +236,8 @@ def _parse_stage(stage: Any, where: str) -> Stage:
     for key in _REQUIRED:
         if key not in stage and not (cosine and key == 'milestones'):
             raise UserError(f'{where}: {key} is missing.')
-    for key, lowest in (('branches', 1), ('iters', 1), ('warmup_iter', -1)):
-        value = stage.get(key, -1)
+    for key, lowest in (('branches', 1), ('iters', 1), ('warmup_iter', -1), ('min_size', 0)):
+        value = stage.get(key, getattr(Stage, key, -1))
         if not _is_int(value) or value < lowest:
             raise UserError(f'{where}: {key}: must be a whole number of at least {lowest}, got {value!r}.')
     for key in ('lr', 'gamma'):
@@ -223,6 +248,9 @@ def _parse_stage(stage: Any, where: str) -> Stage:
         raise UserError(f'{where}: eta_min: must be a number from 0 to below lr, got {stage["eta_min"]!r}.')
     if cosine and stage.get('milestones'):
         raise UserError(f'{where}: eta_min: the learning rate follows a cosine or milestones; leave one of them out.')
+    loss = stage.get('pixel_opt')
+    if loss is not None and (not isinstance(loss, dict) or not isinstance(loss.get('type'), str)):
+        raise UserError(f'{where}: pixel_opt: must be a block such as {{type: MSELoss}}, got {loss!r}.')
     return Stage(
         branches=stage['branches'],
         iters=stage['iters'],
@@ -232,7 +260,43 @@ def _parse_stage(stage: Any, where: str) -> Stage:
         gamma=float(stage.get('gamma', Stage.gamma)),
         warmup_iter=stage.get('warmup_iter', Stage.warmup_iter),
         eta_min=float(stage['eta_min']) if cosine else None,
+        freeze=_parse_freeze(stage.get('freeze'), where),
+        init=_known(stage.get('init', Stage.init), INITS, f'{where}: init'),
+        pixel_opt=loss,
+        min_size=stage.get('min_size', Stage.min_size),
     )
+
+
+def _known(word: Any, words: Sequence[str], where: str) -> str:
+    if word not in words:
+        raise UserError(f'{where}: {word!r} is not known; the nearest is {nearest(word, words)!r}.')
+    return word
+
+
+def _parse_freeze(freeze: Any, where: str) -> tuple[str, ...]:
+    if freeze is None or isinstance(freeze, bool):
+        return PARTS if freeze else ()
+    named = [freeze] if isinstance(freeze, str) else freeze
+    if not isinstance(named, Sequence):
+        raise UserError(f'{where}: freeze: must be true or a list of {", ".join(PARTS)}, got {freeze!r}.')
+    known = {_known(part, PARTS, f'{where}: freeze') for part in named}
+    return tuple(part for part in PARTS if part in known)
+
+
+def _check_new_branches(stage: Stage, before: int, where: str) -> None:
+    """Whether the stage has the branches that ``init`` and ``freeze`` speak of, the new ones and ``before`` others."""
+    for key, asked in (('init', stage.init != Stage.init), ('freeze', 'branches' in stage.freeze)):
+        if asked and before == 0:
+            instead = 'leave it out' if key == 'init' else 'only [encoder] can be frozen'
+            raise UserError(f'{where}: {key}: there is no branch before; {instead}.')
+        if asked and stage.branches == before:
+            raise UserError(f'{where}: {key}: the stage adds no branch to those before; leave it out or add one.')
+    for number, ranges in enumerate(stage.scales, 1):
+        if stage.freeze == PARTS and len(ranges) <= before:
+            raise UserError(
+                f'{where}: scales: alternative {number} has {len(ranges)} range{"s" if len(ranges) > 1 else ""}, but '
+                f'freeze leaves only the branches after {before} to be trained; give at least {before + 1} ranges.'
+            )
 
 
 def _parse_milestones(milestones: Any, iters: int, where: str) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ class RandomScaleDataset(data.Dataset):
             cache_bytes (int): Memory that each worker may use to keep decoded images; 0: none is kept. Not for raw
                 LMDBs, which decode nothing. Default: 0.
             meta_info_file (str): List of the images to use. Default: all of the folder.
-            lq_size (int): Side of the LR patch in pixels. Default: 48.
+            lq_size (int): Side of the LR patch in pixels, where the stage has none of its own. Default: 48.
             num_queries (int): HR pixels sampled per patch, without replacement; all of them where the HR crop has
                 fewer. Default: 2304.
             downsampling (str): How the 8-bit LR image is made, 'pil' or 'matlab'. Default: 'pil'.
@@ -127,18 +127,20 @@ class RandomScaleDataset(data.Dataset):
         else:
             batch = indices[0]
             images = [index % len(self) for index in indices]
-        images = self._large_enough(batch, images)
+        stage = self.schedule.stages[self.schedule.stage_of(batch)[0]]
+        lq_size = stage.lq_size or self.lq_size
+        images = self._large_enough(batch, images, stage.min_size)
         names = [self.source.names[image] for image in images]
         # Encoded images are held until the clip rule knows the smallest; decoded ones would take many times the memory.
         opened = [self.source.open(name) for name in names]
-        drawn, scales = self._plan(batch, names, opened)
+        drawn, scales = self._plan(batch, names, opened, lq_size)
         shared = {
             'scales': torch.tensor(scales, dtype=torch.float64).unsqueeze(1).repeat(1, 2),
             'drawn': torch.tensor(drawn, dtype=torch.float64),
         }
-        size = round(self.lq_size * float(np.prod(scales)))
+        sides = round(lq_size * float(np.prod(scales))), lq_size
         return [
-            self._sample(name, image, size, self._rng(_SAMPLE, self.rank, batch, position)) | shared
+            self._sample(name, image, sides, self._rng(_SAMPLE, self.rank, batch, position)) | shared
             for position, (name, image) in enumerate(zip(names, opened, strict=True))
         ]
 
@@ -157,19 +159,18 @@ class RandomScaleDataset(data.Dataset):
             images.append(int(passes[turn][position]))
         return images
 
-    def _large_enough(self, batch: int, images: list[int]) -> list[int]:
-        """A batch's images, those below the stage's ``min_size`` replaced by others, drawn from all that are not."""
-        stage = self.schedule.stages[self.schedule.stage_of(batch)[0]]
-        if not stage.min_size:
+    def _large_enough(self, batch: int, images: list[int], min_size: int) -> list[int]:
+        """A batch's images, those with a side below ``min_size`` replaced by others, drawn from all that are not."""
+        if not min_size:
             return images
         chosen = []
         for position, image in enumerate(images):
             others = self._rng(_OTHERS, self.rank, batch, position).permutation(len(self))
-            found = (int(one) for one in (image, *others) if self._smallest_side(int(one)) >= stage.min_size)
+            found = (int(one) for one in (image, *others) if self._smallest_side(int(one)) >= min_size)
             chosen.append(next(found, -1))
         if -1 in chosen:
             raise UserError(
-                f'{self.source.root}: no image has a smaller side of at least {stage.min_size} pixels (min_size of a '
+                f'{self.source.root}: no image has a smaller side of at least {min_size} pixels (min_size of a '
                 'stage); lower min_size or add larger images.'
             )
         return chosen
@@ -180,24 +181,25 @@ class RandomScaleDataset(data.Dataset):
         return self._sides[image]
 
     def _plan(
-        self, batch: int, names: list[str], opened: Sequence[Opened]
+        self, batch: int, names: list[str], opened: Sequence[Opened], lq_size: int
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Scale factors of a batch as drawn, and clipped so that the HR crop fits into its smallest image."""
         sides = []
         for name, image in zip(names, opened, strict=True):
             sides.append(image.smallest_side)
-            if sides[-1] < self.lq_size:
+            if sides[-1] < lq_size:
                 raise UserError(
                     f'{self.source.label(name)}: its smaller side of {sides[-1]} pixels is below the LR patch '
-                    f'(lq_size: {self.lq_size}); remove it or lower lq_size.'
+                    f'(lq_size: {lq_size}); remove it or lower lq_size.'
                 )
         scales = self.schedule.draw(batch, self._rng(_PLAN, self.rank, batch))
-        return scales, clip_scales(scales, self.lq_size, min(sides))
+        return scales, clip_scales(scales, lq_size, min(sides))
 
-    def _sample(self, name: str, image: Opened, size: int, rng: np.random.Generator) -> dict[str, Any]:
-        """What differs between the samples of a batch; ``size``: side of the HR crop in pixels."""
+    def _sample(self, name: str, image: Opened, sides: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
+        """What differs between the samples of a batch; ``sides``: of the HR crop and the LR patch, in pixels."""
+        size, lq_size = sides
         hr = self._augmented_crop(image.pixels(), size, rng)
-        lq = downsample(hr, (self.lq_size, self.lq_size), self.downsampling)
+        lq = downsample(hr, (lq_size, lq_size), self.downsampling)
         y, x = sample_pixels(size, self.num_queries, rng)
         centers = _centers(size)
         return {

@@ -52,6 +52,8 @@ class Stage:
     """The stage's loss; None: that of ``train``."""
     min_size: int = 0
     """Images with a side of fewer pixels are not used; the smallest of a batch limits its scales."""
+    lq_size: int | None = None
+    """Side of the stage's LR patches in pixels; None: that of the data set."""
 
     def learning_rate(self, iteration: int) -> float:
         """The rate of an iteration of the stage, counted from 1; as the host's schedulers have it."""
@@ -69,6 +71,7 @@ class Stage:
         parts += [f'frozen: {" and ".join(named[part] for part in self.freeze)}'] if self.freeze else []
         parts += [f'init: {self.init}'] if self.init != 'default' else []
         parts += [self.pixel_opt['type']] if self.pixel_opt else []
+        parts += [f'LR patches of {self.lq_size} pixels'] if self.lq_size else []
         parts += [f'images of at least {self.min_size} pixels a side'] if self.min_size else []
         return ', '.join(parts)
 
@@ -236,8 +239,10 @@ def _parse_stage(stage: Any, where: str) -> Stage:
     for key in _REQUIRED:
         if key not in stage and not (cosine and key == 'milestones'):
             raise UserError(f'{where}: {key} is missing.')
-    for key, lowest in (('branches', 1), ('iters', 1), ('warmup_iter', -1), ('min_size', 0)):
+    for key, lowest in (('branches', 1), ('iters', 1), ('warmup_iter', -1), ('min_size', 0), ('lq_size', 1)):
         value = stage.get(key, getattr(Stage, key, -1))
+        if key == 'lq_size' and value is None:
+            continue
         if not _is_int(value) or value < lowest:
             raise UserError(f'{where}: {key}: must be a whole number of at least {lowest}, got {value!r}.')
     for key in ('lr', 'gamma'):
@@ -264,6 +269,7 @@ def _parse_stage(stage: Any, where: str) -> Stage:
         init=_known(stage.get('init', Stage.init), INITS, f'{where}: init'),
         pixel_opt=loss,
         min_size=stage.get('min_size', Stage.min_size),
+        lq_size=stage.get('lq_size'),
     )
 
 

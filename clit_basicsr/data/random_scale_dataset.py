@@ -11,6 +11,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils import data
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.data.degradation import Degradation
 from clit_basicsr.data.downsamplings import check_downsampling
 from clit_basicsr.data.images import DecodedImage, EncodedImage, ImageSource
 from clit_basicsr.data.pairs import downsample
@@ -19,7 +20,7 @@ from clit_basicsr.data.schedule import ScaleSchedule, TrainingPlan, clip_scales,
 from clit_basicsr.ops.geometry.coords import pixel_centers
 
 # First words of the seeds, so that the streams of random numbers are apart.
-_ORDER, _PLAN, _SAMPLE, _OTHERS = range(4)
+_ORDER, _PLAN, _SAMPLE, _OTHERS, _DEGRADATION = range(5)
 Opened = EncodedImage | DecodedImage | RawImage
 
 
@@ -44,6 +45,9 @@ class RandomScaleDataset(data.Dataset):
             num_queries (int): HR pixels sampled per patch, without replacement; all of them where the HR crop has
                 fewer. Default: 2304.
             downsampling (str): How the 8-bit LR image is made, 'pil' or 'matlab'. Default: 'pil'.
+            degradation (dict): Noise and JPEG compression of the LR patches, see
+                :class:`clit_basicsr.data.degradation.Degradation`; the HR crops and queries stay as they are. Default:
+                none.
             use_hflip (bool): Horizontal flips. Default: True.
             use_rot (bool): Vertical flips and transposition. Default: True.
             scales (list): Alternatives between which the batches alternate, where there are no stages, each a list of
@@ -76,6 +80,7 @@ class RandomScaleDataset(data.Dataset):
         'lq_size': int,
         'num_queries': int,
         'downsampling': str,
+        'degradation': (dict, type(None)),
         'use_hflip': bool,
         'use_rot': bool,
         'scales': list,
@@ -101,6 +106,7 @@ class RandomScaleDataset(data.Dataset):
         self.num_queries = _whole(opt, 'num_queries', 2304)
         self.downsampling = opt.get('downsampling', 'pil')
         check_downsampling(self.downsampling)
+        self.degradation = Degradation(opt['degradation']) if opt.get('degradation') is not None else None
         self.use_hflip = opt.get('use_hflip', True)
         self.use_rot = opt.get('use_rot', True)
         if opt.get('stages') is not None:
@@ -140,7 +146,7 @@ class RandomScaleDataset(data.Dataset):
         }
         sides = round(lq_size * float(np.prod(scales))), lq_size
         return [
-            self._sample(name, image, sides, self._rng(_SAMPLE, self.rank, batch, position)) | shared
+            self._sample(name, image, sides, (self.rank, batch, position)) | shared
             for position, (name, image) in enumerate(zip(names, opened, strict=True))
         ]
 
@@ -195,11 +201,19 @@ class RandomScaleDataset(data.Dataset):
         scales = self.schedule.draw(batch, self._rng(_PLAN, self.rank, batch))
         return scales, clip_scales(scales, lq_size, min(sides))
 
-    def _sample(self, name: str, image: Opened, sides: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
-        """What differs between the samples of a batch; ``sides``: of the HR crop and the LR patch, in pixels."""
+    def _sample(self, name: str, image: Opened, sides: tuple[int, int], key: tuple[int, ...]) -> dict[str, Any]:
+        """What differs between the samples of a batch.
+
+        Args:
+            sides: of the HR crop and the LR patch, in pixels.
+            key: rank, batch number and position in the batch, from which all is drawn.
+        """
         size, lq_size = sides
+        rng = self._rng(_SAMPLE, *key)
         hr = self._augmented_crop(image.pixels(), size, rng)
         lq = downsample(hr, (lq_size, lq_size), self.downsampling)
+        if self.degradation is not None:
+            lq = self.degradation(lq, self._rng(_DEGRADATION, *key))
         y, x = sample_pixels(size, self.num_queries, rng)
         centers = _centers(size)
         return {

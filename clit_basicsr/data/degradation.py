@@ -42,7 +42,7 @@ class Degradation:
             # not the host's function, which draws from numpy's global state
             lq = np.clip(np.rint(lq + sigma * rng.standard_normal(lq.shape)), 0, 255).astype(np.uint8)
         if self.jpeg and compressed:
-            lq = compress(lq, int(rng.integers(*self.jpeg, endpoint=True)))
+            lq = compress(lq, int(rng.integers(self.jpeg[0], self.jpeg[1] + 1)))
         return lq
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.training import changed, prepare
+from PIL import Image
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli.info import describe
@@ -149,8 +150,6 @@ def test_a_stage_has_its_own_patches(tmp_path):
 
 def test_small_images_are_replaced_by_large_ones(tmp_path):
     folder = prepare(tmp_path / 'run')
-    from PIL import Image
-
     for i in range(4):
         Image.new('RGB', (50 + i, 90)).save(folder / 'images' / f'small_{i}.png')
     opt = {'dataroot_gt': str(folder / 'images'), 'lq_size': 8, 'num_queries': 4, 'manual_seed': 1}

@@ -171,14 +171,15 @@ class RandomScaleDataset(data.Dataset):
             return images
         chosen = []
         for position, image in enumerate(images):
-            others = self._rng(_OTHERS, self.rank, batch, position).permutation(len(self))
-            found = (int(one) for one in (image, *others) if self._smallest_side(int(one)) >= min_size)
-            chosen.append(next(found, -1))
-        if -1 in chosen:
-            raise UserError(
-                f'{self.source.root}: no image has a smaller side of at least {min_size} pixels (min_size of a '
-                'stage); lower min_size or add larger images.'
-            )
+            if self._smallest_side(image) < min_size:
+                others = self._rng(_OTHERS, self.rank, batch, position).permutation(len(self))
+                image = next((int(one) for one in others if self._smallest_side(int(one)) >= min_size), None)
+                if image is None:
+                    raise UserError(
+                        f'{self.source.root}: no image has a smaller side of at least {min_size} pixels (min_size of '
+                        'a stage); lower min_size or add larger images.'
+                    )
+            chosen.append(image)
         return chosen
 
     def _smallest_side(self, image: int) -> int:

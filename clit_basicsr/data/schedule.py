@@ -47,7 +47,7 @@ class Stage:
     the new one (LIT's first convolution and positional bias)."""
     init: str = 'default'
     """How the stage's new branch begins: 'default', as the network is built; 'copy', with the weights of the branch
-    before; 'zero', with zeros in its last layer, so that it adds nothing."""
+    before; 'zero', with zeros in its last layer, so that it adds nothing to 0.75 times those before (equation (9))."""
     pixel_opt: dict[str, Any] | None = None
     """The stage's loss; None: that of ``train``."""
     min_size: int = 0

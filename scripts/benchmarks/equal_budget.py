@@ -14,6 +14,7 @@ along a cosine in each stage. `lit_cumulative` and `clit` divide their iteration
 
 import argparse
 import csv
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -87,6 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
             write_tables(args, [one for one in runs if summary_of(args.output, one).is_file()], sets)
     except UserError as error:
         sys.exit(f'equal_budget: {error}')
+    except KeyboardInterrupt:
+        sys.exit('equal_budget: stopped; the same command continues from here')
     print(f'{args.output / "table.md"}:\n\n{(args.output / "table.md").read_text()}')
 
 
@@ -219,6 +222,7 @@ def call(command: str, folder: Path, run: Run, *flags: str) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         errors='replace',
+        process_group=0,  # Ctrl-C is for this script, which then ends the command in order
     )
     last: deque[str] = deque(maxlen=20)
     try:
@@ -259,7 +263,7 @@ def write_tables(args: argparse.Namespace, runs: list[Run], sets: dict[str, Path
     title = (
         f'PSNR in dB (Y, border of scale pixels), LR images made by `matlab`; {args.iters:,} iterations each, batches '
         f'of {args.batch_size} x {args.lq_size} x {args.lq_size} LR pixels with {args.num_queries:,} queries; EDSR of '
-        f'{args.num_feat} channels and {args.num_block} blocks.'
+        f'{args.num_feat} channels, residual blocks: {args.num_block}.'
     )
     table = '\n'.join([title, '', *('| ' + ' | '.join(line) + ' |' for line in lines), ''])
     with replacing(str(args.output / 'table.md')) as unfinished:
@@ -271,4 +275,5 @@ def write_tables(args: argparse.Namespace, runs: list[Run], sets: dict[str, Path
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

@@ -109,6 +109,7 @@ WRONG = [
     ({'val_evaluator.0.metrics.0.type': 'PSNRFlot'}, "val_evaluator:0:metrics:0:type: 'PSNRFlot' is not known"),
     ({'train_cfg.stages.1.branchs': 2}, "stage 2: key 'branchs' is not known; the nearest valid one is 'branches'"),
     ({'train_cfg.stages.0.lr': '1e-4'}, 'stage 1: lr: must be a number above 0'),
+    ({'train_cfg.stages.2.pixel_opt.type': 'L3Loss'}, "train_cfg:stages:2:pixel_opt:type: 'L3Loss' is not known"),
     ({'train_cfg.start_stages': 2}, 'the nearest one is train_cfg:start_stage'),
     ({'train_cfg.stages': None}, 'train_cfg:stages is missing'),
     ({'optim_wrapper.optimizer.type': 'Adamm'}, "optim_wrapper:optimizer:type: 'Adamm' is not known"),

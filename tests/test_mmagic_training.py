@@ -6,14 +6,13 @@ import math
 import os
 import re
 import shutil
-from pathlib import Path
 
 import clit_basicsr  # noqa: F401  isort: skip
 import basicsr.train  # noqa: F401  all that the ranks need is imported before they fork
 import numpy as np
 import pytest
 import torch
-from helpers.mmagic import as_test, config, logged, needs_mmagic, write
+from helpers.mmagic import as_test, config, liif_of_mmagic, logged, merged, needs_mmagic, write
 from helpers.ranks import fork, in_new_process
 from helpers.training import changed, prepare
 from PIL import Image
@@ -27,9 +26,17 @@ pytestmark = needs_mmagic
 ITERS = 20  # of each stage
 SCALES = [[[[1, 4]]], [[[1, 4]], [[1, 4], [1, 4]]], [[[1, 2], [1, 2], [1, 2]], [[1, 3], [1, 2]]]]
 STAGES = [
-    {'branches': n, 'iters': ITERS, 'lr': lr, 'milestones': milestones, 'scales': scales, 'warmup_iter': warmup}
-    for n, lr, milestones, scales, warmup in zip(
-        (1, 2, 3), (0.01, 0.004, 0.002), ([7, 15], [1, 3], []), SCALES, (5, -1, 2), strict=True
+    {'branches': n, 'iters': ITERS, 'lr': lr, 'scales': scales, **more}
+    for n, lr, scales, more in zip(
+        (1, 2, 3),
+        (0.01, 0.004, 0.002),
+        SCALES,
+        (
+            {'milestones': [7, 15], 'warmup_iter': 5},
+            {'milestones': [1, 3], 'freeze': ['encoder'], 'init': 'copy', 'pixel_opt': {'type': 'MSELoss'}},
+            {'eta_min': 1e-5, 'warmup_iter': 2, 'min_size': 52, 'lq_size': 10},
+        ),
+        strict=True,
     )
 ]
 RESUMED = (30, 40)  # in the middle of a stage, and at the beginning of one
@@ -89,16 +96,19 @@ def scenarios(folder):
         for file in here.glob('work/iter_*.pth'):
             if int(file.stem.split('_')[1]) > iteration:
                 file.unlink()
-        codes[f'resumed {iteration}'] = fork(command(here, 'mmtrain', 'config.json', '--resume'), 1, here / 'log')
+        codes[f'resumed {iteration}'] = fork(
+            command(here, 'mmtrain', 'config.json', '--resume'), 1, here / 'log', timeout=300
+        )
     exchange(folder, codes)
     here = prepare(folder / 'liif')
-    codes['LIIF of MMagic'] = fork(train_liif_of_mmagic(here), 1, here / 'log')
+    arguments = ('mmtrain', *liif_of_mmagic(), '--work-dir', 'work')
+    codes['LIIF of MMagic'] = fork(command(here, *arguments), 1, here / 'log', timeout=300)
     for name, bad in (('one', {5}), ('three', {5, 6, 7})):
         here = prepare(folder / f'nan-{name}', options())
         write(here, config(second_stage(checkpoint(folder, 'mmagic', ITERS))) | SHORT)
-        codes[f'nan {name}'] = fork(command_with_nan(here, bad), 1, here / 'log')
+        codes[f'nan {name}'] = fork(command_with_nan(here, bad), 1, here / 'log', timeout=300)
     here = prepare(folder / 'refused')
-    codes['refused'] = fork(refused(here), 1, here / 'log')
+    codes['refused'] = fork(refused(here), 1, here / 'log', timeout=300)
     (folder / 'codes.json').write_text(json.dumps(codes))
 
 
@@ -114,14 +124,14 @@ def exchange(folder, codes):
             'mmtest': ('mmtest', 'config.json', last, '--out', 'mmagic.json'),
             'upscale': ('upscale', 'images/1.png', '-s', '2.5x3', '-o', 'large.png', '--model', last),
         }.items():
-            codes[f'{name} {origin}'] = fork(command(here, *arguments), 1, here / f'log-{name}')
+            codes[f'{name} {origin}'] = fork(command(here, *arguments), 1, here / f'log-{name}', timeout=300)
         for host in ('basicsr', 'mmagic'):
             here = folder / f'{host}-after-{origin}'
             opt = second_stage(first)
             prepare(here, opt)
             write(here, {**config(opt), 'load_from': first})
             arguments = {'basicsr': ('train', '-opt', 'options.yml'), 'mmagic': ('mmtrain', 'config.json')}[host]
-            codes[f'{host} after {origin}'] = fork(command(here, *arguments), 1, here / 'log')
+            codes[f'{host} after {origin}'] = fork(command(here, *arguments), 1, here / 'log', timeout=300)
 
 
 SHORT = {
@@ -177,37 +187,6 @@ def refused(folder):
     return work
 
 
-def merged(content, changes):
-    both = {key: merged(content[key], value) for key, value in changes.items() if isinstance(content.get(key), dict)}
-    return {**content, **changes, **both} if isinstance(changes, dict) else changes
-
-
-def train_liif_of_mmagic(folder):
-    """MMagic's own config, made small."""
-    import mmagic
-
-    file = Path(mmagic.__file__).parent / '.mim/configs/liif/liif-edsr-norm_c64b16_1xb16-1000k_div2k.py'
-    train, encoder = 'train_dataloader.dataset', 'model.generator.encoder'
-    changes = {
-        f'{train}.data_root': '.',
-        f'{train}.data_prefix.gt': 'images',
-        f'{train}.ann_file': '',
-        f'{train}.pipeline.1.patch_size': 8,
-        f'{train}.pipeline.5.sample_quantity': 16,
-        'train_dataloader.num_workers': 0,
-        'train_dataloader.batch_size': 2,
-        f'{encoder}.mid_channels': 8,
-        f'{encoder}.num_blocks': 1,
-        'model.generator.imnet.in_dim': 8,
-        'train_cfg.max_iters': 3,
-        'val_dataloader.dataset.data_root': '.',
-        'val_dataloader.dataset.data_prefix.gt': 'images',
-        'val_dataloader.dataset.data_prefix.img': 'images',
-    }
-    given = [f'{key}={value}' for key, value in changes.items()]
-    return command(folder, 'mmtrain', str(file), '--work-dir', 'work', '--cfg-options', *given)
-
-
 def checkpoint(folder, host, iteration):
     names = {'basicsr': 'basicsr-1/experiments/tiny/models/net_g_{}.pth', 'mmagic': 'mmagic-1/work/iter_{}.pth'}
     return str(folder / names[host].format(iteration))
@@ -222,7 +201,7 @@ def basicsr_test(file):
 
 
 def second_stage(file):
-    stages = [STAGES[0], dict(STAGES[1], iters=3, milestones=[])]
+    stages = [STAGES[0], dict(STAGES[1], iters=3, milestones=[], init='zero')]
     opt = options(path={'pretrain_network_g': file, 'param_key_g': 'params_ema'}, train__ema_decay=0)
     opt['train'].update(stages=stages, start_stage=2)
     return opt
@@ -231,7 +210,7 @@ def second_stage(file):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     found = tmp_path_factory.mktemp('mmagic')
-    in_new_process('test_mmagic_training', found, timeout=600)
+    in_new_process('test_mmagic_training', found, timeout=1200)
     codes = json.loads((found / 'codes.json').read_text())
     assert codes.pop('nan three') == [1]
     assert {code for rank_codes in codes.values() for code in rank_codes} == {0}, codes

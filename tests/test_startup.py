@@ -14,7 +14,7 @@ from clit_basicsr import cli
 from clit_basicsr.cli import allocator
 from clit_basicsr.hosts.deferred import Deferred, deferring
 
-HEAVY = ('torch', 'torch._dynamo', 'torchvision', 'scipy')
+HEAVY = ('torch', 'torch._dynamo', 'torchvision', 'scipy', 'sympy')
 
 
 def run(code, folder='.'):

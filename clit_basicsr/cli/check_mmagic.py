@@ -190,6 +190,9 @@ def check_plan(cfg: Any) -> None:
         TrainingPlan.parse(unwrapped(loop))
     except UserError as error:
         raise UserError(f'train_cfg:stages: {error}') from error
+    for number, stage in enumerate(loop.stages):
+        if stage.get('pixel_opt') is not None:
+            check_object(stage.pixel_opt, f'train_cfg:stages:{number}:pixel_opt', registry.MODELS)
 
 
 def unwrapped(value: Any) -> Any:

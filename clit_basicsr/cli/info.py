@@ -33,6 +33,8 @@ def describe(path: str | os.PathLike) -> list[str]:
 
     content = read_checkpoint(path)
     lines = [str(path)]
+    if {'iter', 'optimizers', 'options'} <= content.keys():
+        return [*lines, *describe_state(content)]
     if 'model' in content:
         spec = published.read_file(path)
         lines.append(f'  published checkpoint: {spec["name"]}, {_million(spec["sd"])}')
@@ -62,6 +64,18 @@ def describe(path: str | os.PathLike) -> list[str]:
             f'  input: (x - {mean}) * {encoder.input_range.item():g}, features * {encoder.feat_scale.item():g}'
         )
     return [*lines, f'  weights: {", ".join(weights)}']
+
+
+def describe_state(state: dict) -> list[str]:
+    """Lines about a training state: where it stands, and the stages of its training."""
+    from clit_basicsr.data.schedule import TrainingPlan
+
+    train = state['options'].get('train') or {}
+    stages = TrainingPlan.parse(train).stages if train.get('stages') else ()
+    return [
+        f'  training state after iteration {state["iter"]:,} (its network: models/net_g_{state["iter"]}.pth)',
+        *(f'  stage {number}: {stage.describe()}' for number, stage in enumerate(stages, 1)),
+    ]
 
 
 def _million(weights: dict) -> str:

@@ -11,6 +11,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils import data
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.data.degradation import Degradation
 from clit_basicsr.data.downsamplings import check_downsampling
 from clit_basicsr.data.images import DecodedImage, EncodedImage, ImageSource
 from clit_basicsr.data.pairs import downsample
@@ -19,7 +20,7 @@ from clit_basicsr.data.schedule import ScaleSchedule, TrainingPlan, clip_scales,
 from clit_basicsr.ops.geometry.coords import pixel_centers
 
 # First words of the seeds, so that the streams of random numbers are apart.
-_ORDER, _PLAN, _SAMPLE = range(3)
+_ORDER, _PLAN, _SAMPLE, _OTHERS, _DEGRADATION = range(5)
 Opened = EncodedImage | DecodedImage | RawImage
 
 
@@ -40,10 +41,13 @@ class RandomScaleDataset(data.Dataset):
             cache_bytes (int): Memory that each worker may use to keep decoded images; 0: none is kept. Not for raw
                 LMDBs, which decode nothing. Default: 0.
             meta_info_file (str): List of the images to use. Default: all of the folder.
-            lq_size (int): Side of the LR patch in pixels. Default: 48.
+            lq_size (int): Side of the LR patch in pixels, where the stage has none of its own. Default: 48.
             num_queries (int): HR pixels sampled per patch, without replacement; all of them where the HR crop has
                 fewer. Default: 2304.
             downsampling (str): How the 8-bit LR image is made, 'pil' or 'matlab'. Default: 'pil'.
+            degradation (dict): Noise and JPEG compression of the LR patches, see
+                :class:`clit_basicsr.data.degradation.Degradation`; the HR crops and queries stay as they are. Default:
+                none.
             use_hflip (bool): Horizontal flips. Default: True.
             use_rot (bool): Vertical flips and transposition. Default: True.
             scales (list): Alternatives between which the batches alternate, where there are no stages, each a list of
@@ -76,6 +80,7 @@ class RandomScaleDataset(data.Dataset):
         'lq_size': int,
         'num_queries': int,
         'downsampling': str,
+        'degradation': (dict, type(None)),
         'use_hflip': bool,
         'use_rot': bool,
         'scales': list,
@@ -101,12 +106,14 @@ class RandomScaleDataset(data.Dataset):
         self.num_queries = _whole(opt, 'num_queries', 2304)
         self.downsampling = opt.get('downsampling', 'pil')
         check_downsampling(self.downsampling)
+        self.degradation = Degradation(opt['degradation']) if opt.get('degradation') is not None else None
         self.use_hflip = opt.get('use_hflip', True)
         self.use_rot = opt.get('use_rot', True)
         if opt.get('stages') is not None:
             self.schedule = TrainingPlan.parse(opt).schedule
         else:
             self.schedule = ScaleSchedule.constant(parse_scales(opt.get('scales', [[[1, 4]]])))
+        self._sides: dict[int, int] = {}  # of the images that have been looked at
         self.seed = opt.get('manual_seed') or 0
         self.rank, self.world_size = get_dist_info()
 
@@ -126,17 +133,20 @@ class RandomScaleDataset(data.Dataset):
         else:
             batch = indices[0]
             images = [index % len(self) for index in indices]
+        stage = self.schedule.stages[self.schedule.stage_of(batch)[0]]
+        lq_size = stage.lq_size or self.lq_size
+        images = self._large_enough(batch, images, stage.min_size)
         names = [self.source.names[image] for image in images]
         # Encoded images are held until the clip rule knows the smallest; decoded ones would take many times the memory.
         opened = [self.source.open(name) for name in names]
-        drawn, scales = self._plan(batch, names, opened)
+        drawn, scales = self._plan(batch, names, opened, lq_size)
         shared = {
             'scales': torch.tensor(scales, dtype=torch.float64).unsqueeze(1).repeat(1, 2),
             'drawn': torch.tensor(drawn, dtype=torch.float64),
         }
-        size = round(self.lq_size * float(np.prod(scales)))
+        sides = round(lq_size * float(np.prod(scales))), lq_size
         return [
-            self._sample(name, image, size, self._rng(_SAMPLE, self.rank, batch, position)) | shared
+            self._sample(name, image, sides, (self.rank, batch, position)) | shared
             for position, (name, image) in enumerate(zip(names, opened, strict=True))
         ]
 
@@ -155,25 +165,56 @@ class RandomScaleDataset(data.Dataset):
             images.append(int(passes[turn][position]))
         return images
 
+    def _large_enough(self, batch: int, images: list[int], min_size: int) -> list[int]:
+        """A batch's images, those with a side below ``min_size`` replaced by others, drawn from all that are not."""
+        if not min_size:
+            return images
+        chosen = []
+        for position, image in enumerate(images):
+            if self._smallest_side(image) < min_size:
+                others = self._rng(_OTHERS, self.rank, batch, position).permutation(len(self))
+                image = next((int(one) for one in others if self._smallest_side(int(one)) >= min_size), None)
+                if image is None:
+                    raise UserError(
+                        f'{self.source.root}: no image has a smaller side of at least {min_size} pixels (min_size of '
+                        'a stage); lower min_size or add larger images.'
+                    )
+            chosen.append(image)
+        return chosen
+
+    def _smallest_side(self, image: int) -> int:
+        if image not in self._sides:
+            self._sides[image] = self.source.open(self.source.names[image]).smallest_side
+        return self._sides[image]
+
     def _plan(
-        self, batch: int, names: list[str], opened: Sequence[Opened]
+        self, batch: int, names: list[str], opened: Sequence[Opened], lq_size: int
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Scale factors of a batch as drawn, and clipped so that the HR crop fits into its smallest image."""
         sides = []
         for name, image in zip(names, opened, strict=True):
             sides.append(image.smallest_side)
-            if sides[-1] < self.lq_size:
+            if sides[-1] < lq_size:
                 raise UserError(
                     f'{self.source.label(name)}: its smaller side of {sides[-1]} pixels is below the LR patch '
-                    f'(lq_size: {self.lq_size}); remove it or lower lq_size.'
+                    f'(lq_size: {lq_size}); remove it or lower lq_size.'
                 )
         scales = self.schedule.draw(batch, self._rng(_PLAN, self.rank, batch))
-        return scales, clip_scales(scales, self.lq_size, min(sides))
+        return scales, clip_scales(scales, lq_size, min(sides))
 
-    def _sample(self, name: str, image: Opened, size: int, rng: np.random.Generator) -> dict[str, Any]:
-        """What differs between the samples of a batch; ``size``: side of the HR crop in pixels."""
+    def _sample(self, name: str, image: Opened, sides: tuple[int, int], key: tuple[int, ...]) -> dict[str, Any]:
+        """What differs between the samples of a batch.
+
+        Args:
+            sides: of the HR crop and the LR patch, in pixels.
+            key: rank, batch number and position in the batch, from which all is drawn.
+        """
+        size, lq_size = sides
+        rng = self._rng(_SAMPLE, *key)
         hr = self._augmented_crop(image.pixels(), size, rng)
-        lq = downsample(hr, (self.lq_size, self.lq_size), self.downsampling)
+        lq = downsample(hr, (lq_size, lq_size), self.downsampling)
+        if self.degradation is not None:
+            lq = self.degradation(lq, self._rng(_DEGRADATION, *key))
         y, x = sample_pixels(size, self.num_queries, rng)
         centers = _centers(size)
         return {

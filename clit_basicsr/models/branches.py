@@ -1,30 +1,39 @@
-"""The branches of a cascade at the beginning of a stage: fresh weights for the new ones, and how many are trained."""
+"""How the branches that a stage of cumulative training adds begin, and how many are trained."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
 
 
-def initialise_branches(nets: Sequence[nn.Module], first: int, stop: int, seed: int) -> None:
-    """Fresh weights for branches first ... stop - 1: the same in every network, on every rank and after a resume.
+@torch.no_grad()
+def initialise_branches(net: Any, new: Iterable[int], init: str, seed: int) -> None:
+    """Sets the weights of new branches, the same ones on every rank, after a resume, and in the EMA network.
 
     Args:
-        nets: the trained network, and its average if there is one.
-        seed: of the run.
+        net: with ``branches``, if ``new`` names any.
+        new: numbers of the branches, from 0, in order.
+        init: one of :data:`clit_basicsr.data.schedule.INITS`. After 'zero' a branch answers 0; the value of those
+            before it enters the sum with the weight of equation (9).
+        seed: of the random weights.
     """
-    if stop <= first:
-        return
-    for net in nets:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + stop)
-            for branch in net.branches[first:stop]:  # type: ignore[index]
-                for module in branch.modules():
-                    if hasattr(module, 'reset_parameters'):
-                        module.reset_parameters()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for number in new:
+            branch = net.branches[number]
+            if init == 'copy':
+                branch.load_state_dict(net.branches[number - 1].state_dict())
+                continue
+            for module in branch.modules():
+                if hasattr(module, 'reset_parameters'):
+                    module.reset_parameters()
+            if init == 'zero':
+                last = branch.decoder[-1]
+                last.weight.zero_()
+                last.bias.zero_()
 
 
-def set_trained_branches(nets: Sequence[nn.Module], count: int) -> None:
+def set_trained_branches(nets: Iterable[Any], count: int) -> None:
     """Notes in networks that have branches how many of them are trained; it is saved with the weights."""
     for net in nets:
         if hasattr(net, 'trained_branches'):

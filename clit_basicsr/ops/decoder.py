@@ -12,7 +12,7 @@ from torch.library import register_fake
 from clit_basicsr.ops import backends
 from clit_basicsr.ops.backends import cpu_backend
 from clit_basicsr.ops.backends.contract import Call
-from clit_basicsr.ops.registration import operator
+from clit_basicsr.ops.registration import check, operator
 
 # As the kernel numbers them.
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.GELU: 2}
@@ -176,11 +176,11 @@ def _(maps, index, dx, phase, packed, widths, activation):
 
 
 def _check_texture(maps: Tensor, index: Tensor, dx: Tensor, phase: Tensor, packed: Tensor, widths: list[int]) -> None:
-    torch._check(
+    check(
         maps.dtype == packed.dtype == dx.dtype == phase.dtype and maps.dtype in (torch.float32, torch.float64),
         lambda: f'{maps.dtype=} {packed.dtype=} {dx.dtype=} {phase.dtype=}',
     )
-    torch._check(
+    check(
         maps.shape[1] == 2 * widths[0] == 4 * phase.shape[1] and index.shape == dx.shape[:1],
         lambda: f'{maps.shape=} {index.shape=} {dx.shape=} {phase.shape=} {widths=}',
     )
@@ -193,13 +193,13 @@ def _check_index(index: Tensor, rows: Tensor) -> None:
 
 
 def _check(x: Tensor, packed: Tensor, widths: list[int], base: Tensor | None, index: Tensor | None) -> None:
-    torch._check(
+    check(
         x.dtype == packed.dtype and x.dtype in (torch.float32, torch.float64) and x.shape[1] == widths[0],
         lambda: f'{x.dtype=} {packed.dtype=} {x.shape=} {widths=}',
     )
     if base is not None:
         rows, products = cast(Tensor, index), base
-        torch._check(
+        check(
             products.dtype == x.dtype and products.shape[1] == widths[1] and rows.shape == x.shape[:1],
             lambda: f'{products.dtype=} {products.shape=} {rows.shape=} {x.shape=} {widths=}',
         )

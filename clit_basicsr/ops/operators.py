@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.library import register_autocast, register_fake
 
 from clit_basicsr.ops import backends
-from clit_basicsr.ops.registration import Gradient, library, operator, register_gradient
+from clit_basicsr.ops.registration import Gradient, check, library, operator, register_gradient
 
 
 @operator
@@ -105,7 +105,7 @@ def upsampled_conv(
 
 @register_fake(upsampled_conv)
 def _(z, weight, bias, row_index, row_weight, col_index, col_weight, backend):
-    torch._check(z.dim() == 4 and z.shape[3] == weight.shape[1], lambda: f'{z.shape=} {weight.shape=}')
+    check(z.dim() == 4 and z.shape[3] == weight.shape[1], lambda: f'{z.shape=} {weight.shape=}')
     return z.new_empty(z.shape[0], row_index.shape[0], col_index.shape[0], weight.shape[0])
 
 
@@ -159,7 +159,7 @@ def dense_linear(
 
 @register_fake(dense_linear)
 def _(q, k, v, packed, bias, rows, cols, backend):
-    torch._check(q.shape == k.shape == v.shape, lambda: f'{q.shape=} {k.shape=} {v.shape=}')
+    check(q.shape == k.shape == v.shape, lambda: f'{q.shape=} {k.shape=} {v.shape=}')
     return q.new_empty(q.shape[0], rows[0].shape[0], cols[0].shape[0], bias.shape[0])
 
 
@@ -184,7 +184,7 @@ def dense_linear_runs(
 
 @register_fake(dense_linear_runs)
 def _(q, k, v, packed, bias, rows, cols, runs, backend):
-    torch._check(
+    check(
         q.shape == k.shape == v.shape and v.shape[1:3] == (runs[0].shape[0], runs[1].shape[0]),
         lambda: f'{q.shape=} {k.shape=} {v.shape=} {[run.shape for run in runs]}',
     )
@@ -192,7 +192,7 @@ def _(q, k, v, packed, bias, rows, cols, runs, backend):
 
 
 def _check_scattered(queries: Tensor, maps: Tensor, y: Tensor, x: Tensor) -> None:
-    torch._check(
+    check(
         queries.shape[:2] == y.shape == x.shape and maps.shape[0] == queries.shape[0],
         lambda: f'{queries.shape=} {maps.shape=} {y.shape=} {x.shape=}',
     )

@@ -63,6 +63,16 @@ def register_gradient(op: torch._ops.OpOverload, gradient: Gradient) -> None:
     _gradients[op] = gradient
 
 
+def check(condition: bool, message: Callable[[], str]) -> None:
+    """What an operator expects of its arguments; ``torch._check`` would import sympy, which takes 0.3 s.
+
+    Raises:
+        RuntimeError: it is not so.
+    """
+    if not condition:
+        raise RuntimeError(message())
+
+
 def _outside_of_the_compiler(function: Callable) -> Callable:
     """``torch.compiler.disable(function)`` in a process that has imported the compiler.
 

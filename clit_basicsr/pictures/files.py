@@ -12,13 +12,15 @@ from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import check_is_picture_file, replacing
 from clit_basicsr.formats.picture import Picture, eight_bit
 from clit_basicsr.formats.reader import decode, from_pillow, reporting_damage
-from clit_basicsr.pictures.formats import JPEG, TIFF, WEBP, format_of
+from clit_basicsr.pictures.formats import JPEG, PNG, TIFF, WEBP, format_of
 from clit_basicsr.pictures.png16 import write_png16
 
 __all__ = ['Picture', 'check_output', 'eight_bit', 'from_pillow', 'read', 'reporting_damage', 'write']
 
 # JPEG and WebP: near-lossless, and JPEG without halving the resolution of the colours.
 QUALITY = 95
+# Of zlib: files are 4 % larger than at its default of 6, and are written in a third of the time.
+PNG_LEVEL = 4
 
 
 def read(path: str) -> Picture:
@@ -60,6 +62,8 @@ def write(path: str, picture: Picture) -> None:
                 options['quality'] = QUALITY
             if kind is JPEG:
                 options['subsampling'] = '4:4:4'
+            if kind is PNG:
+                options['compress_level'] = PNG_LEVEL
             im.save(temporary, kind.name, **options)
 
 

@@ -8,7 +8,7 @@ pictures, LIIF and LTE, wide pictures without the encoder, training steps (time_
 
 It prints a table in Markdown: medians of CPU and wall seconds of all runs, their ratio, the median of the processes'
 peak memory above the loaded network (of commands: of the whole process) and the largest difference of the results,
-relative to the largest number of its tensor (of pictures that commands write: to their brightest value). Exits with 1
+relative to the largest number of its tensor (of pictures that commands write: to their full range). Exits with 1
 where a workload fails or the results differ by more than rounding.
 """
 
@@ -99,8 +99,8 @@ def alternate(
     return samples
 
 
-def difference(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> float:
-    """The largest over all arrays: max |new - old| / max |old|.
+def difference(old: dict[str, np.ndarray], new: dict[str, np.ndarray], largest: float | None = None) -> float:
+    """The largest over all arrays: max |new - old| / ``largest``, which is max |old| by default.
 
     Raises:
         Failed: names or shapes differ, or numbers are not finite.
@@ -113,9 +113,9 @@ def difference(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> float:
         apart = float(np.abs(new[name].astype(np.float64) - values).max())
         if not np.isfinite(apart):
             raise Failed(f'the results are not finite: {name}')
-        largest = float(np.abs(values.astype(np.float64)).max())
+        scale = largest or float(np.abs(values.astype(np.float64)).max())
         if apart:
-            worst = max(worst, apart / largest if largest else np.inf)
+            worst = max(worst, apart / scale if scale else np.inf)
     return worst
 
 
@@ -143,7 +143,7 @@ def compare(name: str, checkouts: tuple[Path, Path], folder: Path, args: argpars
         for checkout in checkouts:
             run(name, checkout, new, args)
     samples = alternate(lambda checkout, file: run(name, checkout, file, args), checkouts, (old, new), args.repeats)
-    apart = None if name == HELP else difference(read_result(old), read_result(new))
+    apart = None if name == HELP else difference(read_result(old), read_result(new), 1.0 if is_command else None)
     return Compared(name, *samples, apart)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,37 @@ def as_test(content):
     training = ('train_dataloader', 'train_cfg', 'optim_wrapper')
     left = {key.replace('val_', 'test_'): value for key, value in content.items() if key not in training}
     return {**left, 'test_cfg': {'type': 'MultiTestLoop'}, 'work_dir': 'tested'}
+
+
+def merged(content, changes):
+    """A config with changes in its blocks, at any depth."""
+    both = {key: merged(content[key], value) for key, value in changes.items() if isinstance(content.get(key), dict)}
+    return {**content, **changes, **both} if isinstance(changes, dict) else changes
+
+
+def liif_of_mmagic():
+    """MMagic's own config of LIIF, and --cfg-options that make it small, with the images of `prepare`."""
+    import mmagic
+
+    file = Path(mmagic.__file__).parent / '.mim/configs/liif/liif-edsr-norm_c64b16_1xb16-1000k_div2k.py'
+    train, validation = 'train_dataloader.dataset', 'val_dataloader.dataset'
+    changes = {
+        f'{train}.data_root': '.',
+        f'{train}.data_prefix.gt': 'images',
+        f'{train}.ann_file': '',
+        f'{train}.pipeline.1.patch_size': 8,
+        f'{train}.pipeline.5.sample_quantity': 16,
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.batch_size': 2,
+        'model.generator.encoder.mid_channels': 8,
+        'model.generator.encoder.num_blocks': 1,
+        'model.generator.imnet.in_dim': 8,
+        'train_cfg.max_iters': 3,
+        f'{validation}.data_root': '.',
+        f'{validation}.data_prefix.gt': 'images',
+        f'{validation}.data_prefix.img': 'images',
+    }
+    return [str(file), '--cfg-options', *(f'{key}={value}' for key, value in changes.items())]
 
 
 def write(folder, content, name='config.json'):

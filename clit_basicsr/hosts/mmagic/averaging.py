@@ -17,11 +17,11 @@ class BasicSREMA(BaseAveragedModel):
     Args:
         model: to be averaged.
         decay: of the average per iteration, in [0, 1).
-        **kwargs: of BaseAveragedModel, without ``update_buffers``: buffers are those of the model.
+        device: where the average is kept. Default: with the model.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.999, **kwargs) -> None:
-        super().__init__(model, **kwargs)
+    def __init__(self, model: nn.Module, decay: float = 0.999, device: torch.device | None = None) -> None:
+        super().__init__(model, device=device)
         self.decay = decay
 
     def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: int) -> None:
@@ -29,13 +29,14 @@ class BasicSREMA(BaseAveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """One iteration. The first one too is averaged with the weights that the copy was made of."""
-        if self.steps == 0:
-            source = dict(model.named_parameters())
-            for name, averaged in self.avg_parameters.items():
-                self.avg_func(averaged.data, source[name].data.to(averaged.device), 0)
-            for averaged, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
-                averaged.data.copy_(buffer.data)
-            self.steps += 1
-        else:
-            super().update_parameters(model)
+        """An iteration; the first one too is averaged with the weights that the copy was made of.
+
+        What a stage freezes is no longer averaged, as in ``CumulativeSRModel``.
+        """
+        source = dict(model.named_parameters())
+        for name, averaged in self.avg_parameters.items():
+            if source[name].requires_grad:
+                self.avg_func(averaged.data, source[name].data.to(averaged.device), int(self.steps))
+        for averaged, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            averaged.data.copy_(buffer.data)
+        self.steps += 1

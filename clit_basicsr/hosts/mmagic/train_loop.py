@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from mmagic.registry import DATASETS, LOOPS
+from mmagic.registry import DATASETS, LOOPS, MODELS
 from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
@@ -19,6 +19,7 @@ from clit_basicsr.hosts.mmagic.checkpoints import add_plain_checkpoints
 from clit_basicsr.hosts.mmagic.implicit_sr import ImplicitSR
 from clit_basicsr.models.branches import initialise_branches, set_trained_branches
 from clit_basicsr.models.cumulative_sr_model import CumulativeSRModel
+from clit_basicsr.models.freezing import freeze, frozen_names, take_averages
 from clit_basicsr.models.loss_guard import DEFAULT_LIMIT, LossGuard
 
 LOOK_EVERY = 100  # iterations on a GPU between two looks at the loss, which wait for it
@@ -44,7 +45,7 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
     Args:
         runner: mmengine's.
         dataloader (dict): With a data set of batch numbers (RandomScaleDataset) and without ``sampler``.
-        stages (list[dict]): See :class:`clit_basicsr.data.schedule.Stage`.
+        stages (list[dict]): See :class:`clit_basicsr.data.schedule.Stage`; a stage's ``pixel_opt`` is a loss of MMagic.
         start_stage (int): First stage to train, from 1, with ``load_from`` a checkpoint of the stage before.
             Default: 1.
         val_begin, val_interval, dynamic_intervals: As in IterBasedTrainLoop.
@@ -111,6 +112,8 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
         """Trains from the iteration that was resumed, or from the first."""
         self._check()
         self._guard_updates()
+        self.loss = self.model.pixel_loss
+        self.trainable = {name for name, value in self.model.generator.named_parameters() if value.requires_grad}
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')
         if self._iter:
@@ -162,23 +165,38 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
 
     def _return_into_stage(self) -> None:
         """Into the stage that the checkpoint was saved in; optimizer and weights are restored."""
-        self.stage_index, _ = self.schedule.stage_of(self._iter - 1)
-        set_trained_branches(self._networks(), self.stage.branches)
+        self._set_up_stage(self.schedule.stage_of(self._iter - 1)[0])
         self.runner.logger.info(f'Resumed in {self.plan.describe(self.stage_index)}.')
 
     def _enter_stage(self, index: int, first: int) -> None:
-        self.stage_index = index
+        self._set_up_stage(index)
+        for averaged in self._networks()[1:]:
+            take_averages(self.model.generator, averaged, self._frozen())
         if index > 0 or self.plan.start_stage > 1:
-            first_new = self.plan.branches_before(index)
-            initialise_branches(self._networks(), first_new, self.stage.branches, self.runner.seed)
-        set_trained_branches(self._networks(), self.stage.branches)
+            new = range(self.plan.branches_before(index), self.stage.branches)
+            for net in self._networks():
+                initialise_branches(net, new, self.stage.init, self.runner.seed + self.stage.branches)
         self.model.clipped_scales.restart()
         self.runner.optim_wrapper.optimizer.state.clear()
         self.runner.logger.info(
             f'Iteration {first + 1:,}: {self.plan.describe(index)}; optimizer and learning rate are reset.'
         )
 
+    def _set_up_stage(self, index: int) -> None:
+        """What follows from the options alone, when the stage begins and when it is resumed."""
+        self.stage_index = index
+        set_trained_branches(self._networks(), self.stage.branches)
+        freeze(self.model.generator, self._frozen(), self.trainable)
+        loss = self.stage.pixel_opt
+        self.model.pixel_loss = MODELS.build(loss) if loss else self.loss
+
+    def _frozen(self) -> set[str]:
+        """Names of the weights that the stage freezes."""
+        earlier = self.plan.branches_before(self.stage_index)
+        return frozen_names(self.model.generator, self.stage.freeze, earlier)
+
     def _networks(self) -> list[nn.Module]:
+        """The network, and its averages."""
         averages = [hook.ema_model.module for hook in self.runner.hooks if hasattr(hook, 'ema_model')]
         return [model.generator for model in (self.model, *averages)]
 

@@ -144,6 +144,7 @@ def test_options_of_tests(mmagic):
         ({'generator': {'type': 'EDSRNet', 'in_channels': 3, 'out_channels': 3}}, 'EDSRNet cannot answer'),
         ({'test_cfg': {'precision': 'fp8'}}, 'fp8'),
         ({'pretrained_encoder': 'missing.pth'}, 'missing.pth'),
+        ({'pretrained_encoder': 'a.pth', 'generator': {'type': 'BicubicNet'}}, 'the generator has no encoder'),
     ],
 )
 def test_mistakes_are_one_line(mmagic, options, said):

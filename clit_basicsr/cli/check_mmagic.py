@@ -38,8 +38,10 @@ LOADER_KEYS = (
     *('num_batch_per_epoch', 'disable_subprocess_warning'),  # of mmengine
 )
 # What mmengine takes out of a block, or fills in, where it builds an object.
-GIVEN = ('runner', 'dataloader', 'evaluator', 'dataset', 'seed', 'model', 'module', 'params', 'type', '_scope_')
-GIVEN += ('constructor', 'paramwise_cfg', 'priority')
+GIVEN = (
+    *('runner', 'dataloader', 'evaluator', 'dataset', 'seed', 'model', 'module', 'params', 'type', '_scope_'),
+    *('constructor', 'paramwise_cfg', 'priority'),
+)
 
 
 def check_config(cfg: Any, training: bool) -> None:

@@ -20,8 +20,10 @@ from clit_basicsr.data.scaled_pair_dataset import ScaledPairDataset
 from clit_basicsr.models.measurement import picture_names
 
 # Options that only BasicSR's data loader has.
-LOADER = ('phase', 'batch_size_per_gpu', 'num_worker_per_gpu', 'dataset_enlarge_ratio', 'prefetch_mode')
-LOADER += ('num_prefetch_queue', 'pin_memory', 'persistent_workers')
+LOADER = (
+    *('phase', 'batch_size_per_gpu', 'num_worker_per_gpu', 'dataset_enlarge_ratio', 'prefetch_mode'),
+    *('num_prefetch_queue', 'pin_memory', 'persistent_workers'),
+)
 RGB = {'img_channel_order': 'RGB', 'gt_channel_order': 'RGB'}
 
 
@@ -39,9 +41,10 @@ def to_255(image: Tensor) -> Tensor:
 class PackedRandomScaleDataset(RandomScaleDataset):
     """Training data; the options of :class:`RandomScaleDataset` as keyword arguments.
 
-    A sample is ``{inputs, data_samples}``: inputs (3, h, w); a DataSample with ``gt_img`` (Q, 3), ``coord``, ``cell``,
-    ``scales``, ``drawn`` as there, ``img_path`` and ``gt_path``. ``CumulativeTrainLoop`` fills in ``stages``,
-    ``start_stage`` and ``manual_seed``.
+    A sample is ``{inputs, data_samples}``: inputs (3, h, w); a DataSample with ``gt_img`` (Q, 3) and ``coord`` (Q, 2),
+    and in its metainfo ``cell``, ``scales`` and ``drawn`` as lists (a tensor more costs a file descriptor more between
+    worker and training), ``img_path`` and ``gt_path``. ``CumulativeTrainLoop`` fills in ``stages``, ``start_stage`` and
+    ``manual_seed``.
 
     Raises:
         UserError: see there; also an option that is not known.
@@ -57,9 +60,9 @@ class PackedRandomScaleDataset(RandomScaleDataset):
         return [self._pack(sample) for sample in super().__getitems__(indices)]
 
     def _pack(self, sample: dict[str, Any]) -> dict[str, Any]:
-        tensors = {name: sample[name] for name in ('coord', 'cell', 'scales', 'drawn')}
-        packed = DataSample(metainfo={**RGB, 'img_path': sample['lq_path'], 'gt_path': sample['gt_path']})
-        packed.set_tensor_data({'gt_img': to_255(sample['gt']), **tensors})
+        numbers = {name: sample[name].tolist() for name in ('cell', 'scales', 'drawn')}
+        packed = DataSample(metainfo={**RGB, **numbers, 'img_path': sample['lq_path'], 'gt_path': sample['gt_path']})
+        packed.set_tensor_data({'gt_img': to_255(sample['gt']), 'coord': sample['coord']})
         return {'inputs': to_255(sample['lq']), 'data_samples': packed}
 
 

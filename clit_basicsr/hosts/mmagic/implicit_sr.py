@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from clit_basicsr.archs.encoders import load_pretrained
+from clit_basicsr.archs.encoders.trunk import Trunk
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.archs.precision import in_precision
 from clit_basicsr.base.errors import UserError
@@ -76,6 +77,8 @@ class ImplicitSR(BaseEditModel):
         self.network_g = network_g(self.generator, generator)
         self.clipped_scales = ClippedScales()
         if pretrained_encoder is not None:
+            if not isinstance(self.generator.encoder, Trunk):
+                raise UserError('model:pretrained_encoder: the generator has no encoder; leave it out.')
             loaded = load_pretrained(self.generator.encoder, self.network_g['encoder'], pretrained_encoder)
             self.network_g['encoder'] = loaded.options  # with the normalisation that came with the weights
             print_log(loaded.message, 'current')
@@ -85,14 +88,15 @@ class ImplicitSR(BaseEditModel):
 
         Args:
             inputs: (B, 3, h, w), RGB in [0, 1].
-            data_samples: stacked: ``gt_img`` (B, Q, 3) in [0, 1], ``coord`` (B, Q, 2), ``cell`` (B, 2), ``scales``
-                (B, n, 2), one plan for the whole batch, ``drawn`` (B, n).
+            data_samples: stacked: ``gt_img`` (B, Q, 3) in [0, 1], ``coord`` (B, Q, 2); ``cell`` (B, 2), ``scales``
+                (B, n, 2), one plan for the whole batch, and ``drawn`` (B, n) as lists.
         """
-        scales = data_samples.scales[0].tolist()
-        remark = self.clipped_scales.add(data_samples.drawn[0].tolist(), [scale[0] for scale in scales])
+        scales = data_samples.scales[0]
+        remark = self.clipped_scales.add(data_samples.drawn[0], [scale[0] for scale in scales])
         if remark:
             print_log(remark, 'current')
-        output = self.generator(inputs, data_samples.coord, data_samples.cell, scales)
+        cell = inputs.new_tensor(data_samples.cell)
+        output = self.generator(inputs, data_samples.coord, cell, scales)
         with torch.autocast(inputs.device.type, enabled=False):
             return {'loss': self.pixel_loss(output.float(), data_samples.gt_img)}
 

@@ -118,8 +118,10 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
         self.runner.call_hook('before_train_epoch')
         if self._iter:
             self._return_into_stage()
-        self.dataloader.dataset.seed = self.runner.seed  # a resume may have brought that of its checkpoint
-        self.dataloader.sampler.start(self._iter)
+        dataset: Any = self.dataloader.dataset
+        dataset.seed = self.runner.seed  # a resume may have brought that of its checkpoint
+        sampler: Any = self.dataloader.sampler
+        sampler.start(self._iter)
         batches = iter(self.dataloader)
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
@@ -143,7 +145,7 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
         lr = self.stage.learning_rate(self._iter + 1 - first)
         for group in self.runner.optim_wrapper.param_groups:
             group['lr'] = lr
-        self.files = [sample.metainfo['gt_path'] for sample in data_batch['data_samples']]
+        self.files = [sample.gt_path for sample in data_batch['data_samples']]
         super().run_iter(data_batch)
 
     def _check(self) -> None:
@@ -155,10 +157,11 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
             raise UserError('optim_wrapper:accumulative_counts must be 1: stages count iterations, not steps.')
         if self.plan.start_stage > 1 and not self._iter and not self.runner._load_from:
             raise UserError('train_cfg:start_stage above 1 needs load_from, the checkpoint of the stage before.')
-        options = {'is_train': True, 'network_g': self.model.network_g, 'warnings': []}
+        warnings: list[str] = []
         train = {'stages': [vars(stage) for stage in self.plan.stages], 'start_stage': self.plan.start_stage}
-        CumulativeSRModel.check_network({**options, 'train': train}, self.model.generator)
-        for line in options['warnings']:
+        options = {'is_train': True, 'network_g': self.model.network_g, 'train': train, 'warnings': warnings}
+        CumulativeSRModel.check_network(options, self.model.generator)
+        for line in warnings:
             self.runner.logger.warning(line)
         if self._iter > self._max_iters:
             raise UserError(f'the checkpoint is of iteration {self._iter}, beyond the last one, {self._max_iters}.')

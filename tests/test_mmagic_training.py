@@ -348,8 +348,8 @@ def test_mmagics_own_liif_trains_and_its_encoder_is_taken_over(folder):
     opt = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1}
     encoder = build_encoder(opt)
     load_pretrained(encoder, opt, file)
-    assert torch.equal(encoder.conv_first.weight, weights['generator.encoder.conv_first.weight'])
-    assert torch.equal(encoder.body[0].conv1.weight, weights['generator.encoder.body.0.conv1.weight'])
+    assert torch.equal(encoder.conv_first.weight, weights['generator.conv_first.weight'])
+    assert torch.equal(encoder.body[0].conv1.weight, weights['generator.body.0.conv1.weight'])
 
 
 def test_a_loss_that_is_not_finite_leaves_the_weights(folder):

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from pathlib import Path
 
 from clit_basicsr.base.file_kinds import check_regular
 
@@ -30,10 +31,12 @@ def describe(path: str | os.PathLike) -> list[str]:
     from clit_basicsr.archs.checkpoint import load_weights
     from clit_basicsr.archs.networks import build_from_file
     from clit_basicsr.base.checkpoints import read_checkpoint, weights_in
+    from clit_basicsr.hosts.basicsr.training_state import check_training_state
 
     content = read_checkpoint(path)
     lines = [str(path)]
     if {'iter', 'optimizers', 'options'} <= content.keys():
+        check_training_state(content, Path(path))
         return [*lines, *describe_state(content)]
     if 'model' in content:
         spec = published.read_file(path)
@@ -70,7 +73,7 @@ def describe_state(state: dict) -> list[str]:
     """Lines about a training state: where it stands, and the stages of its training."""
     from clit_basicsr.data.schedule import TrainingPlan
 
-    train = state['options'].get('train') or {}
+    train = (state['options'] or {}).get('train') or {}
     stages = TrainingPlan.parse(train).stages if train.get('stages') else ()
     return [
         f'  training state after iteration {state["iter"]:,} (its network: models/net_g_{state["iter"]}.pth)',

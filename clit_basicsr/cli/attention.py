@@ -57,4 +57,4 @@ def _attention(args: argparse.Namespace, scale: float | tuple[float, float], pat
         views = [attention_at(net, picture, at, scale) for at in bar]
     title = f'{osp.basename(args.image)} at x{args.scale}: {type(net).__name__}, {networks.name_of(path)}'
     draw_attention(views, picture, title, output)
-    print(f'{output}: {len(views)} {"point" if len(views) == 1 else "points"}, {path}')
+    print(f'{output}: {len(views)} {"point" if len(views) == 1 else "points"}, {networks.label_of(path)}')

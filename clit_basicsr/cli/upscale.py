@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     from clit_basicsr.pictures.memory import reporting_full_memory
 
     net = networks.load_network(path, device)
-    print(f'{path}: {type(net).__name__} on {device}, {args.precision or "fp32"}')
+    print(f'{networks.label_of(path)}: {type(net).__name__} on {device}, {args.precision or "fp32"}')
     began, failed = time.monotonic(), 0
     for i, (source, output) in enumerate(jobs, 1):
         count = f'[{i}/{len(jobs)}] ' if len(jobs) > 1 else ''

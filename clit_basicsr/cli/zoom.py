@@ -67,7 +67,7 @@ def _zoom(args: argparse.Namespace, path: str) -> None:
     picture, shots = zoom.cut_to_film(picture, shots, frame_size)
     device = choose_device(args.device)
     net = networks.load_network(path, device)
-    print(f'{path}: {type(net).__name__} on {device}, float32')
+    print(f'{networks.label_of(path)}: {type(net).__name__} on {device}, float32')
     film = zoom.render_film(net, picture, shots, frame_size)
     with tqdm(film, args.input, num_frames, unit='frame', leave=False) as frames:
         if args.output.lower().endswith('.gif'):

@@ -1,4 +1,4 @@
-"""``clit_basicsr.upscale``: from Python what ``basicsr upscale`` does to a file."""
+"""``clit_basicsr.upscale``: from Python what ``basicsr upscale`` does to a file; ``clit_basicsr.load``."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,15 @@ from clit_basicsr.pictures.enlarge import enlarge
 from clit_basicsr.pictures.files import Picture
 from clit_basicsr.pictures.memory import device_of, plan_tiles, reporting_full_memory
 from clit_basicsr.pictures.networks import find_checkpoint, load_network
+
+
+def load(name_or_path: str | os.PathLike | None, device: str) -> ImplicitNet:
+    """See :func:`clit_basicsr.load`."""
+    return _read(name_or_path, choose_device(device))
+
+
+def _read(model: str | os.PathLike | None, device: torch.device) -> ImplicitNet:
+    return load_network(find_checkpoint(None if model is None else os.fspath(model)), device)
 
 
 def upscale(
@@ -42,7 +51,7 @@ def upscale(
             raise UserError(f'{type(model).__name__} works at one scale only; use LIT, CLIT or a peer.')
         net = model
     else:
-        net = load_network(find_checkpoint(None if model is None else os.fspath(model)), where or choose_device())
+        net = _read(model, where or choose_device())
     with reporting_full_memory('the picture', 'give a smaller size, or enlarge a part of it'):
         picture = _to_picture(image)
         lq_size = (picture.pixels.shape[0], picture.pixels.shape[1])

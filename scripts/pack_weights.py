@@ -1,12 +1,12 @@
 """Puts a trained network into the package: its averaged weights in half precision, with its card.
 
     python scripts/pack_weights.py EXPERIMENT clit-light --card card.json
-    basicsr test -opt options/test_clit_light.yml    # path: pretrain_network_g: the file that was written
-    python scripts/pack_weights.py EXPERIMENT clit-light --card card.json --figures results/test_clit_light/summary.json -f
+    basicsr test -opt TEST.yml --force_yml path:pretrain_network_g=clit_basicsr/weights/clit-light.safetensors
+    python scripts/pack_weights.py EXPERIMENT clit-light --card card.json --figures results/TEST/summary.json -f
 
-card.json holds what only its author knows: description, license, data (name, origin and license of each source), recipe,
-hours, limits. The figures are those of ``basicsr test``, measured with the packed file: half precision may change the
-last digit. The same weights give the same file.
+card.json holds what only its author knows: description, license, data (name, origin and license of each source),
+recipe, hours, limits. The figures are those of ``basicsr test``, measured with the packed file: half precision may
+change the last digit. The same weights give the same file.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ def test_python_with_pillow_and_files(folder, net):
     save('a.png', pixels)
     for model in (None, 'tiny', 'experiments/tiny/models/net_g_latest.pth'):
         assert np.array_equal(clit_basicsr.upscale('a.png', scale=(2, 3.5), model=model), np.asarray(out))
-    assert main(['upscale', 'a.png', '-s', '2x3.5', '-o', 'b.png']) == 0
+    assert main(['upscale', 'a.png', '-s', '3.5x2', '-o', 'b.png']) == 0
     assert np.array_equal(files.read('b.png').pixels, np.asarray(out))
 
 

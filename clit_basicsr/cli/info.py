@@ -8,6 +8,11 @@ from clit_basicsr import weights
 from clit_basicsr.base.file_kinds import check_regular
 
 HELP = 'Show what is in a checkpoint, or, without one, what can run here.'
+EXAMPLES = (
+    'basicsr info                                             # what can run here',
+    'basicsr info clit-light                                  # a network of the package, with its card',
+    'basicsr info experiments/my_clit/models/net_g_latest.pth',
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

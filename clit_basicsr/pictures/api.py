@@ -108,6 +108,10 @@ def _like(image: Any, out: Picture) -> Any:
         result = Image.fromarray(out.pixels[..., 0] if out.pixels.shape[2] == 1 else out.pixels)
         if out.icc:
             result.info['icc_profile'] = out.icc
+        if out.metadata.exif:
+            result.info['exif'] = out.metadata.exif
+        if out.metadata.dpi:
+            result.info['dpi'] = out.metadata.dpi
         return result
     if isinstance(image, np.ndarray) and image.ndim == 3:
         return out.pixels

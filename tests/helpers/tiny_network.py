@@ -45,7 +45,7 @@ CARD = {
 
 
 def make_box(folder):
-    """Puts the network into a folder in place of the package's, in single precision: equal to that of the experiment."""
+    """Puts the network into a folder that takes the place of the package's box; in single precision, so unchanged."""
     path = folder / 'clit-light.safetensors'
     save_checkpoint(path, {'params': build().state_dict(), 'network_g': OPTIONS})
     digest, size = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size

@@ -66,6 +66,7 @@ setup(
     python_requires='>=3.11,<3.13',
     packages=find_packages(include=['clit_basicsr', 'clit_basicsr.*']),
     package_data={
+        'clit_basicsr': ['py.typed'],
         'clit_basicsr.weights': ['*.safetensors', '*.json'],
         'clit_basicsr.report': ['tables.csv'],
         'clit_basicsr.ops': ['csrc/*'],  # compiled at first use or with CLIT_BUILD

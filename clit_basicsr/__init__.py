@@ -70,7 +70,8 @@ def upscale(
 
     Returns:
         What was given: an array of the same type, float32 for floating point, in [0, 1]; a picture of Pillow. For a
-        path, an array (H, W) or (H, W, 2 to 4), uint8 or uint16.
+        path, an array (H, W) or (H, W, 2 to 4), uint8 or uint16. A picture of Pillow keeps profile, EXIF data and
+            resolution in its ``info``.
 
     Raises:
         clit_basicsr.base.errors.UserError: the file, the network or the size cannot be used, with the reason.

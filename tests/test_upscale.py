@@ -264,7 +264,7 @@ def test_folders_that_cannot_be_read_or_made_are_told(folder, capsys, monkeypatc
     )
     os.makedirs('experiments/other/models')
     monkeypatch.setattr(os, 'listdir', refuse('other'))
-    assert 'models cannot be read (Permission denied)' in message('a.png', '-o', 'c.png', '--model', 'else')
+    assert 'models cannot be read (Permission denied)' in message('a.png', '-o', 'd.png', '--model', 'else')
     assert main(['upscale', 'a.png', '-s', '1', '-o', 'c.png', '--model', 'tiny']) == 0  # which need not look there
     capsys.readouterr()
 
@@ -365,14 +365,14 @@ def test_ctrl_c_leaves_nothing(folder):
         # a shell's background jobs, and what they start, are born with interrupts ignored
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    os.close(other)  # so that reading ends with the process
     seen = ''
     while 'tile' not in seen:
-        seen += os.read(terminal, 20).decode()
+        seen += os.read(terminal, 20).decode(errors='replace')
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
-    rest = os.read(terminal, 65536).decode()
+    rest = os.read(terminal, 65536).decode(errors='replace')
     os.close(terminal)
-    os.close(other)
     assert 'basicsr: interrupted' in rest
     assert 'Traceback' not in seen + rest
     assert sorted(os.listdir()) == ['a.png', 'experiments']

@@ -92,11 +92,16 @@ def _to_picture(image: Any) -> Picture:
     pixels = np.asarray(image)
     shape, dtype = pixels.shape, pixels.dtype
     if pixels.ndim not in (2, 3) or min(shape) < 1 or shape[2:] not in ((), (1,), (2,), (3,), (4,)):
-        raise UserError(f'an image is an array of (H, W) or (H, W, 1 to 4); got {shape}.')
+        hint = ''
+        if pixels.ndim in (3, 4) and shape[-3] in (1, 3, 4):
+            hint = '; a tensor (3, h, w) is for net.upscale (clit_basicsr.load), or move its channels last'
+        raise UserError(f'an image is an array of (H, W) or (H, W, 1 to 4); got {shape}{hint}.')
     if np.issubdtype(dtype, np.floating):
         # What is not a number fails here too.
         if not (pixels.min() >= 0 and pixels.max() <= 1):
-            raise UserError(f'a floating-point image is in [0, 1]; got {pixels.min():g} to {pixels.max():g}.')
+            bytes_ = 1 < pixels.max() <= 255 and pixels.min() >= 0
+            hint = '; divide it by 255, or give it as uint8' if bytes_ else ''
+            raise UserError(f'a floating-point image is in [0, 1]; got {pixels.min():g} to {pixels.max():g}{hint}.')
         pixels = pixels.astype(np.float32, copy=False)
     elif dtype not in (np.uint8, np.uint16):
         raise UserError(f'an image is uint8, uint16 or floating point in [0, 1]; got {dtype}.')

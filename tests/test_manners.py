@@ -194,7 +194,7 @@ def test_bars_are_for_terminals(monkeypatch):
 
 @pytest.mark.parametrize('name', cli.COMMANDS)
 def test_every_help_ends_with_examples_that_can_be_parsed(name, capsys):
-    module = __import__(f'clit_basicsr.cli.{name}', fromlist=['EXAMPLES'])
+    module = cli.module_of(name)
     with pytest.raises(SystemExit):
         main([name, '--help'])
     text = capsys.readouterr().out
@@ -203,3 +203,17 @@ def test_every_help_ends_with_examples_that_can_be_parsed(name, capsys):
         words = shlex.split(example, comments=True)
         words = words[words.index('clit_basicsr') + 1 :] if words[0] == 'torchrun' else words[1:]
         assert cli.make_parser().parse_args(words).command == name
+
+
+def test_option_files_are_listed_and_copied(folder, capsys):
+    assert main(['options']) == 0
+    names = capsys.readouterr().out.split()
+    assert 'train_clit_edsr' in names and 'ablations/table4_grid_7' in names
+    assert main(['options', 'train_clit_edsr']) == 0
+    assert capsys.readouterr().out == 'options/train_clit_edsr.yml\n'
+    root = cli.module_of('options').option_files()[0]
+    assert (folder / 'options/train_clit_edsr.yml').read_bytes() == (root / 'train_clit_edsr.yml').read_bytes()
+    assert main(['options', 'train_clit_edsr.yml']) == 1
+    assert 'exists already' in capsys.readouterr().err
+    assert main(['options', 'train_clit_esdr']) == 1
+    assert 'the nearest is train_clit_edsr' in capsys.readouterr().err

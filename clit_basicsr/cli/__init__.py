@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import metadata
+from types import ModuleType
 
 import clit_basicsr
 from clit_basicsr.base import console
@@ -23,8 +24,10 @@ from clit_basicsr.base.messages import nearest
 from clit_basicsr.cli import arguments, orphans  # noqa: F401  the latter notes the parent process: before torch is imported
 from clit_basicsr.cli.allocator import keep_freed_memory
 
-COMMANDS = ('train', 'test', 'upscale', 'attention', 'compare', 'zoom', 'convert', 'prepare', 'info')
+COMMANDS = ('train', 'test', 'upscale', 'attention', 'compare', 'zoom', 'convert', 'prepare', 'options', 'info')
 DISTRIBUTION = 'clit-basicsr'
+# Where the module of a command has another name than the command.
+MODULES = {'options': 'option_files'}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f'{DISTRIBUTION} {clit_basicsr.__version__}, Python {sys.version}, {sys.platform}', file=sys.stderr)
         if args.command != 'train':  # it gains hardly anything and would take more at its peak, see allocator.py
             keep_freed_memory()
-        importlib.import_module(f'clit_basicsr.cli.{args.command}').run(args)
+        module_of(args.command).run(args)
     except UserError as error:
         if console.is_verbose():
             traceback.print_exc()
@@ -67,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('-V', '--version', action='version', version=f'{DISTRIBUTION} {clit_basicsr.__version__}')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for name in COMMANDS:
-        module = importlib.import_module(f'clit_basicsr.cli.{name}')
+        module = module_of(name)
         command = commands.add_parser(
             name,
             help=module.HELP,
@@ -78,6 +81,11 @@ def make_parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
         arguments.add_loudness(command)
     return parser
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of a command."""
+    return importlib.import_module(f'clit_basicsr.cli.{MODULES.get(name, name)}')
 
 
 def check_command(line: list[str]) -> None:

@@ -31,7 +31,8 @@ def test_an_installed_wheel_enlarges_a_picture_and_has_the_option_files(folder):
 import sys, clit_basicsr
 from clit_basicsr.cli import main
 assert clit_basicsr.__file__.startswith(sys.argv[1]), clit_basicsr.__file__
-sys.exit(main(['options', 'train_clit_edsr']) or main(['upscale', 'a.png', '-s', '2.5', '-m', 'tiny', '--device', 'cpu']))
+line = 'upscale a.png -s 2.5 -m tiny --device cpu'
+sys.exit(main(['options', 'train_clit_edsr']) or main(line.split()))
 """
     site = str(folder / 'site')
     environment = {**os.environ, 'PYTHONPATH': site}

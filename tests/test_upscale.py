@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import termios
 
 import numpy as np
 import pytest
@@ -358,6 +359,7 @@ def test_ctrl_c_leaves_nothing(folder):
     save('a.png', np.asarray(data.astronaut()))
     command = [sys.executable, '-m', 'clit_basicsr', 'upscale', 'a.png', '-s', '8', '--tile', '16', '-o', 'b.png']
     terminal, other = os.openpty()  # bars are shown on terminals alone
+    termios.tcsetwinsize(terminal, (24, 200))
     process = subprocess.Popen(
         [*command, '-m', 'tiny'],
         stderr=other,

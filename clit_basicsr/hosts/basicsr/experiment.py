@@ -54,7 +54,7 @@ def lock(root: str) -> None:
     except OSError as error:
         raise UserError(f'{parent} cannot be written ({error.strerror}); choose another working directory') from error
     try:
-        if fcntl is None:
+        if sys.platform == 'win32':
             return
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by the workers of data loaders
     except OSError as error:

@@ -1,22 +1,36 @@
-"""``basicsr info``: what is available here, or what a checkpoint is."""
+"""``basicsr info``: what is available here, or what a checkpoint or a network of the package is."""
 
 import argparse
 import os
+from os import path as osp
 from pathlib import Path
 
+from clit_basicsr import weights
 from clit_basicsr.base.file_kinds import check_regular
 
 HELP = 'Show what is in a checkpoint, or, without one, what can run here.'
+EXAMPLES = (
+    'basicsr info                                             # what can run here',
+    'basicsr info clit-light                                  # a network of the package, with its card',
+    'basicsr info experiments/my_clit/models/net_g_latest.pth',
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('file', nargs='?', help="a checkpoint: ours, the host's, a published one, .safetensors")
+    parser.add_argument(
+        'file',
+        nargs='?',
+        help="a checkpoint: ours, the host's, a published one, .safetensors; or a network that comes with the package",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     if args.file is not None:
+        lines = []
+        if not osp.exists(args.file) and args.file in weights.names():
+            lines, args.file = weights.card_lines(args.file), str(weights.file_of(args.file))
         check_regular(args.file)
-        print('\n'.join(describe(args.file)))
+        print('\n'.join([*lines, *describe(args.file)]))
         return
     from clit_basicsr.cli.environment import report
 

@@ -13,6 +13,7 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 # What each room may import of this package, and of other packages; None: anything.
 ROOMS = {
     'base': ({'base'}, {'torch'}),
+    'weights': ({'weights', 'base'}, set()),
     'formats': ({'formats', 'base'}, {'numpy', 'cv2', 'PIL', 'tifffile'}),
     'ops': ({'ops', 'base'}, {'torch'}),
     'archs': ({'archs', 'ops', 'base'}, {'torch', 'basicsr', 'numpy'}),
@@ -31,7 +32,7 @@ ROOMS = {
     ),
     'report': ({'report', 'metrics', 'archs', 'base'}, {'basicsr', 'matplotlib'}),
     'pictures': (
-        {'pictures', 'archs', 'data', 'metrics', 'ops', 'report', 'formats', 'base'},
+        {'pictures', 'archs', 'weights', 'data', 'metrics', 'ops', 'report', 'formats', 'base'},
         {'torch', 'numpy', 'cv2', 'PIL', 'tifffile', 'tqdm', 'matplotlib'},
     ),
     'hosts': ({'ops', 'archs', 'data', 'models', 'metrics', 'hosts', 'published', 'base'}, None),

@@ -182,6 +182,6 @@ def test_the_command_says_so_and_makes_nothing(arguments, said, tmp_path, monkey
 def test_help_is_that_of_mmagic(capsys):
     for command, flag in (('mmtrain', '--auto-scale-lr'), ('mmtest', '--out')):
         with pytest.raises(SystemExit) as caught:
-            cli.main([command, '--help'])
+            cli.main([command, 'config.py', '--help'])
         shown = capsys.readouterr().out
         assert caught.value.code == 0 and f'basicsr {command}' in shown and flag in shown

@@ -219,3 +219,6 @@ def test_info_describes_the_stages_of_a_training_state(tmp_path):
         'stage 2: branches 1 to 2, 2 iterations, learning rate 0.05, frozen: encoder and earlier branches, init: zero, '
         'MSELoss, images of at least 300 pixels a side'
     ) in text
+    torch.save(state | {'iter': '3'}, tmp_path / '3.state')
+    with pytest.raises(UserError, match='is not a training state of BasicSR, or it is damaged: its iter'):
+        describe(tmp_path / '3.state')

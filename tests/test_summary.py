@@ -218,7 +218,7 @@ def test_a_run_leaves_its_table(folder):
     assert lines['odd_x2.5']['scale'] == '2.5x2' and lines['odd_x2.5']['paper_psnr'] == ''
     shown = f'{six["values"]["psnr"]:.3f} | {six["paper"]:.2f} | {six["difference"]:+.2f} | '
     assert f'| Set5 | x6 | 5 | pil | {shown}' in (results / 'summary.md').read_text()
-    table = done.stderr[done.stderr.index("figures, compared with the paper's row RDN-CLIT") :]
+    table = done.stdout[done.stdout.index("figures, compared with the paper's row RDN-CLIT") :]
     assert re.search(rf'Set5 +x6 +5 +pil +{six["values"]["psnr"]:.3f} +29.39 ', table)
     assert table.count('skipped') + table.count('Skipped') == 2
     assert table in next(results.glob('*.log')).read_text()

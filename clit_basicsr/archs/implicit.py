@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from clit_basicsr.archs.encoders import RawPixels, build_encoder
 from clit_basicsr.archs.features import Features, LocalAttention, Prepared
-from clit_basicsr.archs.precision import convolution_layout
+from clit_basicsr.archs.precision import convolution_layout, own_precision
 from clit_basicsr.archs.sizes import hr_range, lr_range, output_size, parse_tile
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops.decoder import runs_compiled
@@ -72,7 +72,8 @@ class ImplicitNet(nn.Module):
             Prepared: accepted by :meth:`query` and :meth:`attention` in place of ``feat``; the same results, bit for
             bit.
         """
-        return Prepared(feat, self.prepare_maps(feat, scales), scales)
+        with own_precision(self):
+            return Prepared(feat, self.prepare_maps(feat, scales), scales)
 
     def query(self, feat: Features | Prepared, coord: Tensor, cell: Tensor, scales=None) -> Tensor:
         """RGB values at HR pixel centres.
@@ -88,9 +89,10 @@ class ImplicitNet(nn.Module):
             Tensor: (B, Q, 3) in [0, 1], not clamped.
         """
         prepared, coord, cell = self._in_frame(feat, coord, cell, scales)
-        if prepared.maps is None and self.pays_to_prepare(prepared.feat, coord):
-            prepared = prepared._replace(maps=self.prepare_maps(prepared.feat, prepared.scales))
-        return self.finish(self.decode(prepared, coord, cell), prepared.feat, coord)
+        with own_precision(self):
+            if prepared.maps is None and self.pays_to_prepare(prepared.feat, coord):
+                prepared = prepared._replace(maps=self.prepare_maps(prepared.feat, prepared.scales))
+            return self.finish(self.decode(prepared, coord, cell), prepared.feat, coord)
 
     def attention(self, feat: Features | Prepared, coord: Tensor, cell: Tensor, scales=None) -> list[LocalAttention]:
         """The attention weights of every active branch at HR pixel centres; arguments as for :meth:`query`.
@@ -178,7 +180,8 @@ class ImplicitNet(nn.Module):
         size, factors = output_size((lq.shape[2], lq.shape[3]), size, scale)
         out, scales = _empty(lq, *size), self.plan_scales(factors)
         for feat, piece in self._encoded_tiles(lq, size, tile):
-            self._fill(out[..., slice(*piece.rows), slice(*piece.cols)], *feat.with_margin(piece), scales)
+            with own_precision(self):
+                self._fill(out[..., slice(*piece.rows), slice(*piece.cols)], *feat.with_margin(piece), scales)
         return out
 
     @torch.no_grad()
@@ -259,12 +262,14 @@ class ImplicitNet(nn.Module):
         window = lq[..., slice(*rows), slice(*cols)]
         if not window.is_floating_point():
             window = window.to(torch.get_default_dtype()) / torch.iinfo(lq.dtype).max
-        z = self.encoder(convolution_layout(window)) * self.encoder.feat_scale
+        with own_precision(self):
+            z = self.encoder(convolution_layout(window)) * self.encoder.feat_scale
         return Features(z, window, Frame((lq.shape[2], lq.shape[3]), (rows[0], cols[0])), image_size)
 
     def _answer(self, feat: Features, piece: Piece, scales) -> Tensor:
         out = _empty(feat.lq, piece.rows[1] - piece.rows[0], piece.cols[1] - piece.cols[0])
-        self._fill(out, *feat.with_margin(piece), scales)
+        with own_precision(self):
+            self._fill(out, *feat.with_margin(piece), scales)
         return out
 
     def _fill(self, out: Tensor, feat: Features, piece: Piece, scales) -> None:

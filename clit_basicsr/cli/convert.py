@@ -4,12 +4,18 @@ back.
 
 import argparse
 
+from clit_basicsr.base.console import say
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.file_kinds import SUFFIXES, check_regular
 from clit_basicsr.base.files import temporary_name
 from clit_basicsr.cli import arguments, outputs
 
 HELP = 'Convert a checkpoint: published CLIT, LIT, LIIF, LTE, Meta-SR into ours or back; .pth, .safetensors.'
+EXAMPLES = (
+    'basicsr convert published.pth clit.pth',
+    'basicsr convert clit.pth clit.safetensors',
+    'basicsr convert clit.pth published.pth --to-published',
+)
 WEIGHTS = ('params_ema', 'params')
 
 
@@ -45,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
         reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
         raise UserError(f'{args.output} cannot be written ({reason}).') from error
-    print(f'{args.input} -> {args.output}: {content["network_g"]["type"]}')
+    say(f'{args.input} -> {args.output}: {content["network_g"]["type"]}')
 
 
 def _read(path: str) -> dict:

@@ -13,9 +13,9 @@ NEEDED = ('mmagic', 'mmengine', 'mmcv')
 
 
 def add_arguments(parser: argparse.ArgumentParser, what: str) -> None:
-    """All arguments, flags as well, are handed on to MMagic's own parser."""
-    parser.prefix_chars = '\0'  # so that no argument is a flag here
-    parser.add_argument('arguments', nargs='*', metavar='ARGUMENT', help=what)
+    """The config, and all that follows it for MMagic's own parser; ``what``: the help of the latter."""
+    parser.add_argument('config', metavar='CONFIG', help='a config of MMagic, Python, YAML or JSON')
+    parser.add_argument('arguments', metavar='...', nargs=argparse.REMAINDER, help=what)
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -27,7 +27,8 @@ def run(name: str, arguments: list[str]) -> None:
     missing = [package for package in NEEDED if PathFinder.find_spec(package) is None]
     if missing:
         raise UserError(f'{", ".join(missing)} is not installed; scripts/setup.sh --mmagic installs MMagic.')
-    check_files(name, arguments)
+    if not {'-h', '--help'} & set(arguments):
+        check_files(name, arguments)
     from clit_basicsr.cli.check_mmagic import check_config
     from clit_basicsr.cli.orphans import end_with_launcher
     from clit_basicsr.hosts.mmagic.tools import run_tool

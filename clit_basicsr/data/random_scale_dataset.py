@@ -1,6 +1,6 @@
 """Training pairs at random scales: one plan of scale factors per batch, HR pixels sampled as queries."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -171,15 +171,16 @@ class RandomScaleDataset(data.Dataset):
             return images
         chosen = []
         for position, image in enumerate(images):
+            others: Iterable[int] = ()
             if self._smallest_side(image) < min_size:
-                others = self._rng(_OTHERS, self.rank, batch, position).permutation(len(self))
-                image = next((int(one) for one in others if self._smallest_side(int(one)) >= min_size), None)
-                if image is None:
-                    raise UserError(
-                        f'{self.source.root}: no image has a smaller side of at least {min_size} pixels (min_size of '
-                        'a stage); lower min_size or add larger images.'
-                    )
-            chosen.append(image)
+                others = self._rng(_OTHERS, self.rank, batch, position).permutation(len(self)).tolist()
+            found = (one for one in (image, *others) if self._smallest_side(one) >= min_size)
+            chosen.append(next(found, -1))
+        if -1 in chosen:
+            raise UserError(
+                f'{self.source.root}: no image has a smaller side of at least {min_size} pixels (min_size of a '
+                'stage); lower min_size or add larger images.'
+            )
         return chosen
 
     def _smallest_side(self, image: int) -> int:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from clit_basicsr.archs.encoders import load_pretrained
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.archs.precision import in_precision
+from clit_basicsr.base.console import hides_bars
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import replacing
 from clit_basicsr.base.messages import scale_text
@@ -202,7 +203,7 @@ class ImplicitSRModel(SRModel):
             self._continue_best_results(name)
         names = picture_names(dataset)
         bar = val.get('pbar', False) and self.opt['rank'] == 0
-        with tqdm(total=len(dataloader), unit='image', desc=name, disable=not bar) as progress:
+        with tqdm(total=len(dataloader), unit='image', desc=name, disable=not bar or hides_bars()) as progress:
             figures = for_each_picture(
                 dataloader,
                 lambda data: self._validate_picture(data, dataset, names, current_iter if save_img else None),

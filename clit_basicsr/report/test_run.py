@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from os import path as osp
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ class Measurement(NamedTuple):
 
 
 def write_summary(opt: dict, measurements: list[Measurement], failed: dict[str, str] | None = None) -> None:
-    """The table to the terminal and the log; summary.csv, .md, .json and psnr_over_scale.png into the results.
+    """The table to stdout and the log file; summary.csv, .md, .json and psnr_over_scale.png into the results.
 
     Args:
         failed: the sets that could not be measured, and why.
@@ -46,7 +47,12 @@ def write_summary(opt: dict, measurements: list[Measurement], failed: dict[str, 
     if found.psnr:
         draw_psnr_over_scale(found, osp.join(folder, 'psnr_over_scale.png'))
     curve = ', psnr_over_scale.png' if found.psnr else ''
-    get_root_logger().info(f'\n{summary.as_text(found)}Saved in {folder}: summary.csv, .md, .json{curve}')
+    text = f'{summary.as_text(found)}Saved in {folder}: summary.csv, .md, .json{curve}'
+    print(text, flush=True)
+    logger = get_root_logger()
+    for handler in logger.handlers:  # not those of the terminal, which has it
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(logger.makeRecord(logger.name, logging.INFO, '', 0, f'\n{text}', (), None))
 
 
 def summarize(opt: dict, measurements: list[Measurement]):

@@ -48,10 +48,8 @@ def run(args: argparse.Namespace) -> None:
 def option_files() -> tuple[Path, list[str]]:
     """The folder with the option files, and their names without the ending."""
     for root in FOLDERS:
-        if names := sorted(
-            path.relative_to(root).with_suffix('').as_posix()
-            for path in root.rglob('*.yml')
-            if 'mmagic' not in path.parts
-        ):
+        paths = [path.relative_to(root) for path in root.rglob('*.yml')]
+        # configs of MMagic read others by relative paths: a copy of one alone would not work
+        if names := sorted(path.with_suffix('').as_posix() for path in paths if path.parts[0] != 'mmagic'):
             return root, names
     raise UserError('the option files are not there; install the package again.')

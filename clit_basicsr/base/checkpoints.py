@@ -113,9 +113,10 @@ def check_finite(weights: dict[str, Tensor], source: str) -> None:
 
 
 def _of_basicsr(content: dict) -> dict:
-    """``params``, ``params_ema`` where there is an average, and ``network_g``; what is not MMagic's with it as it is.
+    """MMagic's content as ``params``, ``params_ema`` (where there is an average) and ``network_g``.
 
-    With an average, MMagic saves it as the model's own weights, and these in its place.
+    With an average, MMagic saves it as the model's own weights, and these in its place. Other content, and MMagic's
+    without ``network_g``, is returned unchanged.
     """
     if 'state_dict' not in content or 'network_g' not in content:
         return content

@@ -80,8 +80,8 @@ def load_tool(name: str) -> ModuleType:
 
 
 def join_processes(cfg: Any) -> None:
-    """What a distributed run needs that the host leaves to the config: where there is no GPU, gloo; and leave for
-    parameters to get no gradient, as those of a cascade's later branches do in some batches.
+    """What a distributed run needs that the host leaves to the config: gloo where there is no GPU, and a wrapper that
+    accepts parameters without gradients, which a cascade's later branches are in some batches.
     """
     if cfg.get('launcher', 'none') == 'none':
         return

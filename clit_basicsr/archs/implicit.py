@@ -56,6 +56,25 @@ class ImplicitNet(nn.Module):
         """How many LR pixels beyond its nearest one a query reads from the features."""
         raise NotImplementedError
 
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the features."""
+        return self.encoder.out_channels
+
+    @property
+    def context(self) -> int:
+        """LR pixels beyond the encoder's own reach that features depend on; tiles get them beside their padding."""
+        return 0
+
+    @property
+    def alignment(self) -> int:
+        """Tiles have to begin and end at multiples of this many LR pixels to get the features of the whole image."""
+        return self.encoder.alignment
+
+    def extract(self, lq: Tensor) -> Tensor:
+        """The features (B, C0, h, w) of an image or a window of it, (B, 3, h, w), RGB in [0, 1]."""
+        return self.encoder(convolution_layout(lq)) * self.encoder.feat_scale
+
     def encode(self, lq: Tensor) -> Features:
         """Features of a whole LR image (B, 3, h, w), RGB in [0, 1]."""
         padded = self._with_margin(lq)
@@ -247,7 +266,7 @@ class ImplicitNet(nn.Module):
 
     def _window(self, lq: Tensor, start: tuple[int, int], side: int, pad: int) -> tuple[Bounds, Bounds]:
         """Rows and columns of a tile with its surroundings, rounded outwards to what the encoder can cut at."""
-        step = self.encoder.alignment
+        step, pad = self.alignment, pad + self.context
         rows, cols = (
             (max(first - pad, 0) // step * step, min(-(-(first + side + pad) // step) * step, n))
             for first, n in zip(start, lq.shape[-2:], strict=True)
@@ -259,8 +278,7 @@ class ImplicitNet(nn.Module):
         window = lq[..., slice(*rows), slice(*cols)]
         if not window.is_floating_point():
             window = window.to(torch.get_default_dtype()) / torch.iinfo(lq.dtype).max
-        z = self.encoder(convolution_layout(window)) * self.encoder.feat_scale
-        return Features(z, window, Frame((lq.shape[2], lq.shape[3]), (rows[0], cols[0])), image_size)
+        return Features(self.extract(window), window, Frame((lq.shape[2], lq.shape[3]), (rows[0], cols[0])), image_size)
 
     def _answer(self, feat: Features, piece: Piece, scales) -> Tensor:
         out = _empty(feat.lq, piece.rows[1] - piece.rows[0], piece.cols[1] - piece.cols[0])

@@ -144,7 +144,7 @@ def render_film(
     """
     lq_size = (picture.pixels.shape[0], picture.pixels.shape[1])
     check_fits(frame_size, 2 * 3 * 4, 'a frame')
-    check_fits(lq_size, 4 * (net.encoder.out_channels + 3), 'what the network sees of a window')
+    check_fits(lq_size, 4 * (net.feature_channels + 3), 'what the network sees of a window')
     lq = torch.from_numpy(np.array(picture.rgb)).permute(2, 0, 1).unsqueeze(0).to(device_of(net))
     feat = encode(net, lq, plan_tiles(net, lq_size, (1.0, 1.0)))
     for shot in shots:
@@ -160,7 +160,7 @@ def encode(net: ImplicitNet, lq: Tensor, tiles: Tiles) -> Features:
     """
     size = net.encoder.padded_size(*lq.shape[-2:])
     side = max(size) if tiles.whole else tiles.size
-    z, window = (torch.empty(1, n, *size, device=lq.device) for n in (net.encoder.out_channels, 3))
+    z, window = (torch.empty(1, n, *size, device=lq.device) for n in (net.feature_channels, 3))
     for y, x in itertools.product(range(0, size[0], side), range(0, size[1], side)):
         part = net.encode_part(lq, (y, x), side, tiles.pad).crop((y, y + side), (x, x + side))
         z[..., y : y + side, x : x + side], window[..., y : y + side, x : x + side] = part.z, part.lq

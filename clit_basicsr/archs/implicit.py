@@ -1,6 +1,7 @@
 """What every implicit network shares: encode once, query anywhere, and from both a whole picture of any size."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from clit_basicsr.archs.precision import convolution_layout
 from clit_basicsr.archs.sizes import hr_range, lr_range, output_size, parse_tile
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops.decoder import runs_compiled
-from clit_basicsr.ops.geometry.coords import Bounds, Frame, Piece, make_coord, numbers
+from clit_basicsr.ops.geometry.coords import Bounds, Frame, Piece, in_larger, make_coord, numbers
 from clit_basicsr.ops.geometry.mirror import mirror_pad
 from clit_basicsr.ops.geometry.sampling import sample_bilinear
 
@@ -22,6 +23,10 @@ MAX_QUERIES = 4096
 # Queries per thread that pass through a decoder together on a processor, where their values stay in its cache: of the
 # kernel, which is given little and keeps the rest to itself, and of plain torch.
 KERNEL_QUERIES, TORCH_QUERIES = 2048, 256
+
+
+# Calls for the tiles of a picture, in the same order each time: features, and the piece of the result to answer.
+Tiles = Callable[[], Iterator[tuple[Features, Piece]]]
 
 
 class ImplicitNet(nn.Module):
@@ -43,6 +48,8 @@ class ImplicitNet(nn.Module):
     cascaded = False
     # Whether the decoder's values are added to the LR image, read bilinearly.
     image_skip = False
+    # Whether a value depends on all queries of the call and not on its own place alone.
+    uses_all_queries = False
     # Branches that cumulative training may add one by one.
     num_branches: int = 1
 
@@ -130,9 +137,8 @@ class ImplicitNet(nn.Module):
             hr = [round(2 / side) for side in cell.reshape(-1, 2)[0].tolist()]
             scales = self.plan_scales((hr[0] / h, hr[1] / w))
         if size != (h, w):  # the same places in the image with its margin
-            exact = coord.double()
-            ratio = numbers((h / size[0], w / size[1]), exact)
-            coord = ((exact + 1) * ratio - 1).to(coord.dtype)
+            ratio = numbers((h / size[0], w / size[1]), coord.double())
+            coord = in_larger(coord, ratio)
             cell = (cell * ratio).to(cell.dtype)
         return prepared._replace(scales=scales), coord, cell
 
@@ -163,6 +169,18 @@ class ImplicitNet(nn.Module):
     def plan_scales(self, scale: tuple[float, float]):
         """The ``scales`` of :meth:`query` for a picture enlarged by that factor (y, x); None without branches."""
         return
+
+    def survey(self, tiles: Tiles, scales) -> tuple[Tiles, Any]:
+        """What pieces of a picture need to know of the whole, before the first one is answered.
+
+        Args:
+            tiles: what is going to be answered.
+            scales: from :meth:`plan_scales`.
+
+        Returns:
+            The tiles, which may have been kept, and what :meth:`_fill` gets as its ``scales``.
+        """
+        return tiles, scales
 
     def forward(self, lq: Tensor, coord: Tensor | None = None, cell: Tensor | None = None, scales=None) -> Tensor:
         """Training: RGB (B, Q, 3) at the queries. With an image alone: the image at the scale of option ``upscale``."""
@@ -195,8 +213,9 @@ class ImplicitNet(nn.Module):
             UserError: neither or both of size and scale, or one that is not at least the LR size.
         """
         size, factors = output_size((lq.shape[2], lq.shape[3]), size, scale)
-        out, scales = _empty(lq, *size), self.plan_scales(factors)
-        for feat, piece in self._encoded_tiles(lq, size, tile):
+        out = _empty(lq, *size)
+        tiles, scales = self.survey(partial(self._encoded_tiles, lq, size, tile), self.plan_scales(factors))
+        for feat, piece in tiles():
             self._fill(out[..., slice(*piece.rows), slice(*piece.cols)], *feat.with_margin(piece), scales)
         return out
 
@@ -220,8 +239,8 @@ class ImplicitNet(nn.Module):
             row and cover the result exactly once.
         """
         size, factors = output_size((lq.shape[2], lq.shape[3]), size, scale)
-        scales = self.plan_scales(factors)
-        for feat, piece in self._encoded_tiles(lq, size, tile):
+        tiles, scales = self.survey(partial(self._encoded_tiles, lq, size, tile), self.plan_scales(factors))
+        for feat, piece in tiles():
             yield slice(*piece.rows), slice(*piece.cols), self._answer(feat, piece, scales)
 
     @torch.no_grad()
@@ -242,7 +261,9 @@ class ImplicitNet(nn.Module):
         Args:
             scales: from :meth:`plan_scales`.
         """
-        return self._answer(feat, Piece(size, rows, cols), scales)
+        piece = Piece(size, rows, cols)
+        _, scales = self.survey(lambda: iter([(feat, piece)]), scales)
+        return self._answer(feat, piece, scales)
 
     def _with_margin(self, lq: Tensor) -> Tensor:
         if lq.dim() != 4 or lq.shape[1] != 3:

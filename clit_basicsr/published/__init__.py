@@ -189,6 +189,8 @@ def convert(kind: str, state_dict: dict[str, Tensor], **meta) -> Converted:
     head, unknown = layouts.rename({k: v for k, v in used.items() if not k.startswith('encoder.')}, LAYOUTS[kind])
     if unknown:
         raise UserError(f'the weights hold {next(iter(unknown))!r}, which has no place in a network of kind {kind!r}.')
+    if kind == 'sronet':  # its layers are 1 x 1 convolutions, ours linear
+        head = {key: value.flatten(1) if value.dim() == 4 else value for key, value in head.items()}
     head = Weights(head)
     meta['channels'] = ENCODERS[encoder_opt['type']].channels_of(encoder_opt)
     options = DESCRIBE[kind](head, meta)
@@ -235,6 +237,8 @@ def to_published(
     used = {key: value for key, value in params.items() if key not in normalization | {'trained_branches'}}
     encoder = {key.removeprefix('encoder.'): value for key, value in used.items() if key.startswith('encoder.')}
     head = thera.without_masks({key: value for key, value in used.items() if not key.startswith('encoder.')})
+    if name == 'sronet':
+        head = {key: value[..., None, None] if value.dim() == 2 else value for key, value in head.items()}
     own = ENCODERS[encoder_opt['type']]
     places = own.describe(encoder, {'res_scale': encoder_opt.get('res_scale', 1)})
     if own.published_layout is None or places is None:

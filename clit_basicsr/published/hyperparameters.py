@@ -97,12 +97,12 @@ def _describe_metasr(weights: dict[str, Tensor], meta: dict) -> dict:
 
 
 def _describe_sronet(weights: dict[str, Tensor], meta: dict) -> dict:
-    dim, heads = weights['conv00.weight'].shape[0], weights['conv0.kln.weight'].shape[0]
+    dim, heads = weights['conv00.weight'].shape[0], weights['conv0.k_norm.weight'].shape[0]
     return {'type': 'SRNO', 'dim': dim, 'num_heads': heads}
 
 
 def _describe_hiif(weights: dict[str, Tensor], meta: dict) -> dict:
-    dim, width = weights['freq.weight'].shape[0], weights['conv0.kln.weight'].shape[0]
+    dim, width = weights['freq.weight'].shape[0], weights['conv0.k_norm.weight'].shape[0]
     return {'type': 'HIIF', 'dim': dim, 'num_heads': dim // width}
 
 

@@ -6,10 +6,11 @@ weights, two numbers of its row, two of its column, 1) times a matrix of nine ro
 """
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clit_basicsr.archs.features import Features, Prepared
@@ -90,21 +91,61 @@ class Chunk(NamedTuple):
         return out if self.valid is None else out.index_select(0, self.valid)
 
 
-class Folded(Protocol):
-    """A network on a part of a picture, see :meth:`GalerkinNet.folded`."""
+class Folded:
+    """A network on a picture, see :meth:`GalerkinNet.folded`: x0, x1 and x2 are never formed.
+
+    Nothing non-linear stands between what makes x0 and the layers that project it, so with g1 = GELU(M1 x0 + m1) and g2
+    = GELU(M2 x1 + m2), x1 = x0 + o2 g1 and x2 = x1 + o2' g2 enter a layer P as (P X) u + (P o2) g1 + (P o2') g2, where
+    x0 = X u. Products of weights are made in float64.
+
+    Args:
+        blocks: all of the network.
+        means: of the first blocks, (H, d, d) each.
+        x0: X (C, K), float64; the last of the K numbers u is 1.
+        end: weight and bias, float64, of the layer that x2 goes into; it is the one that makes k and v of the next
+            block where a block's mean is not known.
+        dtype: to compute in.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence['GalerkinBlock'],
+        means: list[Tensor],
+        x0: Tensor,
+        end: tuple[Tensor, Tensor],
+        dtype: torch.dtype,
+    ) -> None:
+        self.known = len(means)
+        self.block = blocks[self.known] if self.known < len(blocks) else None
+        layers = [query_layer(block, mean) for block, mean in zip(blocks, means, strict=False)]
+        layers.append(end if self.block is None else key_value_layer(self.block))
+        maps, self.steps = [], []
+        outs = [(block.out2.weight.double(), block.out2.bias.double()) for block in blocks[: self.known]]
+        for i, (matrix, bias) in enumerate(layers):
+            before = outs[:i]
+            on_x0 = matrix @ x0
+            on_x0[:, -1] += bias + sum((matrix @ b for _, b in before), start=torch.zeros_like(bias))
+            maps.append(on_x0.to(dtype))
+            self.steps.append([(matrix @ weight).t().to(dtype).contiguous() for weight, _ in before])
+        self.sizes = [len(matrix) for matrix in maps]
+        self.matrix = torch.cat(maps)  # (O, K): all that u is multiplied with
+
+    def run(self, product: Tensor) -> Tensor:
+        """The last layer's result from ``matrix`` u, (Q, O)."""
+        hidden: list[Tensor] = []
+        for part, matrices in zip(product.split(self.sizes, dim=1), self.steps, strict=True):
+            for g, matrix in zip(hidden, matrices, strict=True):
+                part = torch.addmm(part, g, matrix)
+            hidden.append(F.gelu(part) if len(hidden) < self.known else part)
+        return hidden[-1]
 
     def keys_values(self, chunk: Chunk) -> Tensor:
-        """k and v (Q, 2 C) of the next block, centred, by :func:`key_value_layer`."""
-        ...
+        """k and v (Q, 2 C) of the next block, see :func:`key_value_layer`."""
+        raise NotImplementedError
 
     def values(self, chunk: Chunk) -> Tensor:
-        """(Q, 3)."""
-        ...
-
-    @property
-    def block(self) -> 'GalerkinBlock':
-        """The next block."""
-        ...
+        """The decoder's values, (Q, 3)."""
+        raise NotImplementedError
 
 
 class Sums:
@@ -121,6 +162,7 @@ class Sums:
 
     def add(self, chunk: Chunk) -> None:
         block = self.folded.block
+        assert block is not None
         with torch.autocast(chunk.weights.device.type, enabled=False):
             t = self.folded.keys_values(chunk).float().view(len(chunk.rows), 2, block.num_heads, -1)
             t /= block.k_norm.spread(t)
@@ -131,8 +173,9 @@ class Sums:
 
     def mean(self) -> Tensor:
         """(H, d, d), float64."""
-        assert isinstance(self.products, Tensor) and isinstance(self.sums, Tensor)
-        norms = self.folded.block.k_norm, self.folded.block.v_norm
+        block = self.folded.block
+        assert block is not None and isinstance(self.products, Tensor) and isinstance(self.sums, Tensor)
+        norms = block.k_norm, block.v_norm
         (gk, gv), (bk, bv) = (
             [getattr(norm, name).double().view(-1, 1, self.products.shape[-1]) for norm in norms]
             for name in ('weight', 'bias')

@@ -6,8 +6,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from clit_basicsr.archs.features import Prepared
-from clit_basicsr.archs.galerkin import GalerkinBlock, GalerkinNet, HeadNorm
-from clit_basicsr.archs.galerkin_sweeps import Chunk, key_value_layer, query_layer
+from clit_basicsr.archs.galerkin import GalerkinNet, HeadNorm
+from clit_basicsr.archs.galerkin_sweeps import Chunk, Folded
 from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
 from clit_basicsr.ops.geometry.sampling import gather_grid
 
@@ -64,59 +64,22 @@ class SRNO(GalerkinNet):
         return FoldedSRNO(self, size, means)
 
 
-class FoldedSRNO:
-    """SRNO on a picture, without forming x0, x1 and x2.
-
-    Nothing non-linear stands between ``conv00`` and the layers that project x0, so with g1 = GELU(M1 x0 + m1) and g2 =
-    GELU(M2 x1 + m2), x1 = x0 + o2 g1 and x2 = x1 + o2' g2 enter every layer P as (P conv00) + (P o2) g1 + (P o2') g2;
-    the first term is made at LR resolution. Products of weights are made in float64.
-
-    Args:
-        net, size, means: see :meth:`GalerkinNet.folded`.
-    """
+class FoldedSRNO(Folded):
+    """SRNO on a picture; see :meth:`GalerkinNet.folded`."""
 
     def __init__(self, net: SRNO, size: Tensor, means: list[Tensor]) -> None:
-        self.net, self.known, self.like = net, len(means), size
-        weight, channels = net.conv00.weight.double(), net.encoder.out_channels
-        dx, features, cell = weight.split((8, 4 * channels, 2), dim=1)
-        dy, dx = dx.unflatten(1, (2, 2, 2))[..., 0].sum(dim=2), dx.unflatten(1, (2, 2, 2))[..., 1].sum(dim=1)
+        dx, features, cell = net.conv00.weight.double().split((8, 4 * net.encoder.out_channels, 2), dim=1)
+        dx = dx.unflatten(1, (2, 2, 2))  # side along y, side along x, axis of the distance
         constant = net.conv00.bias.double() + cell @ size.double()
-        x0 = torch.cat((features, dy, dx, constant.unsqueeze(1)), dim=1)  # of corners, dy low and high, dx, 1
-        layers = [query_layer(block, mean) for block, mean in zip(net.blocks, means, strict=False)]
-        if self.known < len(net.blocks):
-            layers.append(key_value_layer(net.blocks[self.known]))
-        else:
-            layers.append((net.fc1.weight.double(), net.fc1.bias.double()))
-        # All layers after each other, what they add up being what the blocks before have added to x0.
-        self.maps, self.steps = [], []
-        added: list[tuple[Tensor, Tensor]] = []
-        for i, (matrix, bias) in enumerate(layers):
-            on_x0 = matrix @ x0
-            on_x0[:, -1] += bias + sum((matrix @ b for _, b in added), start=torch.zeros_like(bias))
-            self.maps.append(on_x0.to(size.dtype))
-            self.steps.append([(matrix @ w).t().to(size.dtype).contiguous() for w, _ in added])
-            if i < self.known:
-                out = net.blocks[i].out2
-                added.append((out.weight.double(), out.bias.double()))
-
-    @property
-    def block(self) -> GalerkinBlock:
-        return self.net.blocks[self.known]
+        # x0 is linear in the four weighted features, dy (low, high), dx (low, high) and 1.
+        x0 = torch.cat((features, dx[..., 0].sum(dim=2), dx[..., 1].sum(dim=1), constant.unsqueeze(1)), dim=1)
+        end = net.fc1.weight.double(), net.fc1.bias.double()
+        super().__init__(net.blocks, means, x0, end, size.dtype)
+        self.fc2 = net.fc2
 
     def keys_values(self, chunk: Chunk) -> Tensor:
-        return self._run(chunk)
+        own = torch.cat((chunk.weights, chunk.row, chunk.col, torch.ones_like(chunk.row[:1])))
+        return self.run(chunk.linear(self.matrix, own))
 
     def values(self, chunk: Chunk) -> Tensor:
-        return self.net.fc2(F.gelu(self._run(chunk)))
-
-    def _run(self, chunk: Chunk) -> Tensor:
-        """The last of the layers, (Q, O)."""
-        own = torch.cat((chunk.weights, chunk.row, chunk.col, torch.ones_like(chunk.row[:1])))
-        sizes = [len(matrix) for matrix in self.maps]
-        parts = chunk.linear(torch.cat(self.maps), own).split(sizes, dim=1)
-        hidden: list[Tensor] = []
-        for part, matrices in zip(parts, self.steps, strict=True):
-            for g, matrix in zip(hidden, matrices, strict=True):
-                part = torch.addmm(part, g, matrix)
-            hidden.append(F.gelu(part) if len(hidden) < self.known else part)
-        return hidden[-1]
+        return self.fc2(F.gelu(self.keys_values(chunk)))

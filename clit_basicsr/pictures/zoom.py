@@ -112,14 +112,15 @@ def render(net: ImplicitNet, feat: Features, shot: Shot, frame_size: tuple[int, 
     cell = feat.lq.new_tensor([[2 / (n * shot.scale) for n in feat.image_size]])
     scales = net.plan_scales((shot.scale, shot.scale))
     out = feat.lq.new_empty(3, *frame_size)
-    for y0, x0 in itertools.product(range(0, frame_size[0], PIECE), range(0, frame_size[1], PIECE)):
-        y, x = axes[0][y0 : y0 + PIECE], axes[1][x0 : x0 + PIECE]
+    side = max(frame_size) if net.uses_all_queries else PIECE  # a frame is one picture
+    for y0, x0 in itertools.product(range(0, frame_size[0], side), range(0, frame_size[1], side)):
+        y, x = axes[0][y0 : y0 + side], axes[1][x0 : x0 + side]
         # One pixel more than the reach: the nearest one is found from rounded coordinates.
         rows, cols = ((int(t[0]) - net.reach - 1, int(t[-1]) + net.reach + 2) for t in (y, x))
         grid = torch.meshgrid(y * (2 / feat.image_size[0]) - 1, x * (2 / feat.image_size[1]) - 1, indexing='ij')
         coord = torch.stack(grid, dim=-1).flatten(0, 1).unsqueeze(0).to(feat.lq)  # (1, num_rows * num_cols, 2)
         rgb = net.query(feat.crop(rows, cols), coord, cell, scales)
-        out[:, y0 : y0 + PIECE, x0 : x0 + PIECE] = rgb[0].t().unflatten(1, (len(y), len(x)))
+        out[:, y0 : y0 + side, x0 : x0 + side] = rgb[0].t().unflatten(1, (len(y), len(x)))
     return out
 
 

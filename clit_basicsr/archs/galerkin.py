@@ -190,14 +190,17 @@ class GalerkinNet(ImplicitNet):
         for _ in self.blocks:
             sums: dict = {}
             for feat, piece in tiles():
-                size = self._picture_cell(*feat.with_margin(piece))
-                for key, one, part in self._parts(*feat.with_margin(piece)):
+                size = self._picture_cell(feat, piece)
+                for key, one, part in self._parts(feat, piece):
                     if key not in sums:
                         sums[key] = sweeps.Sums(self.folded(size, means.get(key, [])))
                     for chunk in sweeps.chunks(self, one, part):
                         sums[key].add(chunk)
             means = {key: [*means.get(key, []), one.mean()] for key, one in sums.items()}
         return tiles, {key: self.folded(size, found) for key, found in means.items()}
+
+    def enlarged_frame(self, feat: Features, piece: Piece) -> tuple[Features, Piece]:
+        return feat, piece  # places are those of ``query`` to the bit: HIIF reads their last digits
 
     def _fill(self, out: Tensor, feat: Features, piece: Piece, scales) -> None:
         for (strip, image), one, part in self._parts(feat, piece):

@@ -216,7 +216,7 @@ class ImplicitNet(nn.Module):
         out = _empty(lq, *size)
         tiles, scales = self.survey(partial(self._encoded_tiles, lq, size, tile), self.plan_scales(factors))
         for feat, piece in tiles():
-            self._fill(out[..., slice(*piece.rows), slice(*piece.cols)], *feat.with_margin(piece), scales)
+            self._fill(out[..., slice(*piece.rows), slice(*piece.cols)], *self.enlarged_frame(feat, piece), scales)
         return out
 
     @torch.no_grad()
@@ -301,9 +301,13 @@ class ImplicitNet(nn.Module):
             window = window.to(torch.get_default_dtype()) / torch.iinfo(lq.dtype).max
         return Features(self.extract(window), window, Frame((lq.shape[2], lq.shape[3]), (rows[0], cols[0])), image_size)
 
+    def enlarged_frame(self, feat: Features, piece: Piece) -> tuple[Features, Piece]:
+        """Features and piece as :meth:`_fill` gets them: the margin is a part of the picture where that is exact."""
+        return feat.with_margin(piece)
+
     def _answer(self, feat: Features, piece: Piece, scales) -> Tensor:
         out = _empty(feat.lq, piece.rows[1] - piece.rows[0], piece.cols[1] - piece.cols[0])
-        self._fill(out, *feat.with_margin(piece), scales)
+        self._fill(out, *self.enlarged_frame(feat, piece), scales)
         return out
 
     def _fill(self, out: Tensor, feat: Features, piece: Piece, scales) -> None:

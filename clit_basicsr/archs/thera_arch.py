@@ -48,7 +48,8 @@ class Thera(ImplicitNet):
         upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.
     """
 
-    reach = 0  # LR pixels; the tail belongs to the features
+    # Of two pixels at the same distance the higher one answers, the tiles are cut behind either of them.
+    reach = 1
 
     def __init__(
         self,

@@ -84,8 +84,8 @@ class GalerkinBlock(nn.Module):
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v: (B, H, Q, d) each."""
-        q, k, v = self.qkv(x).unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
-        return q, k, v
+        heads = self.qkv(x).unflatten(-1, (self.num_heads, 3, -1)).transpose(1, 2)  # (B, H, Q, 3, d)
+        return heads[..., 0, :], heads[..., 1, :], heads[..., 2, :]
 
 
 class GalerkinNet(ImplicitNet):

@@ -282,7 +282,7 @@ def _block(net: 'GalerkinNet', feat: Features, y: AxisCells, x: AxisCells) -> It
 def _chunk(maps: Tensor, statistics: Tensor | None, y: AxisCells, x: AxisCells) -> Chunk:
     device = maps.device
     index = [
-        (row.unsqueeze(1) * maps.shape[1] + col).flatten().to(device)
+        (row.unsqueeze(1) * maps.shape[1] + col).flatten().to(device, non_blocking=True)
         for row in (y.low, y.high)
         for col in (x.low, x.high)
     ]
@@ -302,9 +302,9 @@ def _chunk(maps: Tensor, statistics: Tensor | None, y: AxisCells, x: AxisCells) 
     return Chunk(
         corners,
         statistics,
-        *(t.to(maps) for t in (weights, row, col)),
-        None if bool(inside.all()) else inside.nonzero().flatten().to(device),
-        (places[0] + y.first).to(device),
-        (places[1] + x.first).to(device),
-        coord.to(device),
+        *(t.to(maps, non_blocking=True) for t in (weights, row, col)),
+        None if bool(inside.all()) else inside.nonzero().flatten().to(device, non_blocking=True),
+        (places[0] + y.first).to(device, non_blocking=True),
+        (places[1] + x.first).to(device, non_blocking=True),
+        coord.to(device, non_blocking=True),
     )

@@ -105,12 +105,13 @@ class Thera(ImplicitNet):
         out, slope = self._values(prepared, coord, cell, slopes=True)
         return self.finish(out, prepared.feat, coord), slope.abs().mean(dim=(1, 2, 3))
 
-    def prepare_maps(self, feat: Features, scales) -> Tensor:
-        """(B, 4 J, h, w): 3 J amplitudes and J phases of every LR pixel."""
+    def prepare_maps(self, feat: Features, scales) -> Tensor | None:
+        """(B, 4 J, h, w): 3 J amplitudes and J phases of every LR pixel; none in training, which asks for about one
+        query per LR pixel, and where they would take the most memory.
+        """
+        if torch.is_grad_enabled():
+            return None
         return self._hyper(feat.z, partial(F.conv2d, weight=self.hyper.weight, bias=self.hyper.bias))
-
-    def pays_to_prepare(self, feat: Features, coord: Tensor) -> bool:
-        return not torch.is_grad_enabled()  # training asks for about one query per LR pixel, and saves the memory
 
     def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
         return in_pieces(lambda *part: self._values(prepared, *part)[0], coord, cell, prepared.feat)

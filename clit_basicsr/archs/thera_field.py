@@ -42,14 +42,15 @@ class Field(NamedTuple):
     def kept(self, z: Tensor, time: tuple[float, float]) -> 'Field':
         """The field without the components that the heat equation has damped away at that time (y, x).
 
-        Amplitudes are reordered: colour slow, component fast.
+        Amplitudes are reordered: colour slow, component fast. On a GPU all components stay: it would
+        have to be waited for how many are left.
         """
         count = self.components.shape[1]
         weight, bias = (x[: 3 * count].unflatten(0, (count, 3)).transpose(0, 1) for x in (self.weight, self.bias))
         largest = (bias.abs() + weight.abs().sum(dim=-1) * z.abs().amax()).amax(dim=0)  # (J,), no amplitude is above
         decay = (self.components.square() * numbers(time, z).unsqueeze(1)).sum(dim=0) * -self.kappa
         # Not (<=): components with NaN in them are kept, and show.
-        keep = (~(decay.exp() * largest <= NEGLIGIBLE)).nonzero().flatten()
+        keep = ~(decay.exp() * largest <= NEGLIGIBLE) if z.device.type == 'cpu' else slice(None)
         weight = torch.cat((weight[:, keep].flatten(0, 1), self.weight[3 * count :][keep]))
         bias = torch.cat((bias[:, keep].flatten(), self.bias[3 * count :][keep]))
         return self._replace(weight=weight, bias=bias, components=self.components[:, keep])
@@ -132,7 +133,9 @@ def fill_picture(out: Tensor, field: Field, feat: Features, piece: Piece) -> Non
         )
         window = (0, slice(None), slice(top + start, top + stop), slice(left, left + cols.count))
         values = answer(field, z[window], band, cols, time)
-        skip = feat.lq[window][:, band.pixel.to(device)][:, :, cols.pixel.to(device)]
+        skip = feat.lq[window][:, band.pixel.to(device, non_blocking=True)][
+            :, :, cols.pixel.to(device, non_blocking=True)
+        ]
         out[:, y0:y1] = 0.5 * values + mean + skip
 
 
@@ -143,15 +146,19 @@ def any_factors(field: Field, z: Tensor, rows: Cells, cols: Cells, time: tuple[f
     """
     device = z.device
     cos, sin = (x.unflatten(0, (cols.count, rows.count)) for x in field.pixels(z.permute(2, 1, 0).flatten(0, 1)))
-    real, imag = (x.unsqueeze(1) for x in field.table(0, rows.delta.to(device), time[0]))  # (n_rows, 1, J)
-    pixel = rows.pixel.to(device)
+    real, imag = (
+        x.unsqueeze(1) for x in field.table(0, rows.delta.to(device, non_blocking=True), time[0])
+    )  # (n_rows, 1, J)
+    pixel = rows.pixel.to(device, non_blocking=True)
     cos, sin = cos[:, pixel], sin[:, pixel]  # (w, n_rows, 3, J)
     u = torch.cat((cos * imag + sin * real, cos * real - sin * imag), dim=-1)  # Im U, Re U
-    g = torch.cat(field.table(1, cols.delta.to(device), time[1]), dim=-1)[cols.members.to(device)]  # (w, m, 2 J)
+    g = torch.cat(field.table(1, cols.delta.to(device, non_blocking=True), time[1]), dim=-1)[
+        cols.members.to(device, non_blocking=True)
+    ]  # (w, m, 2 J)
     f = u.flatten(1, 2) @ g.transpose(1, 2)  # (w, n_rows * 3, m)
     f = f.unflatten(1, (-1, 3)).permute(2, 1, 0, 3).flatten(2)  # (3, n_rows, w * m)
     place = cols.pixel * cols.members.shape[1] + torch.arange(len(cols.pixel)) - cols.members[cols.pixel, 0]
-    return f[..., place.to(device)]
+    return f[..., place.to(device, non_blocking=True)]
 
 
 def whole_factors(field: Field, z: Tensor, rows: Cells, cols: Cells, time: tuple[float, float]) -> Tensor:

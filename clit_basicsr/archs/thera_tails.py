@@ -7,7 +7,7 @@ A tail is a module with ``out_channels``, ``reach``, the LR pixels that a featur
 from collections.abc import Sequence
 
 import torch
-from basicsr.archs.swinir_arch import RSTB
+from basicsr.archs.swinir_arch import RSTB, SwinTransformerBlock
 from torch import Tensor, nn
 
 from clit_basicsr.archs.encoders.swinir import keep_masks
@@ -79,6 +79,22 @@ class ConvNeXtTail(nn.Module):
         return self.layers(z)
 
 
+class TailBlock(SwinTransformerBlock):
+    """The host's block with the tanh approximation of GELU, and with masks that are made where the features are, as
+    nothing has to wait for their copies then.
+    """
+
+    @classmethod
+    def adopt(cls, block: SwinTransformerBlock) -> None:
+        """Makes one of a block of the host."""
+        block.__class__ = cls
+        block.mlp.act = nn.GELU('tanh')
+
+    def calculate_mask(self, x_size: tuple[int, int]) -> Tensor:
+        with self.norm1.weight.device:
+            return super().calculate_mask(x_size)
+
+
 class SwinTail(nn.Module):
     """Thera Pro: the body of SwinIR, of the host's own blocks, with the tanh approximation of GELU.
 
@@ -121,7 +137,7 @@ class SwinTail(nn.Module):
         )
         for group in self.groups:
             for block in group.residual_group.blocks:
-                block.mlp.act = nn.GELU('tanh')
+                TailBlock.adopt(block)
         self.conv_after_body = nn.Conv2d(embed_dim, embed_dim, 3, 1, 1)
         self.conv_last = nn.Conv2d(embed_dim, channels, 3, 1, 1)
         self.act = nn.LeakyReLU(0.01)
@@ -133,7 +149,7 @@ class SwinTail(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h, w = z.shape[-2:]
         for axis, n in ((-2, h), (-1, w)):
-            z = z.index_select(axis, reflected(-(-n // WINDOW) * WINDOW, n).to(z.device))
+            z = z.index_select(axis, reflected(-(-n // WINDOW) * WINDOW, n).to(z.device, non_blocking=True))
         r, size = self.conv_first(z), (z.shape[-2], z.shape[-1])
         x = self.norm_first(r.flatten(2).transpose(1, 2))  # (B, h * w, embed_dim)
         for group in self.groups:

@@ -50,6 +50,8 @@ OUR_BLOCKS: dict[str, dict[str, Any]] = {
         'start_stage': int,
         'precision': str | None,
         'nonfinite_limit': int,
+        'variation_weight': float | None,
+        'grad_clip': float | None,
     },
     'val': {
         'val_freq': float,
@@ -148,6 +150,8 @@ def check_structure_of_training(opt: dict) -> None:
         ('ema_decay', 0, 1, False),
         ('warmup_iter', -1, float('inf'), True),
         ('nonfinite_limit', 1, float('inf'), True),
+        ('variation_weight', 0, float('inf'), False),
+        ('grad_clip', 0, float('inf'), False),
     ):
         if train.get(key) is not None:
             check_number(train[key], f'train:{key}', least, below, whole)

@@ -8,7 +8,7 @@ import dataclasses
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from math import isfinite
+from math import cos, isfinite, pi
 from typing import Any, Protocol
 
 from clit_basicsr.base.errors import UserError
@@ -40,6 +40,28 @@ class Stage:
     gamma: float = 0.5
     warmup_iter: int = -1
     """Iterations of linear warm-up; -1: none."""
+    warmup_lr: float = 0.0
+    """Learning rate that the warm-up begins with."""
+    cosine_from: int = -1
+    """Iteration at which a cosine begins to lower the rate to ``last_lr`` at the stage's end, in place of milestones;
+    -1: none. Where it is less than ``warmup_iter``, the warm-up replaces the cosine's beginning."""
+    last_lr: float = 0.0
+    """Learning rate that the cosine would reach after the last iteration."""
+    lr_period: int = 1
+    """Iterations, an epoch for instance, for which warm-up and cosine keep a rate."""
+
+    def learning_rate(self, iteration: int) -> float:
+        """The rate of an iteration of the stage, from 1."""
+        if self.cosine_from < 0 and not self.warmup_lr:
+            lr = self.lr * self.gamma ** sum(iteration > milestone for milestone in self.milestones)
+            return lr * iteration / self.warmup_iter if iteration < self.warmup_iter else lr
+        done = (iteration - 1) // self.lr_period * self.lr_period
+        if done < self.warmup_iter:
+            return self.warmup_lr + (self.lr - self.warmup_lr) * done / self.warmup_iter
+        if self.cosine_from < 0:
+            return self.lr * self.gamma ** sum(iteration > milestone for milestone in self.milestones)
+        way = (done - self.cosine_from) / (self.iters - self.cosine_from)
+        return self.last_lr + (self.lr - self.last_lr) * (1 + cos(pi * way)) / 2
 
 
 STAGE_KEYS = tuple(field.name for field in dataclasses.fields(Stage))
@@ -50,7 +72,7 @@ def parse_stages(stages: Any, start_stage: int = 1) -> tuple[Stage, ...]:
     """Checks the option list ``train.stages`` and makes Stages of it.
 
     Args:
-        stages: list of dicts with the keys of :class:`Stage`; gamma and warmup_iter may be left out.
+        stages: list of dicts with the keys of :class:`Stage`; those with a default may be left out.
         start_stage: number of the first stage to train, from 1; the stages before it are checked and dropped.
 
     Raises:
@@ -199,14 +221,21 @@ def _parse_stage(stage: Any, where: str) -> Stage:
     for key in _REQUIRED:
         if key not in stage:
             raise UserError(f'{where}: {key} is missing.')
-    for key, lowest in (('branches', 1), ('iters', 1), ('warmup_iter', -1)):
-        value = stage.get(key, -1)
+    for key, lowest in (('branches', 1), ('iters', 1), ('warmup_iter', -1), ('cosine_from', -1), ('lr_period', 1)):
+        value = stage.get(key, lowest)
         if not _is_int(value) or value < lowest:
             raise UserError(f'{where}: {key}: must be a whole number of at least {lowest}, got {value!r}.')
     for key in ('lr', 'gamma'):
         value = stage.get(key, Stage.gamma)
         if not _is_number(value) or value <= 0:
             raise UserError(f'{where}: {key}: must be a number above 0 (write !!float 1e-4 or 0.0001), got {value!r}.')
+    for key in ('warmup_lr', 'last_lr'):
+        value = stage.get(key, 0.0)
+        if not _is_number(value) or not 0 <= value <= stage['lr']:
+            raise UserError(f'{where}: {key}: must be a number from 0 to lr, {stage["lr"]}; got {value!r}.')
+    cosine_from = stage.get('cosine_from', Stage.cosine_from)
+    if cosine_from >= 0 and (stage['milestones'] or cosine_from >= stage['iters']):
+        raise UserError(f'{where}: cosine_from: needs milestones: [] and more iterations than {cosine_from}.')
     return Stage(
         branches=stage['branches'],
         iters=stage['iters'],
@@ -215,6 +244,10 @@ def _parse_stage(stage: Any, where: str) -> Stage:
         scales=parse_scales(stage['scales'], stage['branches'], f'{where}: scales'),
         gamma=float(stage.get('gamma', Stage.gamma)),
         warmup_iter=stage.get('warmup_iter', Stage.warmup_iter),
+        warmup_lr=float(stage.get('warmup_lr', Stage.warmup_lr)),
+        cosine_from=cosine_from,
+        last_lr=float(stage.get('last_lr', Stage.last_lr)),
+        lr_period=stage.get('lr_period', Stage.lr_period),
     )
 
 

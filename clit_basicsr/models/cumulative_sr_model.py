@@ -18,7 +18,7 @@ class CumulativeSRModel(ImplicitSRModel):
 
     Stage N trains branches 1 ... N. At its first iteration branch N is initialised and the optimizer is reset, as is
     the learning rate: ``lr``, multiplied by ``gamma`` after each of ``milestones``, both counted from the stage's first
-    iteration.
+    iteration, or lowered by a cosine.
 
     Options in addition to those of :class:`ImplicitSRModel`:
         train:
@@ -87,10 +87,7 @@ class CumulativeSRModel(ImplicitSRModel):
         index, first = self.schedule.stage_of(current_iter - 1)
         if index != self.stage_index:
             self._enter_stage(index, first)
-        iteration = current_iter - first  # of the stage, from 1
-        lr = self.stage.lr * self.stage.gamma ** sum(iteration > milestone for milestone in self.stage.milestones)
-        if iteration < self.stage.warmup_iter:
-            lr *= iteration / self.stage.warmup_iter
+        lr = self.stage.learning_rate(current_iter - first)
         self._set_lr([[lr] * len(optimizer.param_groups) for optimizer in self.optimizers])
 
     def resume_training(self, resume_state: dict) -> None:

@@ -18,7 +18,7 @@ SMALL_CLIT = {
 }
 SWINIR = {'type': 'SwinIR', 'img_size': 8, 'embed_dim': 8, 'depths': [2], 'num_heads': [2], 'window_size': 4}
 HEAD = {'dim': 8, 'num_heads': 2, 'grid_size': 3, 'hidden_dims': [8, 8], 'position_encoding': 'published'}
-THERA_PRO = {'embed_dim': 8, 'depths': [1, 2], 'num_heads': [2, 2]}
+THERA_PRO = {'embed_dim': 8, 'depths': [1, 2], 'num_heads': [2, 2], 'drop_path_rate': 0}
 # name: (type, options)
 NETWORKS = {
     'LIT': ('LIT', HEAD),

@@ -7,20 +7,18 @@ weights, two numbers of its row, two of its column, 1) times a matrix of nine ro
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clit_basicsr.archs.features import Features, Prepared
+from clit_basicsr.archs.galerkin_block import GalerkinBlock
+from clit_basicsr.archs.implicit import Tiles
 from clit_basicsr.archs.sizes import lr_range
 from clit_basicsr.ops.geometry.coords import Bounds, Piece, in_larger, pixel_centers
 from clit_basicsr.ops.geometry.ensemble import axis_neighbors, opposite_areas
-
-if TYPE_CHECKING:
-    from clit_basicsr.archs.galerkin import GalerkinBlock, GalerkinNet
-    from clit_basicsr.archs.implicit import Tiles
 
 # Queries of a chunk, on a processor and on a GPU: what is made of them stays in the cache, or fills the device.
 CPU_CHUNK, GPU_CHUNK = 1024, 65536
@@ -30,10 +28,23 @@ BLOCK = 256
 KEPT_BYTES = 2**29
 
 
+class OnCells(Protocol):
+    """What :func:`chunks` needs of a network; see :class:`clit_basicsr.archs.galerkin.GalerkinNet`."""
+
+    pixel: float
+    reach: int
+
+    def prepare_maps(self, feat: Features, scales) -> Any: ...
+
+    def corner_maps(self, prepared: Prepared) -> tuple[Tensor, Tensor | None]: ...
+
+    def axis_table(self, low: Tensor, n: int) -> list[Tensor]: ...
+
+
 class KeptTiles:
     """Tiles that are asked for several times, whose features are kept if there are few."""
 
-    def __init__(self, tiles: 'Tiles') -> None:
+    def __init__(self, tiles: Tiles) -> None:
         self.tiles = tiles
         self.kept: list[tuple[Features, Piece]] | None = []
         self.whole = False
@@ -92,7 +103,7 @@ class Chunk(NamedTuple):
 
 
 class Folded:
-    """A network on a picture, see :meth:`GalerkinNet.folded`: x0, x1 and x2 are never formed.
+    """A network on a picture; see :meth:`clit_basicsr.archs.galerkin.GalerkinNet.folded`. x0, x1, x2 are never formed.
 
     Nothing non-linear stands between what makes x0 and the layers that project it, so with g1 = GELU(M1 x0 + m1) and g2
     = GELU(M2 x1 + m2), x1 = x0 + o2 g1 and x2 = x1 + o2' g2 enter a layer P as (P X) u + (P o2) g1 + (P o2') g2, where
@@ -109,7 +120,7 @@ class Folded:
 
     def __init__(
         self,
-        blocks: Sequence['GalerkinBlock'],
+        blocks: Sequence[GalerkinBlock],
         means: list[Tensor],
         x0: Tensor,
         end: tuple[Tensor, Tensor],
@@ -186,7 +197,7 @@ class Sums:
         return mean + column[0] * column[2] * bv + column[1] * (gv * v) + column[1] * bv
 
 
-def key_value_layer(block: 'GalerkinBlock') -> tuple[Tensor, Tensor]:
+def key_value_layer(block: GalerkinBlock) -> tuple[Tensor, Tensor]:
     """Weight (2 C, C) and bias (2 C,), float64, of k and v of all heads, minus the mean over each head's channels."""
     out = []
     for x in (block.qkv.weight, block.qkv.bias):
@@ -195,7 +206,7 @@ def key_value_layer(block: 'GalerkinBlock') -> tuple[Tensor, Tensor]:
     return out[0], out[1]
 
 
-def query_layer(block: 'GalerkinBlock', mean: Tensor) -> tuple[Tensor, Tensor]:
+def query_layer(block: GalerkinBlock, mean: Tensor) -> tuple[Tensor, Tensor]:
     """o1(x + q KV) as one layer of x: weight (C, C) and bias (C,), float64. ``mean``: (H, d, d)."""
     weight, bias = (
         x.double().unflatten(0, (block.num_heads, 3, -1))[:, 0].flatten(0, 1)
@@ -227,7 +238,7 @@ class AxisCells(NamedTuple):
     first: int
 
     @classmethod
-    def of(cls, net: 'GalerkinNet', axis: int, feat: Features, n_hr: int, bounds: Bounds) -> 'AxisCells':
+    def of(cls, net: OnCells, axis: int, feat: Features, n_hr: int, bounds: Bounds) -> 'AxisCells':
         """HR pixels bounds[0] ... bounds[1] - 1 of an axis of n_hr. All is made on the CPU, in eager fp32."""
         n, coord = feat.frame.size[axis], pixel_centers(n_hr, *bounds)
         if feat.image_size != feat.frame.size:
@@ -251,7 +262,7 @@ class AxisCells(NamedTuple):
 
 
 @torch.no_grad()
-def chunks(net: 'GalerkinNet', feat: Features, piece: Piece) -> Iterator[Chunk]:
+def chunks(net: OnCells, feat: Features, piece: Piece) -> Iterator[Chunk]:
     """All queries of a piece of a picture, exactly once; ``feat``: of one image."""
     size, reach = piece.size, net.reach if feat.image_size == feat.frame.size else net.reach + 1
     for y0 in range(*piece.rows, BLOCK):
@@ -267,7 +278,7 @@ def chunks(net: 'GalerkinNet', feat: Features, piece: Piece) -> Iterator[Chunk]:
             yield from _block(net, window, *axes)
 
 
-def _block(net: 'GalerkinNet', feat: Features, y: AxisCells, x: AxisCells) -> Iterator[Chunk]:
+def _block(net: OnCells, feat: Features, y: AxisCells, x: AxisCells) -> Iterator[Chunk]:
     maps, statistics = net.corner_maps(Prepared(feat, net.prepare_maps(feat, None)))
     maps = maps[0].permute(1, 2, 0).contiguous()  # (h, w, C)
     limit = CPU_CHUNK if maps.device.type == 'cpu' else GPU_CHUNK

@@ -6,7 +6,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from clit_basicsr.archs.features import Features, Prepared
-from clit_basicsr.archs.galerkin import GalerkinNet, LayerNorm
+from clit_basicsr.archs.galerkin import GalerkinNet
+from clit_basicsr.archs.galerkin_block import LayerNorm
 from clit_basicsr.archs.galerkin_sweeps import Chunk, Folded
 from clit_basicsr.ops.geometry.ensemble import axis_neighbors, ensemble_neighbors
 from clit_basicsr.ops.geometry.sampling import gather_grid

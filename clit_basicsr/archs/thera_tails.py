@@ -51,10 +51,10 @@ class Widening(nn.Module):
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
-        self.norm, self.fc = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, out_dim)
+        self.layer_norm, self.fc = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, out_dim)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.fc(self.norm(z.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return self.fc(self.layer_norm(z.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
 
 class ConvNeXtTail(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from os import path as osp
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import nearest
@@ -59,7 +59,7 @@ OUR_BLOCKS: dict[str, dict[str, Any]] = {
         'suffix': str | None,
         'pbar': bool,
         'metrics': dict | None,
-        'self_ensemble': bool,
+        'self_ensemble': bool | Literal['rotations'],
         'tile': dict | None,
         'precision': str | None,
     },

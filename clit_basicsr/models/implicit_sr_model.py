@@ -52,7 +52,8 @@ class ImplicitSRModel(SRModel):
                 none.
         val:
             precision (str): The same for validation and tests, where 'fp16' is possible too.
-            self_ensemble (bool): Average over the eight flips and transpositions. Default: False.
+            self_ensemble (bool | str): Average over the eight flips and transpositions; 'rotations': over the four
+                rotations alone, as Thera is measured. Default: False.
             tile (dict): ``{tile_size, tile_pad}`` in LR pixels: the network sees one padded tile at a time. Default:
                 none.
         val.metrics may hold the host's metrics (rounded 8-bit images) and ``calculate_psnr_float``,
@@ -203,7 +204,8 @@ class ImplicitSRModel(SRModel):
         val = self.opt.get('val') or {}
         with in_precision(val.get('precision'), self.device):
             if val.get('self_ensemble'):
-                self.output = self_ensemble(net, self.lq, scale, val.get('tile'))
+                rotations = val['self_ensemble'] == 'rotations'
+                self.output = self_ensemble(net, self.lq, scale, val.get('tile'), rotations)
             else:
                 self.output = net.upscale(self.lq, scale=scale, tile=val.get('tile'))
         self.output = self.output.float()
@@ -339,21 +341,25 @@ def going_on_without(training: bool) -> Iterator[None]:
         get_root_logger().error(str(error))
 
 
-def self_ensemble(net: ImplicitNet, lq: Tensor, scale: tuple[float, float], tile: dict | None = None) -> Tensor:
+def self_ensemble(
+    net: ImplicitNet, lq: Tensor, scale: tuple[float, float], tile: dict | None = None, rotations: bool = False
+) -> Tensor:
     """The mean of a picture's enlargements under the eight flips and transpositions (Timofte et al., 2016).
 
     Args:
         lq: (B, 3, h, w).
         scale: (y, x).
+        rotations: only those four that are rotations.
 
     Returns:
         Tensor: (B, 3, H, W).
     """
-    total = lq.new_zeros(())
+    total, count = lq.new_zeros(()), 0
     for transpose in (False, True):
         image, factors = (lq.transpose(2, 3), scale[::-1]) if transpose else (lq, scale)
         for axes in ((), (2,), (3,), (2, 3)):
+            if rotations and len(axes) % 2 != transpose:
+                continue  # a reflection
             out = net.upscale(image.flip(axes), scale=factors, tile=tile).flip(axes)
-            out = out.transpose(2, 3) if transpose else out
-            total = total + out
-    return total / 8
+            total, count = total + (out.transpose(2, 3) if transpose else out), count + 1
+    return total / count

@@ -26,7 +26,7 @@ LAYOUT: Layout = (
     ('refine.layers_{i}.residual.layers_2.{p}', 'tail.layers.{i}.fc1.{p}'),
     ('refine.layers_{i}.residual.layers_4.{p}', 'tail.layers.{i}.fc2.{p}'),
     ('refine.layers_{i}.residual.layers_1.{p}', 'tail.layers.{i}.norm.{p}'),
-    ('refine.layers_{i}.LayerNorm_0.{p}', 'tail.layers.{i}.norm.{p}'),
+    ('refine.layers_{i}.LayerNorm_0.{p}', 'tail.layers.{i}.layer_norm.{p}'),
     ('refine.layers_{i}.Conv_0.{p}', 'tail.layers.{i}.fc.{p}'),
     ('refine.Conv_0.{p}', 'tail.conv_first.{p}'),
     ('refine.Conv_1.{p}', 'tail.conv_after_body.{p}'),

@@ -1,5 +1,6 @@
 """The stage, the branches and the scale factors of each batch."""
 
+import math
 import random
 from fractions import Fraction
 
@@ -29,7 +30,27 @@ def test_parsed_stage_holds_the_options():
     assert last.scales[2] == ((1, 4), (1, 4), (1, 2))
     first = parse_stages(THREE_STAGES)[0]
     assert (first.gamma, first.warmup_iter) == (0.5, -1)
-    assert set(STAGE_KEYS) == set(THREE_STAGES[2])
+    assert set(THREE_STAGES[2]) < set(STAGE_KEYS)
+
+
+def test_warm_up_and_cosine():
+    """The rates of SRNO and HIIF in their epochs k = 1, 2, ..., as their papers' code has them."""
+    common = {'branches': 1, 'lr': 4e-4, 'milestones': [], 'scales': [[[1, 4]]]}
+    srno = {**common, 'iters': 262500, 'warmup_iter': 12500, 'warmup_lr': 4e-5, 'cosine_from': 12500, 'lr_period': 250}
+    hiif = {**common, 'iters': 2100000, 'warmup_iter': 100000, 'warmup_lr': 2e-6, 'last_lr': 2e-6, 'cosine_from': 0}
+    srno_stage, hiif_stage = parse_stages([srno])[0], parse_stages([hiif | {'lr_period': 2000}])[0]
+    for k in (1, 2, 30, 50, 51, 52, 600, 1050):
+        warm = 4e-5 * (1 + 9 * (k - 1) / 50)
+        expected = warm if k <= 51 else 2e-4 * (1 + math.cos(math.pi * (k - 51) / 1000))
+        for iteration in (250 * (k - 1) + 1, 250 * k):
+            assert srno_stage.learning_rate(iteration) == pytest.approx(expected, rel=1e-9)
+        warm = 2e-6 + 3.98e-4 * (k - 1) / 50
+        expected = warm if k <= 50 else 2e-6 + 1.99e-4 * (1 + math.cos(math.pi * (k - 1) / 1050))
+        for iteration in (2000 * (k - 1) + 1, 2000 * k):
+            assert hiif_stage.learning_rate(iteration) == pytest.approx(expected, rel=1e-9)
+    for wrong in ({'cosine_from': 300000}, {'milestones': [5]}, {'warmup_lr': 1.0}, {'lr_period': 0}, {'last_lr': -1}):
+        with pytest.raises(UserError, match=next(iter(wrong)) if 'milestones' not in wrong else 'cosine_from'):
+            parse_stages([srno | wrong])
 
 
 def test_batches_fall_into_their_stages_and_alternate():

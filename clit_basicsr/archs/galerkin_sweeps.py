@@ -97,7 +97,7 @@ class Chunk(NamedTuple):
         maps = matrix.new_empty(count, len(own), len(matrix))
         maps[:, 4:] = matrix[:, 4 * channels :].t()
         for corner, part, target in zip(self.corners, parts, maps.unbind(1), strict=False):
-            target.copy_(corner @ part)
+            torch.mm(corner, part, out=target)
         out = (own.permute(1, 2, 0) @ maps).flatten(0, 1)
         return out if self.valid is None else out.index_select(0, self.valid)
 

@@ -126,6 +126,8 @@ def published_name(options: dict) -> str:
             raise UserError('the published LTE always has its local ensemble; train with local_ensemble: true.')
         return kind.lower()
     if kind in PLAIN_NAMES:
+        if options.get('hidden_dim', 256) != 256:
+            raise UserError(f'the published {kind} has hidden_dim: 256; train with it.')
         return PLAIN_NAMES[kind]
     if kind not in ('CLIT', 'LIT'):
         known = ', '.join(('CLIT', 'LIT', 'LIIF', 'LTE', 'MetaSR', *PLAIN_NAMES))

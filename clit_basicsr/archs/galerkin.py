@@ -119,7 +119,10 @@ class GalerkinNet(ImplicitNet):
         return x
 
     def survey(self, tiles: Tiles, scales) -> tuple[Tiles, dict]:
-        """One sweep over the picture for each block: its mean, which the next one needs."""
+        """One sweep over the picture for each block: its mean, which the next one needs.
+
+        Sweeps and values are in single precision: in half precision the sums overflow.
+        """
         tiles, means, size = sweeps.KeptTiles(tiles), {}, None
         for _ in self.blocks:
             sums: dict = {}
@@ -128,8 +131,9 @@ class GalerkinNet(ImplicitNet):
                 for key, one, part in self._parts(feat, piece):
                     if key not in sums:
                         sums[key] = sweeps.Sums(self.folded(size, means.get(key, [])))
-                    for chunk in sweeps.chunks(self, one, part):
-                        sums[key].add(chunk)
+                    with torch.autocast(one.z.device.type, enabled=False):
+                        for chunk in sweeps.chunks(self, one, part):
+                            sums[key].add(chunk)
             means = {key: [*means.get(key, []), one.mean()] for key, one in sums.items()}
         return tiles, {key: self.folded(size, found) for key, found in means.items()}
 
@@ -138,20 +142,22 @@ class GalerkinNet(ImplicitNet):
 
     def _fill(self, out: Tensor, feat: Features, piece: Piece, scales) -> None:
         for (strip, image), one, part in self._parts(feat, piece):
-            for chunk in sweeps.chunks(self, one, part):
-                rgb = to_image(scales[strip, image].values(chunk), skip_connection(one, chunk.coord)[0])
-                out[image, :, chunk.rows - piece.rows[0], chunk.cols - piece.cols[0]] = rgb.t().to(out.dtype)
+            with torch.autocast(out.device.type, enabled=False):
+                for chunk in sweeps.chunks(self, one, part):
+                    rgb = to_image(scales[strip, image].values(chunk), skip_connection(one, chunk.coord)[0])
+                    out[image, :, chunk.rows - piece.rows[0], chunk.cols - piece.cols[0]] = rgb.t().to(out.dtype)
 
     def _parts(self, feat: Features, piece: Piece) -> Iterator[tuple[tuple[int, int], Features, Piece]]:
         """The parts of a piece whose sums are apart: number of the strip and of the image, features, piece."""
         step = self.rows or piece.rows[1]
-        for image, one in enumerate(feat.images()):
+        own = self.conv0.qkv.weight.dtype
+        for image, one in enumerate(feat._replace(z=feat.z.to(own)).images()):
             for strip in range(piece.rows[0] // step, -(-piece.rows[1] // step)):
                 rows = max(piece.rows[0], strip * step), min(piece.rows[1], (strip + 1) * step)
                 yield (strip, image), one, piece._replace(rows=rows)
 
     def _picture_cell(self, feat: Features, piece: Piece) -> Tensor:
         """:meth:`seen_cell` of a whole picture, (2,)."""
-        cell = numbers((2 / piece.size[0], 2 / piece.size[1]), feat.z).view(1, 2)
+        cell = numbers((2 / piece.size[0], 2 / piece.size[1]), self.conv0.qkv.weight).view(1, 2)
         _, coord, cell = self._in_frame(feat, cell.unsqueeze(1), cell, None)
         return self.seen_cell(cell, coord, Prepared(feat, None))[0, 0]

@@ -7,6 +7,7 @@ weights, two numbers of its row, two of its column, 1) times a matrix of nine ro
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,9 +22,11 @@ from clit_basicsr.ops.geometry.coords import Bounds, Piece, in_larger, pixel_cen
 from clit_basicsr.ops.geometry.ensemble import axis_neighbors, opposite_areas
 
 # Queries of a chunk, on a processor and on a GPU: what is made of them stays in the cache, or fills the device.
-CPU_CHUNK, GPU_CHUNK = 1024, 65536
+CPU_CHUNK, GPU_CHUNK = 2048, 65536
 # HR pixels per side of the blocks whose maps are made together: bounds the memory.
 BLOCK = 256
+# Of an axis, see AxisCells.alike: cells at the edges of a picture have fewer queries than all others at whole scales.
+MOST_STRETCHES = 3
 # Features of tiles are kept from sweep to sweep up to this size; if they are larger, each sweep encodes anew.
 KEPT_BYTES = 2**29
 
@@ -142,11 +145,11 @@ class Folded:
         self.matrix = torch.cat(maps)  # (O, K): all that u is multiplied with
 
     def run(self, product: Tensor) -> Tensor:
-        """The last layer's result from ``matrix`` u, (Q, O)."""
+        """The last layer's result from ``matrix`` u, (Q, O), which is overwritten."""
         hidden: list[Tensor] = []
         for part, matrices in zip(product.split(self.sizes, dim=1), self.steps, strict=True):
             for g, matrix in zip(hidden, matrices, strict=True):
-                part = torch.addmm(part, g, matrix)
+                part = part.addmm_(g, matrix)
             hidden.append(F.gelu(part) if len(hidden) < self.known else part)
         return hidden[-1]
 
@@ -174,13 +177,12 @@ class Sums:
     def add(self, chunk: Chunk) -> None:
         block = self.folded.block
         assert block is not None
-        with torch.autocast(chunk.weights.device.type, enabled=False):
-            t = self.folded.keys_values(chunk).float().view(len(chunk.rows), 2, block.num_heads, -1)
-            t /= block.k_norm.spread(t)
-            self.count += len(t)
-            k, v = t.unbind(1)  # (Q, H, d)
-            self.products = self.products + (k.permute(1, 2, 0) @ v.transpose(0, 1)).double()
-            self.sums = self.sums + (t.new_ones(1, len(t)) @ t.flatten(1)).double().view(2, block.num_heads, -1)
+        t = self.folded.keys_values(chunk).view(len(chunk.rows), 2, block.num_heads, -1)
+        t /= block.k_norm.spread(t)
+        self.count += len(t)
+        k, v = t.unbind(1)  # (Q, H, d)
+        self.products = self.products + (k.permute(1, 2, 0) @ v.transpose(0, 1)).double()
+        self.sums = self.sums + (t.new_ones(1, len(t)) @ t.flatten(1)).double().view(2, block.num_heads, -1)
 
     def mean(self) -> Tensor:
         """(H, d, d), float64."""
@@ -260,10 +262,23 @@ class AxisCells(NamedTuple):
         cells = (x[start:stop] for x in (self.low, self.high, self.members, self.inside))
         return AxisCells(*cells, self.table, self.coord, self.first)
 
+    def alike(self) -> list['AxisCells']:
+        """The axis in stretches of cells with equally many members, or whole where those would be short."""
+        count = self.inside.sum(dim=1)
+        start = torch.cat((torch.tensor([0]), (count.diff() != 0).nonzero().flatten() + 1)).tolist()
+        if len(start) > MOST_STRETCHES:
+            return [self]
+        parts = [self.part(*bounds) for bounds in pairwise([*start, len(count)])]
+        most = [int(one.inside.sum(dim=1).max()) for one in parts]
+        return [
+            one._replace(members=one.members[:, :n], inside=one.inside[:, :n])
+            for one, n in zip(parts, most, strict=True)
+        ]
+
 
 @torch.no_grad()
 def chunks(net: OnCells, feat: Features, piece: Piece) -> Iterator[Chunk]:
-    """All queries of a piece of a picture, exactly once; ``feat``: of one image."""
+    """All queries of a piece of a picture, exactly once; ``feat``: of one image, in single precision at least."""
     size, reach = piece.size, net.reach if feat.image_size == feat.frame.size else net.reach + 1
     for y0 in range(*piece.rows, BLOCK):
         for x0 in range(*piece.cols, BLOCK):
@@ -282,12 +297,14 @@ def _block(net: OnCells, feat: Features, y: AxisCells, x: AxisCells) -> Iterator
     maps, statistics = net.corner_maps(Prepared(feat, net.prepare_maps(feat, None)))
     maps = maps[0].permute(1, 2, 0).contiguous()  # (h, w, C)
     limit = CPU_CHUNK if maps.device.type == 'cpu' else GPU_CHUNK
-    cells = max(1, limit // (y.members.shape[1] * x.members.shape[1]))
-    cols = math.ceil(len(x.low) / math.ceil(len(x.low) / cells))  # of equal size, as far as possible
-    rows = max(1, cells // cols)
-    for top in range(0, len(y.low), rows):
-        for left in range(0, len(x.low), cols):
-            yield _chunk(maps, statistics, y.part(top, top + rows), x.part(left, left + cols))
+    for row in y.alike():
+        for col in x.alike():
+            cells = max(1, limit // (row.members.shape[1] * col.members.shape[1]))
+            cols = math.ceil(len(col.low) / math.ceil(len(col.low) / cells))  # of equal size, as far as possible
+            rows = max(1, cells // cols)
+            for top in range(0, len(row.low), rows):
+                for left in range(0, len(col.low), cols):
+                    yield _chunk(maps, statistics, row.part(top, top + rows), col.part(left, left + cols))
 
 
 def _chunk(maps: Tensor, statistics: Tensor | None, y: AxisCells, x: AxisCells) -> Chunk:

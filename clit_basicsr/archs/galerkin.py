@@ -108,7 +108,7 @@ class GalerkinNet(ImplicitNet):
         means: list[Tensor] = []
         for block in self.blocks:
             total = sum(block.products(self._after(means, prepared, *part)).double() for part in parts)
-            means.append((total / count).to(prepared.feat.z.dtype))  # type: ignore[union-attr]
+            means.append((total / count).to(prepared.feat.z.dtype))
         return torch.cat([self.last(self._after(means, prepared, *part), prepared, part[0]) for part in parts], dim=1)
 
     def _after(self, means: list[Tensor], prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
@@ -123,7 +123,8 @@ class GalerkinNet(ImplicitNet):
 
         Sweeps and values are in single precision: in half precision the sums overflow.
         """
-        tiles, means, size = sweeps.KeptTiles(tiles), {}, None
+        tiles, size = sweeps.KeptTiles(tiles), self.conv0.qkv.weight.new_zeros(2)
+        means: dict = {}
         for _ in self.blocks:
             sums: dict = {}
             for feat, piece in tiles():

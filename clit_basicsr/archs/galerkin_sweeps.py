@@ -35,7 +35,9 @@ class OnCells(Protocol):
     """What :func:`chunks` needs of a network; see :class:`clit_basicsr.archs.galerkin.GalerkinNet`."""
 
     pixel: float
-    reach: int
+
+    @property
+    def reach(self) -> int: ...
 
     def prepare_maps(self, feat: Features, scales) -> Any: ...
 
@@ -247,7 +249,7 @@ class AxisCells(NamedTuple):
             coord = in_larger(coord, feat.image_size[axis] / n)
         low, high = axis_neighbors(coord, n, net.pixel)
         table = torch.stack((low.dx, high.dx, *net.axis_table(low.dx, n)))
-        cell = low.index * (n + 1) + high.index
+        cell = low.nearest * (n + 1) + high.nearest
         start = torch.cat(
             (torch.tensor([0]), (cell[1:] != cell[:-1]).nonzero().flatten() + 1, torch.tensor([len(cell)]))
         )
@@ -255,12 +257,12 @@ class AxisCells(NamedTuple):
         inside = places < start[1:, None]
         members = torch.minimum(places, start[1:, None] - 1)
         origin, first = feat.frame.origin[axis], start[:-1]
-        return cls(low.index[first] - origin, high.index[first] - origin, members, inside, table, coord, bounds[0])
+        return cls(low.nearest[first] - origin, high.nearest[first] - origin, members, inside, table, coord, bounds[0])
 
     def part(self, start: int, stop: int) -> 'AxisCells':
         """Cells start ... stop - 1."""
-        cells = (x[start:stop] for x in (self.low, self.high, self.members, self.inside))
-        return AxisCells(*cells, self.table, self.coord, self.first)
+        low, high, members, inside = (x[start:stop] for x in (self.low, self.high, self.members, self.inside))
+        return self._replace(low=low, high=high, members=members, inside=inside)
 
     def alike(self) -> list['AxisCells']:
         """The axis in stretches of cells with equally many members, or whole where those would be short."""
@@ -327,12 +329,9 @@ def _chunk(maps: Tensor, statistics: Tensor | None, y: AxisCells, x: AxisCells) 
     inside = (y.inside[:, None, :, None] & x.inside[None, :, None, :]).flatten()
     places = [t.expand(shape).flatten()[inside] for t in (y.members[:, None, :, None], x.members[None, :, None, :])]
     coord = torch.stack((y.coord[places[0]], x.coord[places[1]]), dim=-1).unsqueeze(0)
-    return Chunk(
-        corners,
-        statistics,
-        *(t.to(maps, non_blocking=True) for t in (weights, row, col)),
-        None if bool(inside.all()) else inside.nonzero().flatten().to(device, non_blocking=True),
-        (places[0] + y.first).to(device, non_blocking=True),
-        (places[1] + x.first).to(device, non_blocking=True),
-        coord.to(device, non_blocking=True),
+    row, col, weights = (t.to(maps, non_blocking=True) for t in (row, col, weights))
+    valid = None if bool(inside.all()) else inside.nonzero().flatten().to(device, non_blocking=True)
+    rows, cols = (
+        (place + axis.first).to(device, non_blocking=True) for place, axis in zip(places, (y, x), strict=True)
     )
+    return Chunk(corners, statistics, weights, row, col, valid, rows, cols, coord.to(device, non_blocking=True))

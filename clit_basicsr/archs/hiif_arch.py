@@ -1,5 +1,7 @@
 """HIIF, the hierarchical encoding based implicit image function."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -126,7 +128,7 @@ class FoldedHIIF(Folded):
     """
 
     def __init__(self, net: HIIF, size: Tensor, means: list[Tensor]) -> None:
-        first, self.net, self.size = net.mlps[0], net, size
+        first, self.net, self.size = cast(NormedMLP, net.mlps[0]), net, size
         dim = first.fc2.out_features
         fc2 = first.fc2.weight.double(), first.fc2.bias.double()
         end = torch.eye(dim, dtype=torch.float64, device=size.device), fc2[1].new_zeros(dim)

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -167,7 +167,9 @@ class Thera(ImplicitNet):
             return layer(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z)
 
     def _fill(self, out: Tensor, feat: Features, piece: Piece, scales) -> None:
-        field = Field(self.hyper.weight.flatten(1), self.hyper.bias, self.components, self.kappa, DIV2K_MEAN)
+        field = Field(
+            self.hyper.weight.flatten(1), cast(Tensor, self.hyper.bias), self.components, self.kappa, DIV2K_MEAN
+        )
         with torch.autocast(out.device.type, enabled=False):
             for one, own in zip(out, feat.images(), strict=True):
                 fill_picture(one, field, own, piece)

@@ -73,14 +73,14 @@ class Cells(NamedTuple):
     """The HR pixels of a part of an axis, by the LR pixels that answer them.
 
     Attributes:
-        first, count: LR pixels first ... first + count - 1 answer.
-        members: (count, m), which HR pixels, counted in the part; the last is repeated where there are fewer than m.
+        first, length: LR pixels first ... first + length - 1 answer.
+        members: (length, m), which HR pixels, counted in the part; the last is repeated where there are fewer than m.
         delta: (n,), distance of each HR pixel from its LR pixel's centre, in LR pixels.
         pixel: (n,), its LR pixel, counted from ``first``.
     """
 
     first: int
-    count: int
+    length: int
     members: Tensor
     delta: Tensor
     pixel: Tensor
@@ -116,12 +116,12 @@ def fill_picture(out: Tensor, field: Field, feat: Features, piece: Piece) -> Non
     whole = piece.size[0] % h == 0 and piece.size[1] % w == 0
     answer = whole_factors if whole else any_factors
     # (2 J + what a band has of HR pixels) numbers for each colour of an LR pixel; or U for each HR row.
-    per_row = cols.count * 3 * 2 * max(field.components.shape[1], 1) * (1 if whole else rows.members.shape[1])
+    per_row = cols.length * 3 * 2 * max(field.components.shape[1], 1) * (1 if whole else rows.members.shape[1])
     step = max(1, BAND_NUMBERS // per_row)
     top, left = rows.first - feat.frame.origin[0], cols.first - feat.frame.origin[1]
     mean = numbers(field.mean, out).view(3, 1, 1)
-    for start in range(0, rows.count, step):
-        stop = min(start + step, rows.count)
+    for start in range(0, rows.length, step):
+        stop = min(start + step, rows.length)
         inside = ((rows.pixel >= start) & (rows.pixel < stop)).nonzero().flatten()
         y0, y1 = int(inside[0]), int(inside[-1]) + 1
         band = Cells(
@@ -131,7 +131,7 @@ def fill_picture(out: Tensor, field: Field, feat: Features, piece: Piece) -> Non
             rows.delta[y0:y1],
             rows.pixel[y0:y1] - start,
         )
-        window = (0, slice(None), slice(top + start, top + stop), slice(left, left + cols.count))
+        window = (0, slice(None), slice(top + start, top + stop), slice(left, left + cols.length))
         values = answer(field, z[window], band, cols, time)
         skip = feat.lq[window][:, band.pixel.to(device, non_blocking=True)][
             :, :, cols.pixel.to(device, non_blocking=True)
@@ -145,7 +145,7 @@ def any_factors(field: Field, z: Tensor, rows: Cells, cols: Cells, time: tuple[f
     f = Im(U G_x), U = K e^{i b} G_y: U once for each HR row and LR column.
     """
     device = z.device
-    cos, sin = (x.unflatten(0, (cols.count, rows.count)) for x in field.pixels(z.permute(2, 1, 0).flatten(0, 1)))
+    cos, sin = (x.unflatten(0, (cols.length, rows.length)) for x in field.pixels(z.permute(2, 1, 0).flatten(0, 1)))
     real, imag = (
         x.unsqueeze(1) for x in field.table(0, rows.delta.to(device, non_blocking=True), time[0])
     )  # (n_rows, 1, J)
@@ -172,6 +172,6 @@ def whole_factors(field: Field, z: Tensor, rows: Cells, cols: Cells, time: tuple
     sin = ry.unsqueeze(1) * ix + iy.unsqueeze(1) * rx  # (m_y, m_x, J), goes with K cos b
     cos = ry.unsqueeze(1) * rx - iy.unsqueeze(1) * ix
     f = a.flatten(0, 1) @ torch.cat((sin, cos), dim=-1).flatten(0, 1).t()  # (h * w * 3, m_y * m_x)
-    f = f.view(rows.count, cols.count, 3, m[0], m[1]).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+    f = f.view(rows.length, cols.length, 3, m[0], m[1]).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
     y, x = (round((float(axis.delta[0]) + 0.5) * n - 0.5) for axis, n in ((rows, m[0]), (cols, m[1])))
     return f[:, y : y + len(rows.delta), x : x + len(cols.delta)]

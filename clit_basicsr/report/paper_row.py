@@ -28,7 +28,7 @@ def paper_row(network_g: dict) -> tuple[str, str]:
     """
     from clit_basicsr.report.paper_tables import paper_psnr
 
-    kind = network_g.get('type')
+    kind = str(network_g.get('type'))
     if kind == 'Bicubic':
         return 'Bicubic', ''
     if not network_g.get('encoder'):

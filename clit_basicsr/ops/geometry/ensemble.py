@@ -28,11 +28,11 @@ class AxisNeighbor(NamedTuple):
     """One axis of the pixels on one side of some queries.
 
     Attributes:
-        index: (n,), the pixel.
+        nearest: (n,), the pixel.
         dx: (n,), from its centre to the query.
     """
 
-    index: Tensor
+    nearest: Tensor
     dx: Tensor
 
 

@@ -1,5 +1,6 @@
 """The stage, the branches and the scale factors of each batch."""
 
+import math
 import random
 from fractions import Fraction
 
@@ -45,6 +46,36 @@ def test_learning_rate_falls_at_milestones_or_along_a_cosine():
         torch_has.step()
     without = {key: value for key, value in stage(eta_min=0.0).items() if key != 'milestones'}
     assert parse_stages([without])[0].learning_rate(6) == pytest.approx(0.5e-4)
+
+
+def test_warm_up_and_cosine():
+    """The rates of SRNO and HIIF in their epochs k = 1, 2, ..., as their papers' code has them."""
+    common = {'branches': 1, 'lr': 4e-4, 'scales': [[[1, 4]]]}
+    srno = {
+        **common,
+        'iters': 262500,
+        'warmup_iter': 12500,
+        'warmup_lr': 4e-5,
+        'cosine_from': 12500,
+        'eta_min': 0,
+        'lr_period': 250,
+    }
+    hiif = {**common, 'iters': 2100000, 'warmup_iter': 100000, 'warmup_lr': 2e-6, 'eta_min': 2e-6}
+    srno_stage, hiif_stage = parse_stages([srno])[0], parse_stages([hiif | {'lr_period': 2000}])[0]
+    for k in (1, 2, 30, 50, 51, 52, 600, 1050):
+        warm = 4e-5 * (1 + 9 * (k - 1) / 50)
+        expected = warm if k <= 51 else 2e-4 * (1 + math.cos(math.pi * (k - 51) / 1000))
+        for iteration in (250 * (k - 1) + 1, 250 * k):
+            assert srno_stage.learning_rate(iteration) == pytest.approx(expected, rel=1e-9)
+        warm = 2e-6 + 3.98e-4 * (k - 1) / 50
+        expected = warm if k <= 50 else 2e-6 + 1.99e-4 * (1 + math.cos(math.pi * (k - 1) / 1050))
+        for iteration in (2000 * (k - 1) + 1, 2000 * k):
+            assert hiif_stage.learning_rate(iteration) == pytest.approx(expected, rel=1e-9)
+    for wrong in ({'cosine_from': 300000}, {'warmup_lr': 1.0}, {'lr_period': 0}, {'eta_min': -1}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            parse_stages([srno | wrong])
+    with pytest.raises(UserError, match='cosine or milestones'):
+        parse_stages([srno | {'milestones': [5]}])
 
 
 def test_batches_fall_into_their_stages_and_alternate():

@@ -19,6 +19,8 @@ from torch import Tensor
 from clit_basicsr.base import file_kinds
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.file_kinds import SAFETENSORS
+from clit_basicsr.base.flax_file import SUFFIX as FLAX
+from clit_basicsr.base.flax_file import read_flax
 from clit_basicsr.base.safetensors_file import read_safetensors
 
 DIGEST = b'sha256:'
@@ -41,14 +43,16 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     A checkpoint of MMagic that says which network of this package it is of comes back in BasicSR's layout.
 
     Args:
-        path: of a file of ``torch.save``, or ending in .safetensors: its tensors are ``params``, its metadata next to
-            them.
+        path: of a file of ``torch.save``; or ending in .safetensors: its tensors are ``params``, its metadata next to
+            them; or in .pkl: a published Thera, see :func:`clit_basicsr.base.flax_file.read_flax`.
 
     Raises:
         UserError: the file does not exist, is damaged or something else, or holds more than tensors and plain values.
     """
     path = os.fspath(path)
     file_kinds.check_regular(path)
+    if path.endswith(FLAX):
+        return read_flax(path)
     if path.endswith(SAFETENSORS):
         return _read_safetensors(path)
     if file_kinds.check_may_be_checkpoint(path):

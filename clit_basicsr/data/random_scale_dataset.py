@@ -29,9 +29,9 @@ class RandomScaleDataset(data.Dataset):
     """HR crops, their LR images and sampled HR pixels; the training data of LIT and CLIT (section 4.1 of the paper).
 
     A batch is asked for with ``[(batch_number, 0), (batch_number, 1), ...]``, as torch's fetcher does through
-    ``__getitems__`` inside the worker. All its samples share one plan of scale factors. Every draw is a function of
-    (manual_seed, rank, batch number), so neither the number of workers nor a resume changes a batch. Plain integers are
-    taken too: image ``index % len(self)``, the first one being the batch number.
+    ``__getitems__`` inside the worker. All its samples share one plan of scale factors, unless images have their own.
+    Every draw is a function of (manual_seed, rank, batch number), so neither the number of workers nor a resume changes
+    a batch. Plain integers are taken too: image ``index % len(self)``, the first one being the batch number.
 
     Args:
         opt (dict): Config of the data set. It contains the following keys:
@@ -52,6 +52,10 @@ class RandomScaleDataset(data.Dataset):
             use_rot (bool): Vertical flips and transposition. Default: True.
             scales (list): Alternatives between which the batches alternate, where there are no stages, each a list of
                 ranges [lo, hi], one per branch. Default: [[[1, 4]]].
+            scale_per_image (bool): Every image has scales of its own, as in the published training of SRNO, HIIF and
+                Thera; num_queries must not be above lq_size^2. Default: False.
+            shrink (float): Half of the HR crops are first made smaller, by a factor from 1 to this (Pillow's bicubic),
+                as in the published training of Thera; 1: none. Default: 1.
             stages (list), start_stage (int), manual_seed (int): ``train.stages``, the number of the first stage to
                 train and the run's seed, passed on by the option parser.
 
@@ -84,6 +88,8 @@ class RandomScaleDataset(data.Dataset):
         'use_hflip': bool,
         'use_rot': bool,
         'scales': list,
+        'scale_per_image': bool,
+        'shrink': float,
         'stages': (list, type(None)),
         'start_stage': (int, type(None)),
         'manual_seed': (int, type(None)),
@@ -109,6 +115,15 @@ class RandomScaleDataset(data.Dataset):
         self.degradation = Degradation(opt['degradation']) if opt.get('degradation') is not None else None
         self.use_hflip = opt.get('use_hflip', True)
         self.use_rot = opt.get('use_rot', True)
+        self.scale_per_image = opt.get('scale_per_image', False)
+        if self.scale_per_image and self.num_queries > self.lq_size**2:
+            raise UserError(
+                f'num_queries: with scale_per_image an HR crop may have {self.lq_size**2} pixels only (scale 1), so at '
+                f'most that many queries; got {self.num_queries}.'
+            )
+        self.shrink = float(opt.get('shrink', 1))
+        if not self.shrink >= 1:
+            raise UserError(f'shrink: must be a number of at least 1, got {opt["shrink"]!r}.')
         if opt.get('stages') is not None:
             self.schedule = TrainingPlan.parse(opt).schedule
         else:
@@ -139,16 +154,19 @@ class RandomScaleDataset(data.Dataset):
         names = [self.source.names[image] for image in images]
         # Encoded images are held until the clip rule knows the smallest; decoded ones would take many times the memory.
         opened = [self.source.open(name) for name in names]
-        drawn, scales = self._plan(batch, names, opened, lq_size)
-        shared = {
-            'scales': torch.tensor(scales, dtype=torch.float64).unsqueeze(1).repeat(1, 2),
-            'drawn': torch.tensor(drawn, dtype=torch.float64),
-        }
-        sides = round(lq_size * float(np.prod(scales))), lq_size
-        return [
-            self._sample(name, image, sides, (self.rank, batch, position)) | shared
-            for position, (name, image) in enumerate(zip(names, opened, strict=True))
-        ]
+        groups = [[i] for i in range(len(names))] if self.scale_per_image else [list(range(len(names)))]
+        samples = []
+        for group in groups:
+            rng = self._rng(_PLAN, self.rank, batch, *(group if self.scale_per_image else ()))
+            own = [opened[i] for i in group]
+            drawn, scales = self._plan(batch, rng, [names[i] for i in group], own, lq_size)
+            shared = {
+                'scales': torch.tensor(scales, dtype=torch.float64).unsqueeze(1).repeat(1, 2),
+                'drawn': torch.tensor(drawn, dtype=torch.float64),
+            }
+            sides = round(lq_size * float(np.prod(scales))), lq_size
+            samples += [self._sample(names[i], opened[i], sides, (self.rank, batch, i)) | shared for i in group]
+        return samples
 
     def _rng(self, purpose: int, *key: int) -> np.random.Generator:
         return np.random.default_rng([purpose, self.seed, *key])
@@ -189,9 +207,9 @@ class RandomScaleDataset(data.Dataset):
         return self._sides[image]
 
     def _plan(
-        self, batch: int, names: list[str], opened: Sequence[Opened], lq_size: int
+        self, batch: int, rng: np.random.Generator, names: list[str], opened: Sequence[Opened], lq_size: int
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Scale factors of a batch as drawn, and clipped so that the HR crop fits into its smallest image."""
+        """Scale factors of some images as drawn, and clipped so that the HR crop fits into the smallest of them."""
         sides = []
         for name, image in zip(names, opened, strict=True):
             sides.append(image.smallest_side)
@@ -200,19 +218,19 @@ class RandomScaleDataset(data.Dataset):
                     f'{self.source.label(name)}: its smaller side of {sides[-1]} pixels is below the LR patch '
                     f'(lq_size: {lq_size}); remove it or lower lq_size.'
                 )
-        scales = self.schedule.draw(batch, self._rng(_PLAN, self.rank, batch))
+        scales = self.schedule.draw(batch, rng)
         return scales, clip_scales(scales, lq_size, min(sides))
 
     def _sample(self, name: str, image: Opened, sides: tuple[int, int], key: tuple[int, ...]) -> dict[str, Any]:
-        """What differs between the samples of a batch.
+        """What differs between the samples of a plan.
 
         Args:
             sides: of the HR crop and the LR patch, in pixels.
             key: rank, batch number and position in the batch, from which all is drawn.
         """
-        size, lq_size = sides
         rng = self._rng(_SAMPLE, *key)
-        hr = self._augmented_crop(image.pixels(), size, rng)
+        hr = self._hr_crop(image, sides[0], rng)
+        size, lq_size = len(hr), sides[1]
         lq = downsample(hr, (lq_size, lq_size), self.downsampling)
         if self.degradation is not None:
             lq = self.degradation(lq, self._rng(_DEGRADATION, *key))
@@ -226,6 +244,13 @@ class RandomScaleDataset(data.Dataset):
             'lq_path': name,
             'gt_path': name,
         }
+
+    def _hr_crop(self, image: Opened, size: int, rng: np.random.Generator) -> np.ndarray:
+        factor = float(rng.uniform(1, self.shrink)) if self.shrink > 1 and rng.random() < 0.5 else 1.0
+        crop = min(round(size * factor), image.smallest_side)
+        hr = self._augmented_crop(image.pixels(), crop, rng)
+        side = max(int(crop / factor), self.lq_size)
+        return hr if side == crop else downsample(hr, (side, side), 'pil')
 
     def _augmented_crop(self, img: np.ndarray | RawImage, size: int, rng: np.random.Generator) -> np.ndarray:
         top, left = (int(rng.integers(side - size + 1)) for side in img.shape[:2])
@@ -248,7 +273,7 @@ def sample_pixels(size: int, count: int, rng: np.random.Generator) -> tuple[np.n
     return np.divmod(index, size)
 
 
-@lru_cache(maxsize=1)  # a batch has one size
+@lru_cache(maxsize=1)  # the images of a batch, if they share a plan, have one size
 def _centers(size: int) -> np.ndarray:
     return pixel_centers(size).numpy()
 

@@ -42,6 +42,13 @@ class Stage:
     """Iterations of linear warm-up; -1: none."""
     eta_min: float | None = None
     """In place of milestones: the rate falls from lr to this one over the stage, along half a period of a cosine."""
+    cosine_from: int = 0
+    """Iterations before the cosine begins."""
+    warmup_lr: float | None = None
+    """Rate that the warm-up begins with, from which it goes straight to lr, in place of the cosine's beginning; None:
+    as in the host, the first iterations have a growing share of the rate that they would have without warm-up."""
+    lr_period: int = 1
+    """Iterations, an epoch for instance, for which the cosine and a warm-up from ``warmup_lr`` keep a rate."""
     freeze: tuple[str, ...] = ()
     """Parts that keep their weights, of PARTS: 'encoder', and 'branches', the earlier ones with what they share with
     the new one (LIT's first convolution and positional bias)."""
@@ -57,11 +64,16 @@ class Stage:
 
     def learning_rate(self, iteration: int) -> float:
         """The rate of an iteration of the stage, counted from 1; as the host's schedulers have it."""
+        done = (iteration - 1) // self.lr_period * self.lr_period
+        if self.warmup_lr is not None and done < self.warmup_iter:
+            return self.warmup_lr + (self.lr - self.warmup_lr) * done / self.warmup_iter
         if self.eta_min is None:
             lr = self.lr * self.gamma ** sum(iteration > milestone for milestone in self.milestones)
         else:
-            lr = self.eta_min + (self.lr - self.eta_min) * (1 + cos(pi * (iteration - 1) / self.iters)) / 2
-        return lr * min(1.0, iteration / self.warmup_iter) if self.warmup_iter > 0 else lr
+            way = max(0, done - self.cosine_from) / (self.iters - self.cosine_from)
+            lr = self.eta_min + (self.lr - self.eta_min) * (1 + cos(pi * way)) / 2
+        host_warms_up = self.warmup_lr is None and self.warmup_iter > 0
+        return lr * min(1.0, iteration / self.warmup_iter) if host_warms_up else lr
 
     def describe(self) -> str:
         """All but the scales, in a few words: 'branches 1 to 2, 500 iterations, learning rate 0.001, ...'."""
@@ -244,7 +256,16 @@ def _parse_stage(stage: Any, where: str) -> Stage:
     for key in _REQUIRED:
         if key not in stage and not (cosine and key == 'milestones'):
             raise UserError(f'{where}: {key} is missing.')
-    for key, lowest in (('branches', 1), ('iters', 1), ('warmup_iter', -1), ('min_size', 0), ('lq_size', 1)):
+    whole = {
+        'branches': 1,
+        'iters': 1,
+        'warmup_iter': -1,
+        'min_size': 0,
+        'lq_size': 1,
+        'cosine_from': 0,
+        'lr_period': 1,
+    }
+    for key, lowest in whole.items():
         value = stage.get(key, getattr(Stage, key, -1))
         if key == 'lq_size' and value is None:
             continue
@@ -258,6 +279,12 @@ def _parse_stage(stage: Any, where: str) -> Stage:
         raise UserError(f'{where}: eta_min: must be a number from 0 to below lr, got {stage["eta_min"]!r}.')
     if cosine and stage.get('milestones'):
         raise UserError(f'{where}: eta_min: the learning rate follows a cosine or milestones; leave one of them out.')
+    cosine_from = stage.get('cosine_from', Stage.cosine_from)
+    if cosine_from and (not cosine or cosine_from >= stage['iters']):
+        raise UserError(f'{where}: cosine_from: needs eta_min and more iterations than {cosine_from}.')
+    begin = stage.get('warmup_lr')
+    if begin is not None and (not _is_number(begin) or not 0 <= begin <= stage['lr']):
+        raise UserError(f'{where}: warmup_lr: must be a number from 0 to lr, {stage["lr"]}; got {begin!r}.')
     loss = stage.get('pixel_opt')
     if loss is not None and (not isinstance(loss, dict) or not isinstance(loss.get('type'), str)):
         raise UserError(f'{where}: pixel_opt: must be a block such as {{type: MSELoss}}, got {loss!r}.')
@@ -270,6 +297,9 @@ def _parse_stage(stage: Any, where: str) -> Stage:
         gamma=float(stage.get('gamma', Stage.gamma)),
         warmup_iter=stage.get('warmup_iter', Stage.warmup_iter),
         eta_min=float(stage['eta_min']) if cosine else None,
+        cosine_from=cosine_from,
+        warmup_lr=None if begin is None else float(begin),
+        lr_period=stage.get('lr_period', Stage.lr_period),
         freeze=_parse_freeze(stage.get('freeze'), where),
         init=_known(stage.get('init', Stage.init), INITS, f'{where}: init'),
         pixel_opt=loss,

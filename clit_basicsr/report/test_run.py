@@ -74,9 +74,11 @@ def find_row(opt: dict) -> tuple[str, str]:
     """The row that the option file names, or that its network is of; or '' and the reason why none fits."""
     if opt.get('paper_row'):
         return opt['paper_row'], ''
-    if (opt.get('val') or {}).get('self_ensemble'):
-        return '', 'the paper measures without self_ensemble'
-    return paper_row(opt.get('network_g') or {})
+    network, ensemble = opt.get('network_g') or {}, (opt.get('val') or {}).get('self_ensemble') or False
+    wanted = 'rotations' if network.get('type') == 'Thera' else False
+    if ensemble != wanted:
+        return '', f'the paper measures with self_ensemble: {wanted or "false"}'
+    return paper_row(network)
 
 
 def row_of(measurement: Measurement, psnr: str, paper: str):
@@ -98,5 +100,5 @@ def row_of(measurement: Measurement, psnr: str, paper: str):
     figure = paper_psnr().get(paper, {}).get((known or '', scale[0])) if psnr in values else None
     if figure is None or known is None:
         return row
-    note = why_not_comparable(known, scale, len(dataset), protocol, lr)
+    note = why_not_comparable(known, scale, len(dataset), protocol, lr, paper)
     return row._replace(note=note) if note else row._replace(paper=figure)

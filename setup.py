@@ -99,5 +99,4 @@ setup(
         'tifffile',
         'tqdm',
     ],
-    extras_require={'mmagic': ['mmengine>=0.10.7', 'mmcv>=2.0.0,<2.2.0', 'mmagic>=1.2.0']},
 )

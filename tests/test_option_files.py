@@ -12,7 +12,8 @@ from clit_basicsr.cli import options
 from clit_basicsr.cli.option_file import read_option_file
 
 FOLDER = Path(__file__).parent.parent / 'options'
-FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('*.yml'))
+PATHS = [path for path in FOLDER.rglob('*.yml') if 'mmagic' not in path.parts]
+FILES = sorted(str(path.relative_to(FOLDER)) for path in PATHS)
 TRAINING = [name for name in FILES if not Path(name).name.startswith(('test', 'quickstart'))]
 TESTS = [name for name in FILES if Path(name).name.startswith('test')]
 # The decoders of the paper, each of which has an option file for each of the paper's encoders.

@@ -26,7 +26,12 @@ from clit_basicsr.base.messages import nearest
 from clit_basicsr.cli import arguments, orphans  # noqa: F401  the latter notes the parent process: before torch is imported
 from clit_basicsr.cli.allocator import keep_freed_memory
 
-COMMANDS = ('train', 'test', 'upscale', 'attention', 'compare', 'zoom', 'convert', 'prepare', 'options', 'info')
+COMMANDS = (
+    *('train', 'test', 'upscale', 'attention', 'compare', 'zoom', 'convert', 'prepare', 'options', 'info'),
+    *('mmtrain', 'mmtest'),
+)
+# They gain hardly anything from keeping freed memory and would take more at their peak, see allocator.py.
+TRAININGS = ('train', 'mmtrain')
 DISTRIBUTION = 'clit-basicsr'
 # Python's garbage collector, which looks for cycles whenever that many objects more are alive. The imports make some
 # hundred thousand that all stay: at Python's own 700 a tenth of a small picture's time is spent on looking at them.
@@ -50,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.set_level(console.QUIET if args.quiet else console.VERBOSE if args.verbose else console.NORMAL)
         if args.verbose:
             print(f'{DISTRIBUTION} {clit_basicsr.__version__}, Python {sys.version}, {sys.platform}', file=sys.stderr)
-        if args.command != 'train':  # it gains hardly anything and would take more at its peak, see allocator.py
+        if args.command not in TRAININGS:
             keep_freed_memory()
         module_of(args.command).run(args)
     except UserError as error:

@@ -206,6 +206,11 @@ class TrainingPlan:
         number = self.start_stage - 1 + index
         return self.stages[number - 1].branches if number else 0
 
+    def describe(self, index: int) -> str:
+        """The trained stage of that index (from 0), for the log."""
+        number, total = index + self.start_stage, len(self.stages)
+        return f'stage {number} of {total} ({self.trained[index].describe()})'
+
 
 class ScaleSchedule:
     """The stages laid out on the axis of global batch numbers.

@@ -1,4 +1,4 @@
-"""How the branches that a stage of cumulative training adds begin."""
+"""How the branches that a stage of cumulative training adds begin, and how many are trained."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -31,3 +31,10 @@ def initialise_branches(net: Any, new: Iterable[int], init: str, seed: int) -> N
                 last = branch.decoder[-1]
                 last.weight.zero_()
                 last.bias.zero_()
+
+
+def set_trained_branches(nets: Iterable[Any], count: int) -> None:
+    """Notes in networks that have branches how many of them are trained; it is saved with the weights."""
+    for net in nets:
+        if hasattr(net, 'trained_branches'):
+            net.trained_branches.fill_(count)

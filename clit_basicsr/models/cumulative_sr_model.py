@@ -8,8 +8,8 @@ from torch import nn
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.schedule import Stage, TrainingPlan
-from clit_basicsr.models.branches import initialise_branches
-from clit_basicsr.models.freezing import freeze, frozen_names
+from clit_basicsr.models.branches import initialise_branches, set_trained_branches
+from clit_basicsr.models.freezing import freeze, frozen_names, take_averages
 from clit_basicsr.models.implicit_sr_model import ImplicitSRModel
 
 
@@ -116,7 +116,7 @@ class CumulativeSRModel(ImplicitSRModel):
     def _enter_stage(self, index: int, first: int) -> None:
         self._set_up_stage(index)
         if hasattr(self, 'net_g_ema'):
-            self._take_averages(self._frozen())
+            take_averages(self.get_bare_model(self.net_g), self.net_g_ema, self._frozen())
         if index > 0 or self.plan.start_stage > 1:
             new = range(self.plan.branches_before(index), self.stage.branches)
             for net in self._networks():
@@ -128,7 +128,7 @@ class CumulativeSRModel(ImplicitSRModel):
     def _set_up_stage(self, index: int) -> None:
         """What follows from the options alone, when the stage begins and when it is resumed."""
         self.stage_index = index
-        self._set_trained_branches(self.stage.branches)
+        set_trained_branches(self._networks(), self.stage.branches)
         freeze(self.get_bare_model(self.net_g), self._frozen(), self.trainable)
         self.cri_pix = build_loss(self.stage.pixel_opt or self.opt['train']['pixel_opt']).to(self.device)
         self.setup_optimizers()
@@ -138,23 +138,9 @@ class CumulativeSRModel(ImplicitSRModel):
         earlier = self.plan.branches_before(self.stage_index)
         return frozen_names(self.get_bare_model(self.net_g), self.stage.freeze, earlier)
 
-    @torch.no_grad()
-    def _take_averages(self, names: set[str]) -> None:
-        """Copies these weights of the EMA network, as they are frozen now."""
-        averages = dict(self.net_g_ema.named_parameters())
-        for name, value in self.get_bare_model(self.net_g).named_parameters():
-            if name in names:
-                value.copy_(averages[name])
-
     def _describe_stage(self) -> str:
-        number, total = self.stage_index + self.plan.start_stage, len(self.plan.stages)
-        return f'stage {number} of {total} ({self.stage.describe()})'
+        return self.plan.describe(max(self.stage_index, 0))
 
     def _networks(self) -> list:
         nets = [self.get_bare_model(self.net_g)]
         return [*nets, self.net_g_ema] if hasattr(self, 'net_g_ema') else nets
-
-    def _set_trained_branches(self, count: int) -> None:
-        for net in self._networks():
-            if hasattr(net, 'trained_branches'):
-                net.trained_branches.fill_(count)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
+import torch
 from torch import nn
 
 from clit_basicsr.archs.encoders.trunk import Trunk
@@ -37,3 +38,12 @@ def freeze(net: nn.Module, names: Collection[str], trainable: Collection[str]) -
     if isinstance(encoder, Trunk):
         encoder.frozen = not any(value.requires_grad for value in encoder.parameters())
         encoder.train(net.training)
+
+
+@torch.no_grad()
+def take_averages(net: nn.Module, averaged: nn.Module, names: Collection[str]) -> None:
+    """Copies these weights of the EMA network, as they are frozen now: it was validated with them."""
+    averages = dict(averaged.named_parameters())
+    for name, value in net.named_parameters():
+        if name in names:
+            value.copy_(averages[name])

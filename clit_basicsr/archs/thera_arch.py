@@ -1,7 +1,7 @@
 """Thera: every LR pixel holds a field of heat, which has the Gaussian blur of any HR pixel in closed form."""
 
 import math
-from functools import partial
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -111,7 +111,7 @@ class Thera(ImplicitNet):
         """
         if torch.is_grad_enabled():
             return None
-        return self._hyper(feat.z, partial(F.conv2d, weight=self.hyper.weight, bias=self.hyper.bias))
+        return self._hyper(feat.z, F.conv2d, self.hyper.weight)
 
     def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
         return in_pieces(lambda *part: self._values(prepared, *part)[0], coord, cell, prepared.feat)
@@ -149,8 +149,7 @@ class Thera(ImplicitNet):
         if prepared.maps is not None:
             values = _read(prepared.maps, feat.frame, pixel)
         else:
-            weight = self.hyper.weight.flatten(1)
-            values = self._hyper(_read(feat.z, feat.frame, pixel), lambda z: F.linear(z, weight, self.hyper.bias))
+            values = self._hyper(_read(feat.z, feat.frame, pixel), F.linear, self.hyper.weight.flatten(1))
         count = self.components.shape[1]
         amplitude, phase = values[..., : 3 * count].unflatten(-1, (count, 3)), values[..., 3 * count :]
         omega_y, omega_x = self.components
@@ -162,17 +161,21 @@ class Thera(ImplicitNet):
         slope = torch.einsum('aj,bqj,bqjc->bqca', self.components, angle.cos(), amplitude)
         return out, slope
 
-    def _hyper(self, z: Tensor, layer: Any) -> Tensor:
-        with torch.autocast(z.device.type, enabled=False):  # phases are angles: they need single precision
-            return layer(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z)
+    def _hyper(self, z: Tensor, layer: Callable[..., Tensor], weight: Tensor) -> Tensor:
+        """The last layer as F.conv2d or F.linear: phases are angles, which need single precision."""
+        with torch.autocast(z.device.type, enabled=False):
+            return layer(*(_at_least_single(t) for t in (z, weight, cast(Tensor, self.hyper.bias))))
 
     def _fill(self, out: Tensor, feat: Features, piece: Piece, scales) -> None:
-        field = Field(
-            self.hyper.weight.flatten(1), cast(Tensor, self.hyper.bias), self.components, self.kappa, DIV2K_MEAN
-        )
+        weights = self.hyper.weight.flatten(1), cast(Tensor, self.hyper.bias), self.components, self.kappa
+        field = Field(*(_at_least_single(t) for t in weights), DIV2K_MEAN)
         with torch.autocast(out.device.type, enabled=False):
             for one, own in zip(out, feat.images(), strict=True):
                 fill_picture(one, field, own, piece)
+
+
+def _at_least_single(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def locate(coord: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,9 @@
 """What an LMDB holds, and whether all of it can be read."""
 
 import os
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from os import path as osp
-
-import lmdb
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.data import lmdbs
@@ -86,14 +82,8 @@ def _verify(source: ImageSource, name: str) -> None:
         image.verify()
         return
     content = source.read(name)
-    try:
-        record = lmdbs.get(source.root, lmdbs.RECORD + name.encode())
-    except lmdb.Error as error:
-        raise UserError(f'{source.label(name)} cannot be read ({error}); copy the LMDB or make it again.') from error
-    if record is None:
+    if not source.check_record(name, content):
         decode(content, source.label(name))
-    elif struct.unpack(lmdbs.RECORD_LAYOUT, record)[0] != zlib.crc32(content):
-        raise UserError(f'{source.label(name)}: damaged (wrong checksum); copy the LMDB or make it again.')
 
 
 def check_complete(folder: str, kind: str, keys: Sequence[str]) -> None:

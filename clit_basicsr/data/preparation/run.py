@@ -1,6 +1,7 @@
 """The work of ``basicsr prepare``: in several processes, continued where it was left, complete or not there."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -26,6 +27,7 @@ from clit_basicsr.data.preparation.recipe import FOLDER, Item, Recipe
 from clit_basicsr.data.preparation.sources import Source
 
 SPARE = 2**23  # bytes that stay free on the disk
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Work:
             seen.add(key)
             if self.recipe.format == FOLDER:
                 continue
+            if key != key.strip():
+                raise UserError(f'{key!r}: a list of images cannot hold spaces around a name; rename the image.')
             if len(key.encode()) > lmdbs.KEY_BYTES:
                 raise UserError(f'{key!r}: more than {lmdbs.KEY_BYTES} bytes, too long for a key; rename the image.')
             if self.recipe.format == lmdbs.ENCODED and not key.isascii():
@@ -91,7 +95,7 @@ class Work:
 
     def unfinished(self) -> 'Work | None':
         """The work without the outputs that are complete, None: nothing is left."""
-        left = [i for i, path in enumerate(self.paths) if not is_finished(path, self.plan(i))]
+        left = [i for i, path in enumerate(self.paths) if not is_finished(path, self.plan(i), self.keys[i])]
         if not left:
             return None
         scales = tuple(self.recipe.scales[i] for i in left) if self.recipe.scales else ()
@@ -217,8 +221,10 @@ def _end_with(parent: int) -> None:
 
 
 def _unwritable(error: OSError | lmdb.Error, path: str) -> UserError:
-    # LMDB calls a write that ends early an input/output error, so what a full disk gives cannot be told for sure.
     text = getattr(error, 'strerror', None) or str(error)
+    if isinstance(error, OSError) and error.errno not in FULL:
+        return UserError(f'{error.filename or path} cannot be written ({text}); give another output (-o).')
+    # LMDB calls a write that ends early an input/output error, so what a full disk gives cannot be told for sure.
     return UserError(
         f'{path} cannot be written ({text}); make room if the disk is full, and run the same command again: it '
         'continues where it was left.'

@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -361,3 +362,28 @@ def test_an_output_below_a_file_is_not_said_to_be_a_full_disk(tmp_path, capsys):
     source = folder_of(tmp_path / 'GT', 'a.png')
     message = refused(capsys, source, '-o', source / 'a.png' / 'x.lmdb', *ONE)
     assert 'a.png cannot be written (File exists); give another output (-o)' in message
+
+
+def has_worker(parent):
+    """Whether a process has started one that will take work from it."""
+    for folder in Path('/proc').glob('[0-9]*'):
+        try:
+            status, command = (folder / 'stat').read_text(), (folder / 'cmdline').read_bytes()
+        except OSError:  # it has ended
+            continue
+        if int(status.rsplit(')', 1)[1].split()[1]) == parent and b'spawn_main' in command:
+            return True
+    return False
+
+
+def test_an_interrupt_while_the_processes_start_is_one_line(tmp_path):
+    source = folder_of(tmp_path / 'GT', 'a.png', 'b.png')
+    command = [sys.executable, '-m', 'clit_basicsr', 'prepare', str(source), '-o', str(tmp_path / 'x.lmdb')]
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    process = subprocess.Popen([*command, '--processes', '2'], start_new_session=True, **pipes)
+    process.stdout.readline()  # what will be done
+    while not has_worker(process.pid) and process.poll() is None:
+        pass
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130 and error == 'basicsr: interrupted; the same command continues where it was left\n'

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from os import path as osp
 
 import cv2
@@ -195,7 +197,8 @@ def _made(sources: Sequence[Source], recipe: Recipe, processes: int) -> Iterator
         try:
             while True:
                 while len(waiting) < 2 * processes and (source := next(rest, None)) is not None:
-                    waiting.append(pool.submit(recipe.make, source))
+                    with _without_interrupts():
+                        waiting.append(pool.submit(recipe.make, source))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
@@ -204,6 +207,26 @@ def _made(sources: Sequence[Source], recipe: Recipe, processes: int) -> Iterator
             raise UserError(f'{reason}: it continues where it was left.') from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits, also in a process that is started meanwhile, which would answer it with a traceback of imports."""
+    if not hasattr(signal, 'pthread_sigmask') or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    resource_tracker.ensure_running()  # which ends such a block when it starts
+    came: list[int] = []
+    # The new process inherits the mask; this one needs the handler too, as any of its threads may take the signal.
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _begin_worker(parent: int) -> None:

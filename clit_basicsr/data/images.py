@@ -68,9 +68,15 @@ class ImageSource:
         if not osp.isdir(self.root):
             raise UserError(f'{option}: folder {self.root} does not exist; check the path.')
         if self.is_lmdb:
-            self.is_raw = lmdbs.check(self.root, option) == lmdbs.RAW
+            description = lmdbs.check(self.root, option)
+            self.is_raw = description.get('format') == lmdbs.RAW
             entries = listed_names(meta_info_file or osp.join(self.root, 'meta_info.txt'))
             self.names = [without_suffix(entry) for entry in entries]
+            if not meta_info_file and description.get('images', len(entries)) != len(entries):
+                raise UserError(
+                    f'{self.root}: meta_info.txt lists {len(entries)} images, but the LMDB was made with '
+                    f'{description["images"]}; copy it again, or give a list of your own as meta_info_file.'
+                )
         elif meta_info_file:
             self.names = [osp.join(self.root, entry) for entry in listed_names(meta_info_file)]
             for name in self.names:

@@ -31,14 +31,14 @@ PLAN = '.prepare.json'
 _environments: dict[str, lmdb.Environment] = {}
 
 
-def check(root: str, option: str) -> str:
+def check(root: str, option: str) -> dict[str, Any]:
     """Looks into an LMDB folder, reads no image, and leaves it closed unless it was open.
 
     Args:
         option: what gave ``root``, for messages.
 
     Returns:
-        str: RAW or ENCODED.
+        dict: see :func:`describe`.
 
     Raises:
         UserError: it is not an LMDB that can be read here.
@@ -50,7 +50,7 @@ def check(root: str, option: str) -> str:
             raise UserError(f'{option}: {root} has no {name}, so it is not a BasicSR LMDB; make it again.')
     was_open = osp.realpath(root) in _environments
     try:
-        return describe(root).get('format', ENCODED)
+        return describe(root)
     finally:
         if not was_open:
             close(root)

@@ -8,6 +8,7 @@ also compiles the kernels, which are otherwise compiled at first use; those for 
 import importlib.util
 import os
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import Distribution, find_packages, setup
@@ -37,6 +38,9 @@ class BuildKernels(build_py):
                 except native.BuildError as e:
                     raise SystemExit(f'the {name} kernels cannot be built: {e}') from None
         super().run()
+        if not getattr(self, 'editable_mode', False):  # which finds them in options/
+            target = Path(self.build_lib) / 'clit_basicsr' / 'option_files'
+            shutil.copytree(ROOT / 'options', target, dirs_exist_ok=True)
 
 
 class MaybeBinary(Distribution):
@@ -63,9 +67,19 @@ setup(
     long_description=long_description(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    license_files=['LICENSE'],
+    url='https://arxiv.org/abs/2303.16513',
+    classifiers=[
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Image Processing',
+        'Typing :: Typed',
+    ],
     python_requires='>=3.11,<3.13',
     packages=find_packages(include=['clit_basicsr', 'clit_basicsr.*']),
     package_data={
+        'clit_basicsr': ['py.typed'],
+        'clit_basicsr.weights': ['*.safetensors', '*.json'],
         'clit_basicsr.report': ['tables.csv'],
         'clit_basicsr.ops': ['csrc/*'],  # compiled at first use or with CLIT_BUILD
     },
@@ -85,5 +99,4 @@ setup(
         'tifffile',
         'tqdm',
     ],
-    extras_require={'mmagic': ['mmengine>=0.10.7', 'mmcv>=2.0.0,<2.2.0', 'mmagic>=1.2.0']},
 )

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Creates .venv/ at the root of the repository; quickstart.sh and test.sh start with it. Does nothing if .venv is up to date.
 #
+#   --mmagic, or CLIT_MMAGIC=1   installs MMagic too, the other host; later runs keep it
 #   PYTHON=/path/to/python3.11   the interpreter; default: the first python3.12 or python3.11 on the PATH
 #   CLIT_TORCH=cpu|cuda|ARGS     the build of torch; ARGS is passed to pip unchanged, e.g.
 #                                'torch==2.13.0 --index-url https://download.pytorch.org/whl/cu126'
@@ -14,6 +15,7 @@ PY=$VENV/bin/python
 STAMP=$VENV/setup.done       # the key of the last set-up that finished
 STARTED=$VENV/setup.started  # exists while a set-up is running
 BUILT=$VENV/setup.build      # the build of torch that was requested
+WITH_MMAGIC=$VENV/setup.mmagic  # exists if MMagic was requested
 LOG=$VENV/setup.log
 
 fail() { echo "setup: $*" >&2; exit 1; }
@@ -88,9 +90,16 @@ install_rest() {
   pip_install --no-build-isolation -c "$VENV/torch.txt" -r "$VENV/requirements.txt" -r requirements-dev.txt
 }
 
+MMAGIC=${CLIT_MMAGIC:-}
+case ${1:-} in
+  '') ;;
+  --mmagic) MMAGIC=1 ;;
+  *) fail "unknown argument $1; there is --mmagic" ;;
+esac
+[ -n "$MMAGIC" ] || [ ! -e "$WITH_MMAGIC" ] || MMAGIC=1
 [ -f requirements.txt ] || fail 'requirements.txt is missing; run this script from a complete clone'
 BUILD=$(torch_build)
-KEY=$({ cat requirements.txt requirements-dev.txt setup.py scripts/setup.sh && echo "$PWD $BUILD"; } | cksum)
+KEY=$({ cat requirements*.txt setup.py scripts/setup.sh && echo "$PWD $BUILD $MMAGIC"; } | cksum)
 if [ "$(cat "$STAMP" 2>/dev/null)" = "$KEY" ] && "$PY" -c '' 2>/dev/null; then
   echo "setup: $VENV is up to date (torch $(torch_version))"
   exit 0
@@ -117,6 +126,11 @@ step "torch and torchvision ($BUILD)" install_torch
 step 'BasicSR and development tools' install_rest
 step 'this package, editable' pip_install --no-build-isolation --no-deps -e .
 step 'check: import basicsr' "$PY" -c 'import clit_basicsr, basicsr'
+if [ -n "$MMAGIC" ]; then
+  : >"$WITH_MMAGIC"
+  step 'MMagic' pip_install --no-deps -r requirements-mmagic.txt
+  step 'check: import mmagic' "$PY" -c 'import clit_basicsr, mmagic.models'
+fi
 echo "$KEY" >"$STAMP.new"
 mv "$STAMP.new" "$STAMP"
 rm -f "$STARTED"

@@ -15,7 +15,9 @@ check() {  # check name command...
   echo "$name: $((SECONDS - began)) s"
 }
 
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(getconf _NPROCESSORS_ONLN) > 4 ? 4 : $(getconf _NPROCESSORS_ONLN)))}
+# As many tests at a time as there are cores, up to four, each with one thread.
+WORKERS=$(($(getconf _NPROCESSORS_ONLN) > 4 ? 4 : $(getconf _NPROCESSORS_ONLN)))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # Threads that sleep while they wait: spinning ones cost a factor of ten where other programs use the same cores.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 REPORT=$(mktemp)
@@ -26,7 +28,7 @@ check 'clang-format' .venv/bin/clang-format --dry-run --Werror --style="file:$CS
 check 'ruff format' "$PY" -m ruff format --check .
 check 'ruff check' "$PY" -m ruff check .
 check 'mypy' "$PY" -m mypy
-check 'pytest' "$PY" -m pytest --durations=10 --junitxml="$REPORT" "$@"
+check 'pytest' "$PY" -m pytest -n "$WORKERS" --dist loadfile --durations=10 --junitxml="$REPORT" "$@"
 
 counts=$("$PY" - "$REPORT" <<'EOF'
 import sys

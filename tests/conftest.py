@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import clit_basicsr  # noqa: F401  makes `import basicsr` work
+from clit_basicsr import weights
 from clit_basicsr.ops import backends
 from clit_basicsr.ops.backends import cuda_backend, native
 
@@ -26,11 +27,22 @@ def net():
     return build()
 
 
+@pytest.fixture(scope='session')
+def box(tmp_path_factory):
+    """A folder with the small network as clit-light."""
+    from helpers.tiny_network import make_box
+
+    folder = tmp_path_factory.mktemp('box')
+    make_box(folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The working directory, with a trained experiment."""
+def folder(tmp_path, monkeypatch, box):
+    """The working directory, with a trained experiment; the same network is what comes with the package."""
     from helpers.tiny_network import make_experiment
 
+    monkeypatch.setattr(weights, 'FOLDER', box)
     monkeypatch.chdir(tmp_path)
     make_experiment()
     return tmp_path

@@ -52,9 +52,9 @@ def test_the_crop_is_where_they_differ_most():
 
 
 def test_compare_draws_and_says(folder, capsys):
-    assert cli.main(['compare', 'p.png', '-s', '2', '3.4', '--crop', '5,7,20,30', '-o', 'out.png']) == 0
+    assert cli.main(['compare', 'p.png', '-s', '2', '3.4', '--crop', '7,5,30,20', '-o', 'out.png']) == 0
     said = capsys.readouterr().out
-    assert 'x3.4: bicubic ' in said and 'tiny ' in said and 'crop 5,7,20,30, as given' in said
+    assert 'x3.4: bicubic ' in said and 'clit-light ' in said and 'crop 7,5,30,20, as given' in said
     with Image.open('out.png') as figure:
         pixels = np.asarray(figure.convert('RGB')).astype(int)
     red = (np.abs(pixels - (255, 45, 45)).max(-1) < 8).sum()
@@ -78,7 +78,7 @@ def test_the_result_beside_the_attention_is_the_network_s(folder):
 
 
 def test_attention_draws(folder):
-    assert cli.main(['attention', 'p.png', '--at', '0.5,0.5', '3,70', '-s', '3', '-o', 'a.png']) == 0
+    assert cli.main(['attention', 'p.png', '--at', '0.5,0.5', '70,3', '-s', '3', '-o', 'a.png']) == 0
     with Image.open('a.png') as figure:
         pixels = np.asarray(figure.convert('RGB')).astype(int)
     assert (np.abs(pixels - (255, 212, 0)).max(-1) < 8).sum() > 500  # outlines of branch 1
@@ -93,7 +93,7 @@ def test_transparency_is_white_in_figures_too(folder, capsys):
     said = []
     for name in ('clear', 'white'):
         assert cli.main(['compare', f'{name}.png', '-s', '2', '-o', 'out.png', '-f']) == 0
-        assert cli.main(['attention', f'{name}.png', '--at', '0.5,0.2', '-o', f'{name}_map.png']) == 0
+        assert cli.main(['attention', f'{name}.png', '--at', '0.2,0.5', '-o', f'{name}_map.png']) == 0
         said.append(capsys.readouterr().out.splitlines()[0])
     assert said[0] == said[1] and said[0].startswith('x2: bicubic ')
     maps = [np.asarray(Image.open(f'{name}_map.png').convert('RGB'))[60:] for name in ('clear', 'white')]  # no title
@@ -129,19 +129,19 @@ def test_a_full_memory_is_one_line(arguments, step, error, folder, capsys, monke
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['compare', 'p.png', '--crop', '50,0,20,20'], 'ends at row 70'),
-        (['compare', 'p.png', '--crop', '1,2,3'], '--crop: give y,x,h,w'),
+        (['compare', 'p.png', '--crop', '0,50,20,20'], 'ends at column 20, row 70'),
+        (['compare', 'p.png', '--crop', '1,2,3'], '--crop: give x,y,w,h'),
         (
             ['compare', 'p.png', '-s', '2', '29.5'],
             '83x59 pixels are too few at scale 29.5: PSNR leaves out a border of 30',
         ),
         (['compare', 'p.png', '-s', '70'], '83x59 pixels are too few at scale 70'),
         (['compare', 'p.png', '-s', '0.5'], 'a factor is at least 1'),
-        (['compare', 'p.png', '-m', 'nowhere'], 'nowhere is neither a checkpoint nor a trained experiment'),
+        (['compare', 'p.png', '-m', 'nowhere'], 'nowhere is neither a checkpoint, nor a trained experiment'),
         (['compare', 'p.png', '-m', 'tiny', 'tiny'], 'is named twice'),
         (['compare', 'p.png', '-o', 'x.jpg'], 'the figure is a PNG'),
-        (['attention', 'p.png', '--at', '99,1'], 'outside the picture'),
-        (['attention', 'p.png', '--at', '1'], 'give y,x'),
+        (['attention', 'p.png', '--at', '1,99'], 'outside the picture'),
+        (['attention', 'p.png', '--at', '1'], 'give x,y'),
         (['attention', 'p.png', '--at', '1,1', '-o', 'there.png'], 'exists already'),
     ],
 )

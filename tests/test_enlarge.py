@@ -146,7 +146,7 @@ def test_python_with_pillow_and_files(folder, net):
     save('a.png', pixels)
     for model in (None, 'tiny', 'experiments/tiny/models/net_g_latest.pth'):
         assert np.array_equal(clit_basicsr.upscale('a.png', scale=(2, 3.5), model=model), np.asarray(out))
-    assert main(['upscale', 'a.png', '-s', '2x3.5', '-o', 'b.png']) == 0
+    assert main(['upscale', 'a.png', '-s', '3.5x2', '-o', 'b.png']) == 0
     assert np.array_equal(files.read('b.png').pixels, np.asarray(out))
 
 
@@ -156,7 +156,10 @@ def test_python_with_pillow_and_files(folder, net):
         (np.zeros((4, 4, 5), np.uint8), r'\(4, 4, 5\)'),
         (np.zeros((0, 4), np.uint8), r'\(0, 4\)'),
         (np.zeros((4, 4), np.int32), 'int32'),
-        (np.full((4, 4), 255.0), '255'),
+        (np.full((4, 4), 255.0), '255; divide it by 255'),
+        (np.full((4, 4), 300.0), 'to 300.$'),
+        (np.zeros((3, 40, 50), np.uint8), r'\(3, 40, 50\); a tensor .* move its channels last'),
+        (np.zeros((1, 3, 40, 50), np.float32), r'\(1, 3, 40, 50\); a tensor'),
         (np.full((4, 4), np.nan), 'nan'),
     ],
 )

@@ -12,11 +12,12 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 
 # What each room may import of this package, and of other packages; None: anything.
 ROOMS = {
-    'base': ({'base'}, {'torch'}),
+    'base': ({'base'}, {'torch', 'numpy'}),
+    'weights': ({'weights', 'base'}, set()),
     'formats': ({'formats', 'base'}, {'numpy', 'cv2', 'PIL', 'tifffile'}),
     'ops': ({'ops', 'base'}, {'torch'}),
     'archs': ({'archs', 'ops', 'base'}, {'torch', 'basicsr', 'numpy'}),
-    'published': ({'archs', 'ops', 'base'}, {'torch', 'basicsr', 'numpy'}),
+    'published': ({'published', 'archs', 'ops', 'base'}, {'torch', 'basicsr', 'numpy'}),
     'data.schedule': ({'base'}, set()),
     'data.downsamplings': ({'base'}, set()),
     'metrics.protocols': ({'base'}, set()),
@@ -31,7 +32,7 @@ ROOMS = {
     ),
     'report': ({'report', 'metrics', 'archs', 'base'}, {'basicsr', 'matplotlib'}),
     'pictures': (
-        {'pictures', 'archs', 'data', 'metrics', 'ops', 'report', 'formats', 'base'},
+        {'pictures', 'archs', 'weights', 'data', 'metrics', 'ops', 'report', 'formats', 'base'},
         {'torch', 'numpy', 'cv2', 'PIL', 'tifffile', 'tqdm', 'matplotlib'},
     ),
     'hosts': ({'ops', 'archs', 'data', 'models', 'metrics', 'hosts', 'published', 'base'}, None),

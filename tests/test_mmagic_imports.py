@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from clit_basicsr import cli
+from clit_basicsr.cli import mmagic_tool
+
 LITE = 'from mmcv.ops.upfirdn2d import upfirdn2d\nimport mmcv._ext\n'
 USE = """
 import importlib, sys
@@ -77,3 +80,27 @@ def test_without_mmcv_nothing_is_put_in_its_place():
     code = f"import sys\nsys.modules['mmcv'] = None\n{USE}print(any('_Ops' in str(finder) for finder in sys.meta_path))"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ('False\n', 0), done.stderr
+
+
+def test_without_controlnet_aux_its_class_can_be_imported_but_not_used(tmp_path):
+    code = """
+from controlnet_aux import HEDdetector
+for use in (lambda: HEDdetector(), lambda: HEDdetector.from_pretrained('x')):
+    try:
+        use()
+    except ValueError as error:
+        print(error)
+"""
+    lines = run(code, tmp_path).splitlines()
+    assert len(lines) == 2 and all('pip install controlnet_aux' in line for line in lines)
+
+
+def test_another_controlnet_aux_stays(tmp_path):
+    (tmp_path / 'controlnet_aux.py').write_text('HEDdetector = "real"\n')
+    assert run('from controlnet_aux import HEDdetector\nprint(HEDdetector)', tmp_path) == 'real\n'
+
+
+def test_without_mmagic_the_command_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setattr(mmagic_tool, 'NEEDED', ('no_such_package',))
+    assert cli.main(['mmtrain', 'config.py']) == 1
+    assert 'no_such_package is not installed; scripts/setup.sh --mmagic' in capsys.readouterr().err

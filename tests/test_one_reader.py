@@ -165,7 +165,7 @@ def test_what_a_folder_holds_besides_is_said_once(tmp_path, caplog, capsys):
         (folder / name).write_text('')
     (folder / 'gone').symlink_to(folder / 'nowhere')
     (folder / 'sub').mkdir()
-    assert upscale.find_pictures(str(folder)) == [str(folder / 'a.png')]
+    assert upscale.pictures_in(str(folder), False, 'out') == [(str(folder / 'a.png'), '')]
     assert capsys.readouterr().out == (
         f'{folder}: skipped: 3 files that are not pictures (.md, .txt), 1 broken link, 1 sub-folder\n'
     )

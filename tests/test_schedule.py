@@ -1,10 +1,12 @@
 """The stage, the branches and the scale factors of each batch."""
 
+import math
 import random
 from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.schedule import STAGE_KEYS, ScaleSchedule, clip_scales, parse_scales, parse_stages
@@ -29,7 +31,51 @@ def test_parsed_stage_holds_the_options():
     assert last.scales[2] == ((1, 4), (1, 4), (1, 2))
     first = parse_stages(THREE_STAGES)[0]
     assert (first.gamma, first.warmup_iter) == (0.5, -1)
-    assert set(STAGE_KEYS) == set(THREE_STAGES[2])
+    assert set(THREE_STAGES[2]) < set(STAGE_KEYS)
+
+
+def test_learning_rate_falls_at_milestones_or_along_a_cosine():
+    steps = parse_stages([stage(iters=10, milestones=[3, 6], gamma=0.5)])[0]
+    assert [steps.learning_rate(i) / 1e-4 for i in (1, 3, 4, 6, 7, 10)] == pytest.approx([1, 1, 0.5, 0.5, 0.25, 0.25])
+    cosine = parse_stages([{'eta_min': 1e-6, 'warmup_iter': 4} | stage(iters=100)])[0]
+    torch_has = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([torch.zeros(1)], lr=1e-4), 100, 1e-6)
+    for iteration in range(1, 101):
+        warm = min(1, iteration / 4)
+        assert cosine.learning_rate(iteration) == pytest.approx(torch_has.get_last_lr()[0] * warm, rel=1e-9)
+        torch_has.optimizer.step()
+        torch_has.step()
+    without = {key: value for key, value in stage(eta_min=0.0).items() if key != 'milestones'}
+    assert parse_stages([without])[0].learning_rate(6) == pytest.approx(0.5e-4)
+
+
+def test_warm_up_and_cosine():
+    """The rates of SRNO and HIIF in their epochs k = 1, 2, ..., as their papers' code has them."""
+    common = {'branches': 1, 'lr': 4e-4, 'scales': [[[1, 4]]]}
+    srno = {
+        **common,
+        'iters': 262500,
+        'warmup_iter': 12500,
+        'warmup_lr': 4e-5,
+        'cosine_from': 12500,
+        'eta_min': 0,
+        'lr_period': 250,
+    }
+    hiif = {**common, 'iters': 2100000, 'warmup_iter': 100000, 'warmup_lr': 2e-6, 'eta_min': 2e-6}
+    srno_stage, hiif_stage = parse_stages([srno])[0], parse_stages([hiif | {'lr_period': 2000}])[0]
+    for k in (1, 2, 30, 50, 51, 52, 600, 1050):
+        warm = 4e-5 * (1 + 9 * (k - 1) / 50)
+        expected = warm if k <= 51 else 2e-4 * (1 + math.cos(math.pi * (k - 51) / 1000))
+        for iteration in (250 * (k - 1) + 1, 250 * k):
+            assert srno_stage.learning_rate(iteration) == pytest.approx(expected, rel=1e-9)
+        warm = 2e-6 + 3.98e-4 * (k - 1) / 50
+        expected = warm if k <= 50 else 2e-6 + 1.99e-4 * (1 + math.cos(math.pi * (k - 1) / 1050))
+        for iteration in (2000 * (k - 1) + 1, 2000 * k):
+            assert hiif_stage.learning_rate(iteration) == pytest.approx(expected, rel=1e-9)
+    for wrong in ({'cosine_from': 300000}, {'warmup_lr': 1.0}, {'lr_period': 0}, {'eta_min': -1}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            parse_stages([srno | wrong])
+    with pytest.raises(UserError, match='cosine or milestones'):
+        parse_stages([srno | {'milestones': [5]}])
 
 
 def test_batches_fall_into_their_stages_and_alternate():
@@ -108,6 +154,9 @@ def test_clipped_crop_never_exceeds_the_image_by_rounding():
         ([stage(milestones=[5, 5])], 'stage 1: milestones: must increase'),
         ([stage(milestones=[0, 5])], 'stage 1: milestones: must increase'),
         ([stage(milestones=[5, 10])], 'stage 1: milestones: must increase and lie between 1 and 9'),
+        ([stage(eta_min=1e-4)], 'stage 1: eta_min: must be a number from 0 to below lr, got 0.0001'),
+        ([stage(eta_min='0')], 'stage 1: eta_min: must be a number'),
+        ([stage(eta_min=0, milestones=[5])], 'stage 1: eta_min: the learning rate follows a cosine or milestones'),
         ([stage(milestones=5)], 'stage 1: milestones: must be a list'),
         ([stage(scales=[[[1, 4], [1, 4]]])], 'scales: alternative 1 has 2 ranges, but the stage has 1 branch;'),
         ([stage(), stage(2, scales=[[[1, 4]], []])], 'stage 2: scales: alternative 2 must be a list of ranges'),

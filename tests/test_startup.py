@@ -133,8 +133,12 @@ MISTAKES = (
     ('upscale', 'required: input'),
     ('upscale gone.png -s 2 -o b.png', 'gone.png does not exist'),
     ('upscale here.png -s 0.5 -o b.png', 'a factor is at least 1'),
-    ('upscale here.png -s 2 -o b.png -m', 'unrecognized arguments'),
-    ('upscale here.png -s 2 -o b.png --model gone.pth', 'gone.pth is neither a checkpoint nor'),
+    ('upscale here.png -s 2 -o b.png -m', 'expected one argument'),
+    ('upscale here.png -s 2 -q -v', 'not allowed with'),
+    ('upscale here.png -s 2 --shard 4/3', '--shard: give I/N'),
+    ('upscale here.png -s 2 --quality 0', 'from 1 to 100'),
+    ('upscale . -s 2', '. is a folder; give another one'),
+    ('upscale here.png -s 2 -o b.png --model gone.pth', 'gone.pth is neither a checkpoint, nor'),
     ('upscale here.png -s 2 -o b.png --precision half', 'invalid choice'),
     ('compare gone.png', 'gone.png does not exist'),
     ('compare here.png --downsampling gimp', 'invalid choice'),
@@ -151,7 +155,7 @@ MISTAKES = (
     ('train -opt gone.yml', 'gone.yml: No such file'),
     ('test -opt here.yml --force_yml name', 'it is written key=value'),
 )
-RIGHT = ('--help', '--version', *(f'{name} --help' for name in cli.COMMANDS))
+RIGHT = ('--help', '--version', '-V', *(f'{name} --help' for name in cli.COMMANDS))
 
 
 def test_help_and_mistakes_on_the_command_line_do_not_import_torch(tmp_path):
@@ -231,7 +235,7 @@ def test_a_picture_is_enlarged_without_the_compiler(folder):
     code = f"""
 import sys
 from clit_basicsr.cli import main
-assert main(['upscale', 'a.png', '-s', '2', '-o', 'b.png', '--device', 'cpu']) == 0
+assert main(['upscale', 'a.png', '-s', '2', '-o', 'b.png', '--model', 'tiny', '--device', 'cpu']) == 0
 print([name for name in {HEAVY} if name in sys.modules])
 """
     assert run(code).splitlines()[-1] == "['torch']"

@@ -60,6 +60,8 @@ def test_the_tables_are_read_whole():
         ({'type': 'LIT', 'encoder': EDSR}, 'EDSR-baseline-LIT'),
         ({'type': 'LIT', 'encoder': EDSR, 'cell': False}, 'EDSR-baseline-LIT (-c)'),
         ({'type': 'LIT', 'encoder': EDSR, 'grid_size': 25}, 'EDSR-baseline-LIT grid 25'),
+        ({'type': 'SRNO', 'encoder': RDN, 'num_heads': 16}, 'RDN-SRNO'),
+        ({'type': 'Thera', 'encoder': EDSR, 'variant': 'plus'}, 'EDSR-baseline-Thera Plus'),
         ({'type': 'Bicubic'}, 'Bicubic'),
     ],
 )
@@ -107,6 +109,8 @@ def test_what_is_not_comparable_is_told():
     assert why_not_comparable('Set5', (2, 2), 4, 'benchmark', 'given') == '4 images, where Set5 has 5'
     assert 'by benchmark' in why_not_comparable('Set5', (2, 2), 5, 'div2k', 'given')
     assert 'LR images pil' in why_not_comparable('Set5', (4, 4), 5, 'benchmark', 'pil')
+    assert 'LR images pil' in why_not_comparable('Set5', (8, 8), 5, 'benchmark', 'pil', 'RDN-Thera Pro')
+    assert why_not_comparable('Set5', (8, 8), 5, 'benchmark', 'matlab', 'RDN-Thera Pro') == ''
     assert 'LR images given' in why_not_comparable('Set5', (8, 8), 5, 'benchmark', 'given')
     assert 'both axes' in why_not_comparable('Set5', (2, 3), 5, 'benchmark', 'given')
     assert [paper_set(name) for name in ('set_14', 'DIV2K', 'DIV2K_valid_HR', 'BSD100', 'Set6')] == [
@@ -218,7 +222,7 @@ def test_a_run_leaves_its_table(folder):
     assert lines['odd_x2.5']['scale'] == '2.5x2' and lines['odd_x2.5']['paper_psnr'] == ''
     shown = f'{six["values"]["psnr"]:.3f} | {six["paper"]:.2f} | {six["difference"]:+.2f} | '
     assert f'| Set5 | x6 | 5 | pil | {shown}' in (results / 'summary.md').read_text()
-    table = done.stderr[done.stderr.index("figures, compared with the paper's row RDN-CLIT") :]
+    table = done.stdout[done.stdout.index("figures, compared with the paper's row RDN-CLIT") :]
     assert re.search(rf'Set5 +x6 +5 +pil +{six["values"]["psnr"]:.3f} +29.39 ', table)
     assert table.count('skipped') + table.count('Skipped') == 2
     assert table in next(results.glob('*.log')).read_text()

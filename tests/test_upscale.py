@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import termios
 
 import numpy as np
 import pytest
@@ -54,8 +55,8 @@ def test_awkward_files_give_a_picture_or_a_line(folder, capsys):
     [
         (('-s', '1'), (6, 9)),
         (('-s', '3.7'), (22, 33)),
-        (('-s', '2x3.5'), (12, 32)),
-        (('--scale', '1X2'), (6, 18)),
+        (('-s', '3.5x2'), (12, 32)),
+        (('--scale', '2X1'), (6, 18)),
         (('--size', '20x13'), (13, 20)),
         (('--width', '20'), (13, 20)),
         (('--height', '15'), (15, 22)),
@@ -66,7 +67,7 @@ def test_sizes_as_people_say_them(folder, net, options, size):
     assert main(['upscale', 'a.png', *options, '-o', 'b.png']) == 0
     out = files.read('b.png').pixels
     assert out.shape == (*size, 3)
-    exact = {('-s', '3.7'): 3.7, ('-s', '2x3.5'): (2, 3.5)}.get(options)
+    exact = {('-s', '3.7'): 3.7, ('-s', '3.5x2'): (2, 3.5)}.get(options)
     expected = answer(net, color(), **({'scale': exact} if exact else {'size': size}))
     assert np.abs(out - levels(expected)).max() < 0.51
 
@@ -259,10 +260,12 @@ def test_folders_that_cannot_be_read_or_made_are_told(folder, capsys, monkeypatc
     monkeypatch.setattr(os, 'listdir', refuse('locked'))
     assert message('locked', '-o', 'out') == 'basicsr: error: the folder locked cannot be read (Permission denied).'
     monkeypatch.setattr(os, 'listdir', refuse('experiments'))
-    assert 'the folder experiments cannot be read (Permission denied)' in message('a.png', '-o', 'c.png')
+    assert 'the folder experiments cannot be read (Permission denied)' in message(
+        'a.png', '-o', 'c.png', '--model', 'else'
+    )
     os.makedirs('experiments/other/models')
     monkeypatch.setattr(os, 'listdir', refuse('other'))
-    assert 'models cannot be read (Permission denied)' in message('a.png', '-o', 'c.png')
+    assert 'models cannot be read (Permission denied)' in message('a.png', '-o', 'd.png', '--model', 'else')
     assert main(['upscale', 'a.png', '-s', '1', '-o', 'c.png', '--model', 'tiny']) == 0  # which need not look there
     capsys.readouterr()
 
@@ -294,7 +297,7 @@ def test_which_network(folder, net, capsys):
     wrong = {**content, 'params': {key: torch.zeros_like(value) for key, value in net.state_dict().items()}}
     save_checkpoint('experiments/other/models/net_g_1000.pth', content)
     save_checkpoint('experiments/other/models/net_g_999.pth', wrong)
-    assert 'trained here: other, tiny' in message()
+    assert 'trained here: other, tiny; in the package: clit-light' in message('--model', 'else')
     assert main(['upscale', 'a.png', '-s', '1', '-o', 'c.png', '--model', 'other']) == 0
     assert 'other/models/net_g_1000.pth: LIT on cpu, fp32' in capsys.readouterr().out.replace(os.sep, '/')
     assert np.abs(files.read('c.png').pixels - levels(answer(net, color(), scale=1))).max() < 0.51
@@ -355,20 +358,23 @@ def test_ctrl_c_leaves_nothing(folder):
     """A real process, interrupted among its tiles."""
     save('a.png', np.asarray(data.astronaut()))
     command = [sys.executable, '-m', 'clit_basicsr', 'upscale', 'a.png', '-s', '8', '--tile', '16', '-o', 'b.png']
+    terminal, other = os.openpty()  # bars are shown on terminals alone
+    termios.tcsetwinsize(terminal, (24, 200))
     process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
+        [*command, '-m', 'tiny'],
+        stderr=other,
         stdout=subprocess.DEVNULL,
-        text=True,
         # a shell's background jobs, and what they start, are born with interrupts ignored
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    os.close(other)  # so that reading ends with the process
     seen = ''
     while 'tile' not in seen:
-        seen += process.stderr.read(20)
+        seen += os.read(terminal, 20).decode(errors='replace')
     process.send_signal(signal.SIGINT)
-    rest = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    assert process.wait(timeout=60) == 130
+    rest = os.read(terminal, 65536).decode(errors='replace')
+    os.close(terminal)
     assert 'basicsr: interrupted' in rest
     assert 'Traceback' not in seen + rest
     assert sorted(os.listdir()) == ['a.png', 'experiments']

@@ -106,10 +106,10 @@ def test_of_a_large_picture_only_what_is_seen_is_read():
 
 
 def test_places():
-    assert point('0.25,1.0', 30, 44) == (7.5, 44)
-    assert point('0,1', 30, 44) == (0.5, 1.5)
-    assert point('12, 34.25', 30, 44) == (12.5, 34.25)
-    for text in ('12', '1,2,3', 'a,b', '30,3', '-1,3', '0.5,44.5', 'nan,0.5'):
+    assert point('1.0,0.25', 30, 44) == (7.5, 44)
+    assert point('1,0', 30, 44) == (0.5, 1.5)
+    assert point('34.25, 12', 30, 44) == (12.5, 34.25)
+    for text in ('12', '1,2,3', 'a,b', '3,30', '3,-1', '44.5,0.5', '0.5,nan'):
         with pytest.raises(UserError, match='--at'):
             point(text, 30, 44)
 
@@ -159,7 +159,7 @@ def test_a_gif_lasts_as_long_as_its_frames(fps):
 
 def test_gif(folder, capsys):
     assert (
-        main(['zoom', 'a.png', '-o', 'new/z.gif', '--at', '0.3,0.6', '--seconds', '0.5', '--fps', '10', *BICUBIC]) == 0
+        main(['zoom', 'a.png', '-o', 'new/z.gif', '--at', '0.6,0.3', '--seconds', '0.5', '--fps', '10', *BICUBIC]) == 0
     )
     with Image.open('new/z.gif') as film:
         assert (film.n_frames, film.size, film.info['duration'], film.info['loop']) == (5, (44, 30), 100, 0)

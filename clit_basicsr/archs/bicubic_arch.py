@@ -41,6 +41,7 @@ class Bicubic(ImplicitNet):
             taps.append(((mirrored - start).clamp(0, feat.z.shape[2 + axis] - 1), weight))
         (y, wy), (x, wx) = taps
         values = read_pixels(feat.z, y.unsqueeze(-1), x.unsqueeze(-2))  # (B, Q, 4, 4, 3)
+        wy, wx = wy.to(values), wx.to(values)  # other than single precision is the image's own
         return torch.einsum('bqi,bqj,bqijc->bqc', wy, wx, values)
 
     def finish(self, out: Tensor, feat: Features, coord: Tensor) -> Tensor:

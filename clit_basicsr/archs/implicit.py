@@ -1,6 +1,7 @@
 """What every implicit network shares: encode once, query anywhere, and from both a whole picture of any size."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,11 +9,11 @@ from torch import Tensor, nn
 
 from clit_basicsr.archs.encoders import RawPixels, build_encoder
 from clit_basicsr.archs.features import Features, LocalAttention, Prepared
-from clit_basicsr.archs.precision import convolution_layout
+from clit_basicsr.archs.precision import convolution_layout, own_precision
 from clit_basicsr.archs.sizes import hr_range, lr_range, output_size, parse_tile
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops.decoder import runs_compiled
-from clit_basicsr.ops.geometry.coords import Bounds, Frame, Piece, make_coord, numbers
+from clit_basicsr.ops.geometry.coords import Bounds, Frame, Piece, in_larger, make_coord, numbers
 from clit_basicsr.ops.geometry.mirror import mirror_pad
 from clit_basicsr.ops.geometry.sampling import sample_bilinear
 
@@ -22,6 +23,10 @@ MAX_QUERIES = 4096
 # Queries per thread that pass through a decoder together on a processor, where their values stay in its cache: of the
 # kernel, which is given little and keeps the rest to itself, and of plain torch.
 KERNEL_QUERIES, TORCH_QUERIES = 2048, 256
+
+
+# Calls for the tiles of a picture, in the same order each time: features, and the piece of the result to answer.
+Tiles = Callable[[], Iterator[tuple[Features, Piece]]]
 
 
 class ImplicitNet(nn.Module):
@@ -43,6 +48,8 @@ class ImplicitNet(nn.Module):
     cascaded = False
     # Whether the decoder's values are added to the LR image, read bilinearly.
     image_skip = False
+    # Whether a value depends on all queries of the call and not on its own place alone.
+    uses_all_queries = False
     # Branches that cumulative training may add one by one.
     num_branches: int = 1
 
@@ -55,6 +62,25 @@ class ImplicitNet(nn.Module):
     def reach(self) -> int:
         """How many LR pixels beyond its nearest one a query reads from the features."""
         raise NotImplementedError
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the features."""
+        return self.encoder.out_channels
+
+    @property
+    def context(self) -> int:
+        """LR pixels beyond the encoder's own reach that features depend on; tiles get them beside their padding."""
+        return 0
+
+    @property
+    def alignment(self) -> int:
+        """Tiles have to begin and end at multiples of this many LR pixels to get the features of the whole image."""
+        return self.encoder.alignment
+
+    def extract(self, lq: Tensor) -> Tensor:
+        """The features (B, C0, h, w) of an image or a window of it, (B, 3, h, w), RGB in [0, 1]."""
+        return self.encoder(convolution_layout(lq)) * self.encoder.feat_scale
 
     def encode(self, lq: Tensor) -> Features:
         """Features of a whole LR image (B, 3, h, w), RGB in [0, 1]."""
@@ -72,7 +98,8 @@ class ImplicitNet(nn.Module):
             Prepared: accepted by :meth:`query` and :meth:`attention` in place of ``feat``; the same results, bit for
             bit.
         """
-        return Prepared(feat, self.prepare_maps(feat, scales), scales)
+        with own_precision(self):
+            return Prepared(feat, self.prepare_maps(feat, scales), scales)
 
     def query(self, feat: Features | Prepared, coord: Tensor, cell: Tensor, scales=None) -> Tensor:
         """RGB values at HR pixel centres.
@@ -88,9 +115,10 @@ class ImplicitNet(nn.Module):
             Tensor: (B, Q, 3) in [0, 1], not clamped.
         """
         prepared, coord, cell = self._in_frame(feat, coord, cell, scales)
-        if prepared.maps is None and self.pays_to_prepare(prepared.feat, coord):
-            prepared = prepared._replace(maps=self.prepare_maps(prepared.feat, prepared.scales))
-        return self.finish(self.decode(prepared, coord, cell), prepared.feat, coord)
+        with own_precision(self):
+            if prepared.maps is None and self.pays_to_prepare(prepared.feat, coord):
+                prepared = prepared._replace(maps=self.prepare_maps(prepared.feat, prepared.scales))
+            return self.finish(self.decode(prepared, coord, cell), prepared.feat, coord)
 
     def attention(self, feat: Features | Prepared, coord: Tensor, cell: Tensor, scales=None) -> list[LocalAttention]:
         """The attention weights of every active branch at HR pixel centres; arguments as for :meth:`query`.
@@ -111,9 +139,8 @@ class ImplicitNet(nn.Module):
             hr = [round(2 / side) for side in cell.reshape(-1, 2)[0].tolist()]
             scales = self.plan_scales((hr[0] / h, hr[1] / w))
         if size != (h, w):  # the same places in the image with its margin
-            exact = coord.double()
-            ratio = numbers((h / size[0], w / size[1]), exact)
-            coord = ((exact + 1) * ratio - 1).to(coord.dtype)
+            ratio = numbers((h / size[0], w / size[1]), coord.double())
+            coord = in_larger(coord, ratio)
             cell = (cell * ratio).to(cell.dtype)
         return prepared._replace(scales=scales), coord, cell
 
@@ -144,6 +171,18 @@ class ImplicitNet(nn.Module):
     def plan_scales(self, scale: tuple[float, float]):
         """The ``scales`` of :meth:`query` for a picture enlarged by that factor (y, x); None without branches."""
         return
+
+    def survey(self, tiles: Tiles, scales) -> tuple[Tiles, Any]:
+        """What pieces of a picture need to know of the whole, before the first one is answered.
+
+        Args:
+            tiles: what is going to be answered.
+            scales: from :meth:`plan_scales`.
+
+        Returns:
+            The tiles, which may have been kept, and what :meth:`_fill` gets as its ``scales``.
+        """
+        return tiles, scales
 
     def forward(self, lq: Tensor, coord: Tensor | None = None, cell: Tensor | None = None, scales=None) -> Tensor:
         """Training: RGB (B, Q, 3) at the queries. With an image alone: the image at the scale of option ``upscale``."""
@@ -176,9 +215,11 @@ class ImplicitNet(nn.Module):
             UserError: neither or both of size and scale, or one that is not at least the LR size.
         """
         size, factors = output_size((lq.shape[2], lq.shape[3]), size, scale)
-        out, scales = _empty(lq, *size), self.plan_scales(factors)
-        for feat, piece in self._encoded_tiles(lq, size, tile):
-            self._fill(out[..., slice(*piece.rows), slice(*piece.cols)], *feat.with_margin(piece), scales)
+        out = _empty(lq, *size)
+        tiles, scales = self.survey(partial(self._encoded_tiles, lq, size, tile), self.plan_scales(factors))
+        for feat, piece in tiles():
+            with own_precision(self):
+                self._fill(out[..., slice(*piece.rows), slice(*piece.cols)], *self.enlarged_frame(feat, piece), scales)
         return out
 
     @torch.no_grad()
@@ -201,8 +242,8 @@ class ImplicitNet(nn.Module):
             row and cover the result exactly once.
         """
         size, factors = output_size((lq.shape[2], lq.shape[3]), size, scale)
-        scales = self.plan_scales(factors)
-        for feat, piece in self._encoded_tiles(lq, size, tile):
+        tiles, scales = self.survey(partial(self._encoded_tiles, lq, size, tile), self.plan_scales(factors))
+        for feat, piece in tiles():
             yield slice(*piece.rows), slice(*piece.cols), self._answer(feat, piece, scales)
 
     @torch.no_grad()
@@ -223,7 +264,9 @@ class ImplicitNet(nn.Module):
         Args:
             scales: from :meth:`plan_scales`.
         """
-        return self._answer(feat, Piece(size, rows, cols), scales)
+        piece = Piece(size, rows, cols)
+        _, scales = self.survey(lambda: iter([(feat, piece)]), scales)
+        return self._answer(feat, piece, scales)
 
     def _with_margin(self, lq: Tensor) -> Tensor:
         if lq.dim() != 4 or lq.shape[1] != 3:
@@ -247,7 +290,7 @@ class ImplicitNet(nn.Module):
 
     def _window(self, lq: Tensor, start: tuple[int, int], side: int, pad: int) -> tuple[Bounds, Bounds]:
         """Rows and columns of a tile with its surroundings, rounded outwards to what the encoder can cut at."""
-        step = self.encoder.alignment
+        step, pad = self.alignment, pad + self.context
         rows, cols = (
             (max(first - pad, 0) // step * step, min(-(-(first + side + pad) // step) * step, n))
             for first, n in zip(start, lq.shape[-2:], strict=True)
@@ -259,12 +302,18 @@ class ImplicitNet(nn.Module):
         window = lq[..., slice(*rows), slice(*cols)]
         if not window.is_floating_point():
             window = window.to(torch.get_default_dtype()) / torch.iinfo(lq.dtype).max
-        z = self.encoder(convolution_layout(window)) * self.encoder.feat_scale
+        with own_precision(self):
+            z = self.extract(window)
         return Features(z, window, Frame((lq.shape[2], lq.shape[3]), (rows[0], cols[0])), image_size)
+
+    def enlarged_frame(self, feat: Features, piece: Piece) -> tuple[Features, Piece]:
+        """Features and piece as :meth:`_fill` gets them: the margin is a part of the picture where that is exact."""
+        return feat.with_margin(piece)
 
     def _answer(self, feat: Features, piece: Piece, scales) -> Tensor:
         out = _empty(feat.lq, piece.rows[1] - piece.rows[0], piece.cols[1] - piece.cols[0])
-        self._fill(out, *feat.with_margin(piece), scales)
+        with own_precision(self):
+            self._fill(out, *self.enlarged_frame(feat, piece), scales)
         return out
 
     def _fill(self, out: Tensor, feat: Features, piece: Piece, scales) -> None:

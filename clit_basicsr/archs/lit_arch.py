@@ -83,7 +83,10 @@ class LITBase(ImplicitNet):
     def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
         bias, out = self._bias(), cast(Tensor, 0.0)
         for branch, source in zip(self.branches, self._inputs(prepared), strict=False):
-            out = branch(source, coord, cell, bias) + self.residual * out  # equation (9)
+            # a branch that learns nothing, as it is frozen, takes the faster path without gradients
+            with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(branch, source.z, coord, cell, bias)):
+                own = branch(source, coord, cell, bias)
+            out = own + self.residual * out  # equation (9)
         return out
 
     @torch.no_grad()
@@ -127,6 +130,12 @@ class LITBase(ImplicitNet):
             skip = upsample_bilinear(feat.lq, feat.frame, piece.size, rows, piece.cols, padding='border')
             part = out[..., rows[0] - piece.rows[0] : rows[1] - piece.rows[0], :]
             part.copy_(to_image(part, skip))
+
+
+def _learns(branch: nn.Module, *inputs: Tensor | PositionalBias | None) -> bool:
+    """Whether any parameter or input of a branch wants a gradient."""
+    tensors = [tensor for one in inputs for tensor in (one if isinstance(one, tuple) else (one,))]
+    return any(tensor is not None and tensor.requires_grad for tensor in (*tensors, *branch.parameters()))
 
 
 @ARCH_REGISTRY.register()

@@ -1,10 +1,10 @@
 """In which precision a network computes: an option of training, of validation and of ``upscale``."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clit_basicsr.base.precisions import check_precision
 
@@ -35,6 +35,16 @@ def in_precision(name: str | None, device: torch.device) -> Iterator[None]:
             yield
     finally:
         cublas.allow_tf32, cudnn.allow_tf32 = before
+
+
+def own_precision(net: nn.Module) -> AbstractContextManager:
+    """Autocast to the type of a network's parameters where that is half precision (``net.half()``, ``net.bfloat16()``):
+    positions, which half precision is too coarse for, stay in single precision. Otherwise nothing.
+    """
+    like = next(net.parameters(), None)
+    if like is None or like.dtype not in DTYPES.values():
+        return nullcontext()
+    return torch.autocast(like.device.type, like.dtype)
 
 
 def convolution_layout(lq: Tensor) -> Tensor:

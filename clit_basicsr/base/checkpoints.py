@@ -19,9 +19,13 @@ from torch import Tensor
 from clit_basicsr.base import file_kinds
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.file_kinds import SAFETENSORS
+from clit_basicsr.base.flax_file import SUFFIX as FLAX
+from clit_basicsr.base.flax_file import read_flax
 from clit_basicsr.base.safetensors_file import read_safetensors
 
 DIGEST = b'sha256:'
+# Before the names of the network's weights in checkpoints of MMagic, and before all names in its averages.
+GENERATOR, AVERAGED = 'generator.', 'module.'
 CHUNK = 1 << 20  # bytes
 # What zipfile and torch.load raise upon damaged files: their parsers trust what they read, and stop anywhere.
 UNREADABLE = (
@@ -36,15 +40,19 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     An archive's checksums are verified, and its digest where it has one. A bare pickle, the format before torch 1.6,
     has none: damage within its numbers goes unnoticed.
 
+    A checkpoint of MMagic that says which network of this package it is of comes back in BasicSR's layout.
+
     Args:
-        path: of a file of ``torch.save``, or ending in .safetensors: its tensors are ``params``, its metadata next to
-            them.
+        path: of a file of ``torch.save``; or ending in .safetensors: its tensors are ``params``, its metadata next to
+            them; or in .pkl: a published Thera, see :func:`clit_basicsr.base.flax_file.read_flax`.
 
     Raises:
         UserError: the file does not exist, is damaged or something else, or holds more than tensors and plain values.
     """
     path = os.fspath(path)
     file_kinds.check_regular(path)
+    if path.endswith(FLAX):
+        return read_flax(path)
     if path.endswith(SAFETENSORS):
         return _read_safetensors(path)
     if file_kinds.check_may_be_checkpoint(path):
@@ -58,7 +66,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         raise UserError(f'checkpoint {path} cannot be read; it is damaged or truncated{_reason(error)}.') from error
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__}, not a checkpoint.')
-    return content
+    return _of_basicsr(content)
 
 
 def write_checkpoint(content: dict, path: str) -> None:
@@ -106,6 +114,28 @@ def check_finite(weights: dict[str, Tensor], source: str) -> None:
             f'{source} are not finite: {sum(bad.values())} values are NaN or infinite, in {len(bad)} of '
             f'{len(weights)} tensors, first in {first}; the training diverged, so take an earlier checkpoint.'
         )
+
+
+def _of_basicsr(content: dict) -> dict:
+    """MMagic's content as ``params``, ``params_ema`` (where there is an average) and ``network_g``.
+
+    With an average, MMagic saves it as the model's own weights, and these in its place. Other content, and MMagic's
+    without ``network_g``, is returned unchanged.
+    """
+    if 'state_dict' not in content or 'network_g' not in content:
+        return content
+    parts = {'params': (content['state_dict'], GENERATOR)}
+    if 'ema_state_dict' in content:
+        parts = {
+            'params': (content['ema_state_dict'], AVERAGED + GENERATOR),
+            'params_ema': (content['state_dict'], GENERATOR),
+        }
+    weights = {
+        key: {name.removeprefix(prefix): value for name, value in part.items() if str(name).startswith(prefix)}
+        for key, (part, prefix) in parts.items()
+        if isinstance(part, dict)
+    }
+    return {**weights, 'network_g': content['network_g']}
 
 
 def _verify_archive(path: str) -> None:

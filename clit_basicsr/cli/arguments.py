@@ -7,7 +7,15 @@ from clit_basicsr.pictures import networks
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--model', help=networks.HELP)
+    parser.add_argument('-m', '--model', help=networks.HELP)
+
+
+def add_loudness(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument('-q', '--quiet', action='store_true', help='say nothing but errors, warnings and results')
+    group.add_argument(
+        '-v', '--verbose', action='store_true', help='say versions first, and with an error where it was'
+    )
 
 
 def add_device_and_force(parser: argparse.ArgumentParser, what: str) -> None:

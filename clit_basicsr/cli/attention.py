@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from os import path as osp
 
+from clit_basicsr.base.console import hides_bars, say
 from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.files import check_is_picture_file
 from clit_basicsr.cli import arguments, outputs, sizes
 from clit_basicsr.pictures import networks
 
 HELP = 'Draw the attention of LIT or CLIT at points of a picture: one map for each head and branch.'
+EXAMPLES = ('basicsr attention small.png --at 0.3,0.4 -s 8 -m experiments/my_clit',)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,16 +21,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--at',
         nargs='+',
         required=True,
-        metavar='Y,X',
-        help='points: parts of height and width, written with a point (0.3,0.75), or pixels (120,340); the HR pixel '
+        metavar='X,Y',
+        help='points: parts of width and height, written with a point (0.3,0.75), or pixels (120,340); the HR pixel '
         'that a point lies in is asked',
     )
     parser.add_argument(
-        '-s', '--scale', default='4', metavar='S', help='factor of the result, 3.7 or 2x3.5; default: 4'
+        '-s',
+        '--scale',
+        default='4',
+        metavar='S',
+        help='factor of the result, 3.7, or 2x3.5 for width x height; default: 4',
     )
     arguments.add_model(parser)
     parser.add_argument(
-        '-o', '--output', metavar='PNG', help='the figure; default: the name of the picture_attention.png'
+        '-o',
+        '--output',
+        metavar='PNG',
+        help='the figure; default: beside the picture, with _attention.png for its ending',
     )
     arguments.add_device_and_force(parser, 'a figure that exists')
 
@@ -53,8 +62,8 @@ def _attention(args: argparse.Namespace, scale: float | tuple[float, float], pat
     picture = files.read(args.image)
     points = [sizes.point(text, *picture.pixels.shape[:2]) for text in args.at]
     net = networks.load_network(path, choose_device(args.device))
-    with tqdm(points, desc='attention', unit='point', delay=1) as bar:
+    with tqdm(points, desc='attention', unit='point', delay=1, disable=hides_bars()) as bar:
         views = [attention_at(net, picture, at, scale) for at in bar]
     title = f'{osp.basename(args.image)} at x{args.scale}: {type(net).__name__}, {networks.name_of(path)}'
     draw_attention(views, picture, title, output)
-    print(f'{output}: {len(views)} {"point" if len(views) == 1 else "points"}, {path}')
+    say(f'{output}: {len(views)} {"point" if len(views) == 1 else "points"}, {networks.label_of(path)}')

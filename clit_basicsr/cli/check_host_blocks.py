@@ -56,6 +56,9 @@ def check_host_blocks(opt: dict) -> None:
                 check_optimizer(block, f'train:{key}', stages)
             elif key.endswith('_opt') and block is not None:
                 check_loss(block, f'train:{key}')
+        for index, stage in enumerate(train.get('stages') or []):
+            if stage.get('pixel_opt') is not None:
+                check_loss(stage['pixel_opt'], f'train:stages:{index}:pixel_opt')
         if not stages:
             check_scheduler(train)
         check_logger(opt['logger'], opt['name'])

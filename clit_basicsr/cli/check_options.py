@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from os import path as osp
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import nearest
@@ -50,6 +50,8 @@ OUR_BLOCKS: dict[str, dict[str, Any]] = {
         'start_stage': int,
         'precision': str | None,
         'nonfinite_limit': int,
+        'variation_weight': float | None,
+        'grad_clip': float | None,
     },
     'val': {
         'val_freq': float,
@@ -57,7 +59,7 @@ OUR_BLOCKS: dict[str, dict[str, Any]] = {
         'suffix': str | None,
         'pbar': bool,
         'metrics': dict | None,
-        'self_ensemble': bool,
+        'self_ensemble': bool | Literal['rotations'],
         'tile': dict | None,
         'precision': str | None,
     },
@@ -148,6 +150,8 @@ def check_structure_of_training(opt: dict) -> None:
         ('ema_decay', 0, 1, False),
         ('warmup_iter', -1, float('inf'), True),
         ('nonfinite_limit', 1, float('inf'), True),
+        ('variation_weight', 0, float('inf'), False),
+        ('grad_clip', 0, float('inf'), False),
     ):
         if train.get(key) is not None:
             check_number(train[key], f'train:{key}', least, below, whole)

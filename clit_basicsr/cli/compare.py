@@ -6,6 +6,7 @@ import argparse
 from os import path as osp
 from typing import TYPE_CHECKING
 
+from clit_basicsr.base.console import say
 from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import check_is_picture_file
@@ -19,12 +20,23 @@ if TYPE_CHECKING:
     from clit_basicsr.pictures.compare import Crop
 
 HELP = 'Draw crops of a picture next to what bicubic interpolation and networks make of its shrunk copy, with PSNR.'
+EXAMPLES = (
+    'basicsr compare photo.png -s 3.4 8                       # bicubic and clit-light',
+    'basicsr compare photo.png -m clit-light my_lit -s 4 --crop 60,40,64,64',
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('image', help='the ground truth; the LR images are made from it')
     parser.add_argument(
-        '-m', '--models', nargs='+', metavar='MODEL', help=f'one or several, each {networks.HELP}', default=[None]
+        '-m',
+        '--model',
+        '--models',
+        dest='models',
+        nargs='+',
+        metavar='MODEL',
+        help=f'one or several, each {networks.HELP}',
+        default=[None],
     )
     parser.add_argument(
         '-s',
@@ -32,19 +44,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         action='extend',
         metavar='S',
-        help='factors, 3.4 or 2x3.5, a row of crops for each; default: 4',
+        help='factors, 3.4, or 2x3.5 for width x height, a row of crops for each; default: 4',
     )
     parser.add_argument(
         '--crop',
-        metavar='Y,X,H,W',
-        help='upper left corner, height and width in pixels; default: where the networks differ most from bicubic',
+        metavar='X,Y,W,H',
+        help='upper left corner, width and height in pixels; default: where the networks differ most from bicubic',
     )
     parser.add_argument(
         '--downsampling', choices=DOWNSAMPLINGS, default='pil', help='how LR images are made; default: pil'
     )
     parser.add_argument('--protocol', choices=list(PROTOCOLS), default='benchmark', help='of PSNR; default: benchmark')
     parser.add_argument(
-        '-o', '--output', metavar='PNG', help='the figure; default: the name of the picture_compare.png'
+        '-o',
+        '--output',
+        metavar='PNG',
+        help='the figure; default: beside the picture, with _compare.png for its ending',
     )
     arguments.add_device_and_force(parser, 'a figure that exists')
 
@@ -75,16 +90,16 @@ def _compare(
     if crop is None:
         crop, how = compare.most_different(comparisons), 'where networks and bicubic differ most'
     check_crop(crop, compare.common_size(comparisons))
-    place = ','.join(map(str, crop))
+    place = ','.join(str(crop[i]) for i in (1, 0, 3, 2))
     note = (
         f'PSNR of the whole picture: {PROTOCOLS[args.protocol]}, not rounded\n'
-        f'LR images by {args.downsampling}; crop y,x,h,w = {place}, {how}'
+        f'LR images by {args.downsampling}; crop x,y,w,h = {place}, {how}'
     )
     compare.draw_comparison(comparisons, crop, osp.basename(args.image), note, output)
     for one in comparisons:
         figures = ', '.join(f'{answer.label} {answer.psnr:.2f} dB' for answer in one.answers)
-        print(f'x{compare.scale_text(one.scale)}: {figures}')
-    print(f'{output}: crop {place}, {how}')
+        print(f'x{compare.factor_text(one.scale)}: {figures}')
+    say(f'{output}: crop {place}, {how}')
 
 
 def load(paths: list[str], device: str | None) -> dict[str, ImplicitNet]:
@@ -108,13 +123,13 @@ def parse_pair(text: str) -> tuple[float, float]:
 
 
 def parse_crop(text: str) -> Crop:
-    """(y, x, h, w) from 'y,x,h,w'; UserError unless these are four whole numbers that describe a part of a picture."""
+    """(y, x, h, w) from 'x,y,w,h'; UserError unless these are four whole numbers that describe a part of a picture."""
     try:
-        y, x, h, w = (int(number) for number in text.split(','))
+        x, y, w, h = (int(number) for number in text.split(','))
     except ValueError:
-        raise UserError(f'--crop: give y,x,h,w in whole pixels, such as 40,60,64,64; got {text!r}.') from None
+        raise UserError(f'--crop: give x,y,w,h in whole pixels, such as 40,60,64,64; got {text!r}.') from None
     if min(y, x) < 0 or min(h, w) < 1:
-        raise UserError(f'--crop: {text} is not a part of a picture: y and x start at 0, h and w at 1.')
+        raise UserError(f'--crop: {text} is not a part of a picture: x and y start at 0, w and h at 1.')
     return y, x, h, w
 
 
@@ -122,6 +137,6 @@ def check_crop(crop: Crop, size: tuple[int, ...]) -> None:
     y, x, h, w = crop
     if y + h > size[0] or x + w > size[1]:
         raise UserError(
-            f'--crop: {y},{x},{h},{w} ends at row {y + h}, column {x + w}; there are {size[0]} rows and {size[1]} '
-            'columns that every scale covers.'
+            f'--crop: {x},{y},{w},{h} ends at column {x + w}, row {y + h}; there are {size[1]} columns and {size[0]} '
+            'rows that every scale covers.'
         )

@@ -4,12 +4,19 @@ back.
 
 import argparse
 
+from clit_basicsr.base.console import say
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.file_kinds import SUFFIXES, check_regular
 from clit_basicsr.base.files import temporary_name
 from clit_basicsr.cli import arguments, outputs
 
-HELP = 'Convert a checkpoint: published CLIT, LIT, LIIF, LTE, Meta-SR into ours or back; .pth, .safetensors.'
+HELP = 'Convert a checkpoint: published ones of CLIT and its peers into ours or back; .pth, .safetensors.'
+EXAMPLES = (
+    'basicsr convert published.pth clit.pth',
+    'basicsr convert clit.pth clit.safetensors',
+    'basicsr convert clit.pth published.pth --to-published',
+)
+FLAX = '.pkl'  # of the published Thera, as in base/flax_file.py, which needs torch
 WEIGHTS = ('params_ema', 'params')
 
 
@@ -25,12 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if not args.output.endswith(SUFFIXES):
+    if not args.output.endswith((*SUFFIXES, FLAX) if args.to_published else SUFFIXES):
         raise UserError(f'{args.output}: the output is a checkpoint; give a name that ends in {", ".join(SUFFIXES)}.')
     outputs.check([args.output], args.force, [args.input])
     check_regular(args.input)
     from clit_basicsr.archs.checkpoint import save_checkpoint
     from clit_basicsr.base.checkpoints import write_checkpoint
+    from clit_basicsr.base.flax_file import write_flax
 
     content = _chosen(_read(args.input), args.param_key, args.input)
     spec = None
@@ -41,11 +49,14 @@ def run(args: argparse.Namespace) -> None:
             save_checkpoint(args.output, content)
         else:
             with temporary_name(args.output) as temporary:
-                write_checkpoint({'model': spec}, temporary)
+                if spec['name'] == 'thera':
+                    write_flax(spec, temporary)
+                else:
+                    write_checkpoint({'model': spec}, temporary)
     except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
         reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
         raise UserError(f'{args.output} cannot be written ({reason}).') from error
-    print(f'{args.input} -> {args.output}: {content["network_g"]["type"]}')
+    say(f'{args.input} -> {args.output}: {content["network_g"]["type"]}')
 
 
 def _read(path: str) -> dict:
@@ -84,8 +95,9 @@ def _chosen(content: dict, param_key: str | None, path: str) -> dict:
 
 
 def _published(content: dict, path: str) -> dict:
-    if path.endswith('.safetensors'):
-        raise UserError(f'the published layout is a .pth file; {path} is not.')
+    suffix = FLAX if content['network_g'].get('type') == 'Thera' else '.pth'
+    if path.endswith('.safetensors') or (suffix == FLAX) != path.endswith(FLAX):
+        raise UserError(f'the published layout is a {suffix} file; {path} is not.')
     weights = content[next(key for key in WEIGHTS if key in content)]
     unused, spec = content.get('published_unused'), content.get('published_args')
     if not isinstance(unused, dict | None) or not isinstance(spec, dict | None):

@@ -6,7 +6,7 @@ import subprocess
 
 import torch
 
-from clit_basicsr import __version__
+from clit_basicsr import __version__, weights
 from clit_basicsr.ops import backends
 from clit_basicsr.ops.backends import native
 from clit_basicsr.ops.backends.contract import Call
@@ -47,4 +47,5 @@ def report() -> str:
         cause = backend.reason(Call())
         lines.append(f'{backend.NAME:14}{"available" if cause is None else "not available: " + cause}')
     lines += ['', *(f'{f"{name} kernels":14}{native.find(name) or "not built"}' for name in native.LIBRARIES)]
+    lines += ['', f'networks, {weights.describe()}']
     return '\n'.join(lines)

@@ -1,21 +1,36 @@
-"""``basicsr info``: what is available here, or what a checkpoint is."""
+"""``basicsr info``: what is available here, or what a checkpoint or a network of the package is."""
 
 import argparse
 import os
+from os import path as osp
+from pathlib import Path
 
+from clit_basicsr import weights
 from clit_basicsr.base.file_kinds import check_regular
 
 HELP = 'Show what is in a checkpoint, or, without one, what can run here.'
+EXAMPLES = (
+    'basicsr info                                             # what can run here',
+    'basicsr info clit-light                                  # a network of the package, with its card',
+    'basicsr info experiments/my_clit/models/net_g_latest.pth',
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('file', nargs='?', help="a checkpoint: ours, the host's, a published one, .safetensors")
+    parser.add_argument(
+        'file',
+        nargs='?',
+        help="a checkpoint: ours, the host's, a published one, .safetensors; or a network that comes with the package",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     if args.file is not None:
+        lines = []
+        if not osp.exists(args.file) and args.file in weights.names():
+            lines, args.file = weights.card_lines(args.file), str(weights.file_of(args.file))
         check_regular(args.file)
-        print('\n'.join(describe(args.file)))
+        print('\n'.join([*lines, *describe(args.file)]))
         return
     from clit_basicsr.cli.environment import report
 
@@ -30,9 +45,13 @@ def describe(path: str | os.PathLike) -> list[str]:
     from clit_basicsr.archs.checkpoint import load_weights
     from clit_basicsr.archs.networks import build_from_file
     from clit_basicsr.base.checkpoints import read_checkpoint, weights_in
+    from clit_basicsr.hosts.basicsr.training_state import check_training_state
 
     content = read_checkpoint(path)
     lines = [str(path)]
+    if {'iter', 'optimizers', 'options'} <= content.keys():
+        check_training_state(content, Path(path))
+        return [*lines, *describe_state(content)]
     if 'model' in content:
         spec = published.read_file(path)
         lines.append(f'  published checkpoint: {spec["name"]}, {_million(spec["sd"])}')
@@ -62,6 +81,18 @@ def describe(path: str | os.PathLike) -> list[str]:
             f'  input: (x - {mean}) * {encoder.input_range.item():g}, features * {encoder.feat_scale.item():g}'
         )
     return [*lines, f'  weights: {", ".join(weights)}']
+
+
+def describe_state(state: dict) -> list[str]:
+    """Lines about a training state: where it stands, and the stages of its training."""
+    from clit_basicsr.data.schedule import TrainingPlan
+
+    train = (state['options'] or {}).get('train') or {}
+    stages = TrainingPlan.parse(train).stages if train.get('stages') else ()
+    return [
+        f'  training state after iteration {state["iter"]:,} (its network: models/net_g_{state["iter"]}.pth)',
+        *(f'  stage {number}: {stage.describe()}' for number, stage in enumerate(stages, 1)),
+    ]
 
 
 def _million(weights: dict) -> str:

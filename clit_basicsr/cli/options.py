@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import logging
 import os
 import random
 import sys
@@ -13,6 +14,7 @@ from os import path as osp
 from typing import Any
 
 import clit_basicsr  # noqa: F401  before the host is imported
+from clit_basicsr.base import console
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.ranks import on_first_rank
 from clit_basicsr.cli.check_names import check_place_of_file
@@ -52,8 +54,17 @@ def run_pipeline(name: str, opt: dict, args: argparse.Namespace, watch: Callable
     def build_dataset(opt: dict) -> Any:
         return checked.dataset(opt) or hosts_dataset(opt)
 
-    hosts_parse, hosts_build, hosts_dataset = host.parse_options, host.build_model, host.build_dataset
-    host.parse_options, host.build_model, host.build_dataset = parse_options, build_model, build_dataset
+    def get_root_logger(*args: Any, **kwargs: Any) -> logging.Logger:
+        logger = hosts_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if console.is_quiet() and type(handler) is logging.StreamHandler:
+                handler.setLevel(logging.WARNING)  # the log file has everything
+        return logger
+
+    names = ('parse_options', 'build_model', 'build_dataset', 'get_root_logger')
+    _, hosts_build, hosts_dataset, hosts_logger = hosts = [getattr(host, name) for name in names]
+    for name_in_host, ours in zip(names, (parse_options, build_model, build_dataset, get_root_logger), strict=True):
+        setattr(host, name_in_host, ours)
     stop = OrderlyStop()
     try:
         with stop if name == 'train' else contextlib.nullcontext():
@@ -61,7 +72,8 @@ def run_pipeline(name: str, opt: dict, args: argparse.Namespace, watch: Callable
     except KeyboardInterrupt:
         raise KeyboardInterrupt(stop.last_saved() if name == 'train' else '') from None
     finally:
-        host.parse_options, host.build_model, host.build_dataset = hosts_parse, hosts_build, hosts_dataset
+        for name_in_host, original in zip(names, hosts, strict=True):
+            setattr(host, name_in_host, original)
     return opt
 
 
@@ -165,7 +177,7 @@ def start_processes(opt: dict, launcher: str) -> None:
         end_with_launcher()
         init_dist(launcher, **(opt.get('dist_params') or {}) if launcher == 'slurm' else {})
     else:
-        print('Disable distributed.', flush=True)
+        print('Disable distributed.', file=sys.stderr, flush=True)
     opt['rank'], opt['world_size'] = get_dist_info()
     if opt.get('manual_seed') is None:
         seed = [random.randint(1, 10000)]

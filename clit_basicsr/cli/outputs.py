@@ -11,7 +11,7 @@ def check(paths: list[str], force: bool, sources: Sequence[str] = ()) -> None:
     """Raises UserError for what cannot or may not be written.
 
     Args:
-        paths: of files in one folder.
+        paths: of files.
         force: whether what exists already may be overwritten.
         sources: the inputs, which are never overwritten.
     """
@@ -28,13 +28,13 @@ def check(paths: list[str], force: bool, sources: Sequence[str] = ()) -> None:
             raise UserError(f'{path} is a folder, not a file to overwrite.')
         if osp.exists(path) and not osp.isfile(path):  # a device, which the file would replace
             raise UserError(f'{path} is not a regular file, so it cannot be overwritten.')
-    folder = osp.dirname(paths[0]) or '.'
-    while not osp.lexists(folder):  # what is missing will be made
-        folder = osp.dirname(folder) or '.'
-    if not osp.isdir(folder):
-        raise UserError(f'{folder} is not a folder.')
-    if not os.access(folder, os.W_OK):
-        raise UserError(f'the folder {folder} is not writable; choose another one.')
+    for folder in dict.fromkeys(osp.dirname(path) or '.' for path in paths):
+        while not osp.lexists(folder):  # what is missing will be made
+            folder = osp.dirname(folder) or '.'
+        if not osp.isdir(folder):
+            raise UserError(f'{folder} is not a folder.')
+        if not os.access(folder, os.W_OK):
+            raise UserError(f'the folder {folder} is not writable; choose another one with -o.')
 
 
 def identity(path: str) -> tuple[int, int]:
@@ -44,12 +44,12 @@ def identity(path: str) -> tuple[int, int]:
 
 
 def figure(output: str | None, image: str, suffix: str, force: bool) -> str:
-    """Where a figure about a picture goes: what was asked for, or ``<name>_<suffix>.png`` in the working directory.
+    """Where a figure about a picture goes: what was asked for, or ``<name>_<suffix>.png`` beside it.
 
     Raises:
         UserError: the name does not end in .png, or see :func:`check`.
     """
-    path = output or f'{osp.splitext(osp.basename(image))[0]}_{suffix}.png'
+    path = output or f'{osp.splitext(image)[0]}_{suffix}.png'
     if not path.lower().endswith('.png'):
         raise UserError(f'-o {path}: the figure is a PNG; give a name that ends in .png.')
     check([path], force, [image])

@@ -9,12 +9,19 @@ import time
 from collections import Counter
 from os import path as osp
 
+from clit_basicsr.base.console import hides_bars, say
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import scale_text
 from clit_basicsr.cli import arguments
 from clit_basicsr.data.downsamplings import DOWNSAMPLINGS
 
 HELP = 'Prepare images for training: LMDBs, sub-images, LR images. Inspect and verify LMDBs.'
+EXAMPLES = (
+    'basicsr prepare DIV2K_train_HR -o DIV2K_train_HR.lmdb     # raw LMDB, fastest to read',
+    'basicsr prepare DIV2K_train_HR -o train_480 --crop-size 480 --step 240',
+    'basicsr prepare Urban100/HR -o Urban100/LR_bicubic -s 2 3 4 --downsampling matlab',
+    'basicsr prepare --info --verify DIV2K_train_HR.lmdb',
+)
 FORMATS = {'raw': 'raw', 'lmdb': 'encoded', 'folder': 'folder'}
 
 
@@ -33,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cut.add_argument('--thresh-size', type=int, metavar='N', help='rests of at most N pixels are left out; default: 0')
     lr = parser.add_argument_group('LR images, 8 bit')
     lr.add_argument(
-        '--scales', type=float, nargs='+', metavar='S', help='OUT/X2, OUT/X3 ...: LR images at these scales'
+        '-s', '--scales', type=float, nargs='+', metavar='S', help='OUT/X2, OUT/X3 ...: LR images at these scales'
     )
     lr.add_argument('--downsampling', choices=DOWNSAMPLINGS, help='how; default: pil')
     parser.add_argument('--compression', type=int, default=3, metavar='0-9', help='level of PNG; default: 3')
@@ -77,12 +84,12 @@ def run(args: argparse.Namespace) -> None:
     work = Work(tuple(find_sources(args.input, args.recursive)), recipe, paths)
     left = work if args.force else work.unfinished()
     if left is None:
-        print(f'{", ".join(paths)}: complete already; -f makes it again')
+        say(f'{", ".join(paths)}: complete already; -f makes it again')
         return
     left.check_outputs(args.force)
     left.check_space()
     written, count, items = ', '.join(left.paths), len(left.sources), sum(len(keys) for keys in left.keys)
-    print(f'{count} images -> {written}: {items} {_kind(args)}, about {gigabytes(sum(left.sizes))}')
+    say(f'{count} images -> {written}: {items} {_kind(args)}, about {gigabytes(sum(left.sizes))}')
     dotted = [key for keys in left.keys for key in keys if '.' in key] if kind == 'encoded' else []
     if dotted:
         print(
@@ -92,12 +99,14 @@ def run(args: argparse.Namespace) -> None:
         )
     processes = min(args.processes or os.cpu_count() or 1, count)
     try:
-        with tqdm(total=count, unit='image', desc='prepare', leave=False, delay=1, file=sys.stderr) as bar:
+        with tqdm(
+            total=count, unit='image', desc='prepare', leave=False, delay=1, file=sys.stderr, disable=hides_bars()
+        ) as bar:
             already = prepare(left, processes, args.force, bar.update)
     except KeyboardInterrupt:
         raise KeyboardInterrupt('the same command continues where it was left') from None
     continued = f' ({already} from the run before)' if already else ''
-    print(f'{written}: {items} {_kind(args)} written and verified in {time.monotonic() - began:.1f} s{continued}')
+    say(f'{written}: {items} {_kind(args)} written and verified in {time.monotonic() - began:.1f} s{continued}')
 
 
 def _kind(args: argparse.Namespace) -> str:
@@ -154,12 +163,12 @@ def inspect(args: argparse.Namespace) -> None:
         if args.info:
             print('\n'.join(inspection.describe(root)))
         if args.verify:
-            problems = []
-            with tqdm(unit='image', desc='verify', leave=False, delay=1, file=sys.stderr) as bar:
+            problems, count = [], 0
+            with tqdm(unit='image', desc='verify', leave=False, delay=1, file=sys.stderr, disable=hides_bars()) as bar:
                 for problem in inspection.damaged(root):
                     bar.update()
+                    count += 1
                     problems += [problem] if problem else []
-                count = bar.n
             for problem in problems:
                 print(f'basicsr: error: {problem}', file=sys.stderr)
             bad += len(problems)

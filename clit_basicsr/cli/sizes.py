@@ -1,4 +1,6 @@
-"""Sizes and places in pictures, as written on a command line."""
+"""Sizes and places in pictures, as written on a command line: x before y, width before height, as picture programs say
+them. In Python and in option files it is the other way round, (y, x) and (H, W), as arrays are indexed.
+"""
 
 import argparse
 import math
@@ -13,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """-s, --size, --width, --height: exactly one of them."""
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument(
-        '-s', '--scale', metavar='S', help='factor of at least 1: 3.7; or two, vertical x horizontal: 2x3.5'
+        '-s', '--scale', metavar='S', help='factor of at least 1: 3.7; or two, for width x height: 2x3.5'
     )
     group.add_argument('--size', metavar='WxH', help='width x height of the result in pixels: 1920x1080')
     group.add_argument('--width', metavar='N', help='its width in pixels; the height follows')
@@ -42,6 +44,15 @@ def parse(args: argparse.Namespace) -> Callable[[int, int], dict]:
     return lambda h, w: {'size': (height, max(1, round(w * height / h)))}
 
 
+def suffix(args: argparse.Namespace) -> str:
+    """What the names of results end with where no other name is given: '_x3.7', '_1920x1080', '_w3840'."""
+    if args.scale is not None:
+        return f'_x{args.scale.lower()}'
+    if args.size is not None:
+        return f'_{args.size.lower()}'
+    return f'_w{args.width}' if args.width is not None else f'_h{args.height}'
+
+
 def result(h: int, w: int, target: dict) -> tuple[tuple[int, int], tuple[float, float]]:
     """Size (H, W) and factors (y, x) of what a picture of (h, w) becomes; ``target``: ``{scale}`` or ``{size}``.
 
@@ -60,39 +71,43 @@ def result(h: int, w: int, target: dict) -> tuple[tuple[int, int], tuple[float, 
 
 
 def point(text: str, h: int, w: int) -> tuple[float, float]:
-    """A place ``y,x`` in a picture of (h, w) pixels, in pixels from its upper left corner.
+    """A place ``x,y`` in a picture of (h, w) pixels: (y, x) in pixels from its upper left corner.
 
-    Two numbers up to 1 of which one has a point are parts of height and width; others are pixels, whose centre is
+    Two numbers up to 1 of which one has a point are parts of width and height; others are pixels, whose centre is
     meant where they are whole.
 
     Raises:
         UserError: it is not a pair of numbers, or outside the picture.
     """
     try:
-        y, x = (float(number) for number in text.split(','))
+        x, y = (float(number) for number in text.split(','))
     except ValueError:
-        raise UserError(f'--at: give y,x, as in 0.3,0.75 or 120,340; got {text!r}.') from None
+        raise UserError(f'--at: give x,y, as in 0.3,0.75 or 120,340; got {text!r}.') from None
     if '.' in text and max(y, x) <= 1:
         y, x = y * h, x * w
     else:
         y, x = (value + 0.5 if value.is_integer() else value for value in (y, x))
     if not (0 <= y <= h and 0 <= x <= w):
-        raise UserError(f'--at: {text} is outside the picture, which has {h} rows and {w} columns.')
+        raise UserError(f'--at: {text} is outside the picture, which has {w} columns and {h} rows.')
     return y, x
 
 
 def parse_scale(text: str) -> float | tuple[float, float]:
-    """A factor '3.7', or two '2x3.5' (y, x). Raises UserError for anything else, and for what is below 1."""
+    """A factor '3.7', or (y, x) from two, '2x3.5', for width x height.
+
+    Raises:
+        UserError: it is anything else, or below 1.
+    """
     try:
         factors = [float(number) for number in text.lower().split('x')]
     except ValueError:
         factors = []
     if len(factors) not in (1, 2):
-        raise UserError(f'-s: give a factor such as 3.7, or two (vertical x horizontal) such as 2x3.5; got {text!r}.')
+        raise UserError(f'-s: give a factor such as 3.7, or two (for width x height) such as 2x3.5; got {text!r}.')
     for factor in factors:
         if not (math.isfinite(factor) and factor >= 1):
             raise UserError(f'-s: a factor is at least 1, for a network only enlarges; got {text}.')
-    return factors[0] if len(factors) == 1 else (factors[0], factors[1])
+    return factors[0] if len(factors) == 1 else (factors[1], factors[0])
 
 
 def _side(option: str, text: str) -> int:

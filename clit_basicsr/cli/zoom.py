@@ -4,6 +4,7 @@ import argparse
 import time
 from os import path as osp
 
+from clit_basicsr.base.console import hides_bars, say
 from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import check_is_picture_file
@@ -12,16 +13,25 @@ from clit_basicsr.pictures import networks
 from clit_basicsr.pictures.formats import FILMS
 
 HELP = 'Zoom continuously into a point of a picture: GIF or MP4, every frame computed at its own scale.'
+EXAMPLES = (
+    'basicsr zoom photo.jpg --at 0.40,0.36 --to 12            # photo_zoom.gif',
+    'basicsr zoom photo.jpg -o zoom.mp4 --seconds 10 --width 720',
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('input', help='a picture')
-    parser.add_argument('-o', '--output', required=True, metavar='OUT', help='the animation: .gif or .mp4')
+    parser.add_argument(
+        '-o',
+        '--output',
+        metavar='OUT',
+        help='the animation, .gif or .mp4; default: beside the picture, with _zoom.gif for its ending',
+    )
     parser.add_argument(
         '--at',
         default='0.5,0.5',
-        metavar='Y,X',
-        help='where to: parts of height and width, written with a point (0.3,0.75), or pixels (120,340); default: the '
+        metavar='X,Y',
+        help='where to: parts of width and height, written with a point (0.3,0.75), or pixels (120,340); default: the '
         'middle',
     )
     parser.add_argument('--to', type=float, default=16, metavar='S', help='scale of the last frame; default: 16')
@@ -39,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.output is None:
+        args.output = f'{osp.splitext(args.input)[0]}_zoom.gif'
     if osp.splitext(args.output)[1].lower() not in FILMS:
         raise UserError(f'{args.output}: an animation is written as .gif or .mp4.')
     outputs.check([args.output], args.force, [args.input])
@@ -67,15 +79,15 @@ def _zoom(args: argparse.Namespace, path: str) -> None:
     picture, shots = zoom.cut_to_film(picture, shots, frame_size)
     device = choose_device(args.device)
     net = networks.load_network(path, device)
-    print(f'{path}: {type(net).__name__} on {device}, float32')
+    say(f'{networks.label_of(path)}: {type(net).__name__} on {device}, float32')
     film = zoom.render_film(net, picture, shots, frame_size)
-    with tqdm(film, args.input, num_frames, unit='frame', leave=False) as frames:
+    with tqdm(film, args.input, num_frames, unit='frame', leave=False, disable=hides_bars()) as frames:
         if args.output.lower().endswith('.gif'):
             palette = zoom.shared_palette(picture, shots, frame_size)
             zoom.write_gif(args.output, frames, zoom.gif_durations(num_frames, args.fps), palette)
         else:
             zoom.write_mp4(args.output, frames, args.fps, frame_size)
-    print(
+    say(
         f'{args.input} -> {args.output}: x{shots[0].scale:.3g} to x{shots[-1].scale:.3g}, {len(shots)} frames of '
         f'{frame_size[1]}x{frame_size[0]} ({time.monotonic() - began:.1f} s)'
     )

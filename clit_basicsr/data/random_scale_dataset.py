@@ -1,6 +1,6 @@
 """Training pairs at random scales: one plan of scale factors per batch, HR pixels sampled as queries."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +11,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils import data
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.data.degradation import Degradation
 from clit_basicsr.data.downsamplings import check_downsampling
 from clit_basicsr.data.images import DecodedImage, EncodedImage, ImageSource
 from clit_basicsr.data.pairs import downsample
@@ -19,7 +20,7 @@ from clit_basicsr.data.schedule import ScaleSchedule, TrainingPlan, clip_scales,
 from clit_basicsr.ops.geometry.coords import pixel_centers
 
 # First words of the seeds, so that the streams of random numbers are apart.
-_ORDER, _PLAN, _SAMPLE = range(3)
+_ORDER, _PLAN, _SAMPLE, _OTHERS, _DEGRADATION = range(5)
 Opened = EncodedImage | DecodedImage | RawImage
 
 
@@ -28,9 +29,9 @@ class RandomScaleDataset(data.Dataset):
     """HR crops, their LR images and sampled HR pixels; the training data of LIT and CLIT (section 4.1 of the paper).
 
     A batch is asked for with ``[(batch_number, 0), (batch_number, 1), ...]``, as torch's fetcher does through
-    ``__getitems__`` inside the worker. All its samples share one plan of scale factors. Every draw is a function of
-    (manual_seed, rank, batch number), so neither the number of workers nor a resume changes a batch. Plain integers are
-    taken too: image ``index % len(self)``, the first one being the batch number.
+    ``__getitems__`` inside the worker. All its samples share one plan of scale factors, unless images have their own.
+    Every draw is a function of (manual_seed, rank, batch number), so neither the number of workers nor a resume changes
+    a batch. Plain integers are taken too: image ``index % len(self)``, the first one being the batch number.
 
     Args:
         opt (dict): Config of the data set. It contains the following keys:
@@ -40,14 +41,21 @@ class RandomScaleDataset(data.Dataset):
             cache_bytes (int): Memory that each worker may use to keep decoded images; 0: none is kept. Not for raw
                 LMDBs, which decode nothing. Default: 0.
             meta_info_file (str): List of the images to use. Default: all of the folder.
-            lq_size (int): Side of the LR patch in pixels. Default: 48.
+            lq_size (int): Side of the LR patch in pixels, where the stage has none of its own. Default: 48.
             num_queries (int): HR pixels sampled per patch, without replacement; all of them where the HR crop has
                 fewer. Default: 2304.
             downsampling (str): How the 8-bit LR image is made, 'pil' or 'matlab'. Default: 'pil'.
+            degradation (dict): Noise and JPEG compression of the LR patches, see
+                :class:`clit_basicsr.data.degradation.Degradation`; the HR crops and queries stay as they are. Default:
+                none.
             use_hflip (bool): Horizontal flips. Default: True.
             use_rot (bool): Vertical flips and transposition. Default: True.
             scales (list): Alternatives between which the batches alternate, where there are no stages, each a list of
                 ranges [lo, hi], one per branch. Default: [[[1, 4]]].
+            scale_per_image (bool): Every image has scales of its own, as in the published training of SRNO, HIIF and
+                Thera; num_queries must not be above lq_size^2. Default: False.
+            shrink (float): Half of the HR crops are first made smaller, by a factor from 1 to this (Pillow's bicubic),
+                as in the published training of Thera; 1: none. Default: 1.
             stages (list), start_stage (int), manual_seed (int): ``train.stages``, the number of the first stage to
                 train and the run's seed, passed on by the option parser.
 
@@ -76,9 +84,12 @@ class RandomScaleDataset(data.Dataset):
         'lq_size': int,
         'num_queries': int,
         'downsampling': str,
+        'degradation': (dict, type(None)),
         'use_hflip': bool,
         'use_rot': bool,
         'scales': list,
+        'scale_per_image': bool,
+        'shrink': float,
         'stages': (list, type(None)),
         'start_stage': (int, type(None)),
         'manual_seed': (int, type(None)),
@@ -101,12 +112,23 @@ class RandomScaleDataset(data.Dataset):
         self.num_queries = _whole(opt, 'num_queries', 2304)
         self.downsampling = opt.get('downsampling', 'pil')
         check_downsampling(self.downsampling)
+        self.degradation = Degradation(opt['degradation']) if opt.get('degradation') is not None else None
         self.use_hflip = opt.get('use_hflip', True)
         self.use_rot = opt.get('use_rot', True)
+        self.scale_per_image = opt.get('scale_per_image', False)
+        if self.scale_per_image and self.num_queries > self.lq_size**2:
+            raise UserError(
+                f'num_queries: with scale_per_image an HR crop may have {self.lq_size**2} pixels only (scale 1), so at '
+                f'most that many queries; got {self.num_queries}.'
+            )
+        self.shrink = float(opt.get('shrink', 1))
+        if not self.shrink >= 1:
+            raise UserError(f'shrink: must be a number of at least 1, got {opt["shrink"]!r}.')
         if opt.get('stages') is not None:
             self.schedule = TrainingPlan.parse(opt).schedule
         else:
             self.schedule = ScaleSchedule.constant(parse_scales(opt.get('scales', [[[1, 4]]])))
+        self._sides: dict[int, int] = {}  # of the images that have been looked at
         self.seed = opt.get('manual_seed') or 0
         self.rank, self.world_size = get_dist_info()
 
@@ -126,19 +148,25 @@ class RandomScaleDataset(data.Dataset):
         else:
             batch = indices[0]
             images = [index % len(self) for index in indices]
+        stage = self.schedule.stages[self.schedule.stage_of(batch)[0]]
+        lq_size = stage.lq_size or self.lq_size
+        images = self._large_enough(batch, images, stage.min_size)
         names = [self.source.names[image] for image in images]
         # Encoded images are held until the clip rule knows the smallest; decoded ones would take many times the memory.
         opened = [self.source.open(name) for name in names]
-        drawn, scales = self._plan(batch, names, opened)
-        shared = {
-            'scales': torch.tensor(scales, dtype=torch.float64).unsqueeze(1).repeat(1, 2),
-            'drawn': torch.tensor(drawn, dtype=torch.float64),
-        }
-        size = round(self.lq_size * float(np.prod(scales)))
-        return [
-            self._sample(name, image, size, self._rng(_SAMPLE, self.rank, batch, position)) | shared
-            for position, (name, image) in enumerate(zip(names, opened, strict=True))
-        ]
+        groups = [[i] for i in range(len(names))] if self.scale_per_image else [list(range(len(names)))]
+        samples = []
+        for group in groups:
+            rng = self._rng(_PLAN, self.rank, batch, *(group if self.scale_per_image else ()))
+            own = [opened[i] for i in group]
+            drawn, scales = self._plan(batch, rng, [names[i] for i in group], own, lq_size)
+            shared = {
+                'scales': torch.tensor(scales, dtype=torch.float64).unsqueeze(1).repeat(1, 2),
+                'drawn': torch.tensor(drawn, dtype=torch.float64),
+            }
+            sides = round(lq_size * float(np.prod(scales))), lq_size
+            samples += [self._sample(names[i], opened[i], sides, (self.rank, batch, i)) | shared for i in group]
+        return samples
 
     def _rng(self, purpose: int, *key: int) -> np.random.Generator:
         return np.random.default_rng([purpose, self.seed, *key])
@@ -155,25 +183,57 @@ class RandomScaleDataset(data.Dataset):
             images.append(int(passes[turn][position]))
         return images
 
+    def _large_enough(self, batch: int, images: list[int], min_size: int) -> list[int]:
+        """A batch's images, those with a side below ``min_size`` replaced by others, drawn from all that are not."""
+        if not min_size:
+            return images
+        chosen = []
+        for position, image in enumerate(images):
+            others: Iterable[int] = ()
+            if self._smallest_side(image) < min_size:
+                others = self._rng(_OTHERS, self.rank, batch, position).permutation(len(self)).tolist()
+            found = (one for one in (image, *others) if self._smallest_side(one) >= min_size)
+            chosen.append(next(found, -1))
+        if -1 in chosen:
+            raise UserError(
+                f'{self.source.root}: no image has a smaller side of at least {min_size} pixels (min_size of a '
+                'stage); lower min_size or add larger images.'
+            )
+        return chosen
+
+    def _smallest_side(self, image: int) -> int:
+        if image not in self._sides:
+            self._sides[image] = self.source.open(self.source.names[image]).smallest_side
+        return self._sides[image]
+
     def _plan(
-        self, batch: int, names: list[str], opened: Sequence[Opened]
+        self, batch: int, rng: np.random.Generator, names: list[str], opened: Sequence[Opened], lq_size: int
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Scale factors of a batch as drawn, and clipped so that the HR crop fits into its smallest image."""
+        """Scale factors of some images as drawn, and clipped so that the HR crop fits into the smallest of them."""
         sides = []
         for name, image in zip(names, opened, strict=True):
             sides.append(image.smallest_side)
-            if sides[-1] < self.lq_size:
+            if sides[-1] < lq_size:
                 raise UserError(
                     f'{self.source.label(name)}: its smaller side of {sides[-1]} pixels is below the LR patch '
-                    f'(lq_size: {self.lq_size}); remove it or lower lq_size.'
+                    f'(lq_size: {lq_size}); remove it or lower lq_size.'
                 )
-        scales = self.schedule.draw(batch, self._rng(_PLAN, self.rank, batch))
-        return scales, clip_scales(scales, self.lq_size, min(sides))
+        scales = self.schedule.draw(batch, rng)
+        return scales, clip_scales(scales, lq_size, min(sides))
 
-    def _sample(self, name: str, image: Opened, size: int, rng: np.random.Generator) -> dict[str, Any]:
-        """What differs between the samples of a batch; ``size``: side of the HR crop in pixels."""
-        hr = self._augmented_crop(image.pixels(), size, rng)
-        lq = downsample(hr, (self.lq_size, self.lq_size), self.downsampling)
+    def _sample(self, name: str, image: Opened, sides: tuple[int, int], key: tuple[int, ...]) -> dict[str, Any]:
+        """What differs between the samples of a plan.
+
+        Args:
+            sides: of the HR crop and the LR patch, in pixels.
+            key: rank, batch number and position in the batch, from which all is drawn.
+        """
+        rng = self._rng(_SAMPLE, *key)
+        hr = self._hr_crop(image, sides[0], rng)
+        size, lq_size = len(hr), sides[1]
+        lq = downsample(hr, (lq_size, lq_size), self.downsampling)
+        if self.degradation is not None:
+            lq = self.degradation(lq, self._rng(_DEGRADATION, *key))
         y, x = sample_pixels(size, self.num_queries, rng)
         centers = _centers(size)
         return {
@@ -184,6 +244,13 @@ class RandomScaleDataset(data.Dataset):
             'lq_path': name,
             'gt_path': name,
         }
+
+    def _hr_crop(self, image: Opened, size: int, rng: np.random.Generator) -> np.ndarray:
+        factor = float(rng.uniform(1, self.shrink)) if self.shrink > 1 and rng.random() < 0.5 else 1.0
+        crop = min(round(size * factor), image.smallest_side)
+        hr = self._augmented_crop(image.pixels(), crop, rng)
+        side = max(int(crop / factor), self.lq_size)
+        return hr if side == crop else downsample(hr, (side, side), 'pil')
 
     def _augmented_crop(self, img: np.ndarray | RawImage, size: int, rng: np.random.Generator) -> np.ndarray:
         top, left = (int(rng.integers(side - size + 1)) for side in img.shape[:2])
@@ -206,7 +273,7 @@ def sample_pixels(size: int, count: int, rng: np.random.Generator) -> tuple[np.n
     return np.divmod(index, size)
 
 
-@lru_cache(maxsize=1)  # a batch has one size
+@lru_cache(maxsize=1)  # the images of a batch, if they share a plan, have one size
 def _centers(size: int) -> np.ndarray:
     return pixel_centers(size).numpy()
 

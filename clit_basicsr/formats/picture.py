@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clit_basicsr.formats.metadata import NONE, Metadata
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -17,11 +19,13 @@ class Picture:
             not multiplied by alpha.
         icc: the ICC profile of the grey or RGB values, None: sRGB.
         notes: what was done to the file's content to read it, for the user.
+        metadata: EXIF data and resolution, as they are written again.
     """
 
     pixels: np.ndarray
     icc: bytes | None = None
     notes: tuple[str, ...] = ()
+    metadata: Metadata = NONE
 
     @property
     def has_alpha(self) -> bool:
@@ -53,13 +57,19 @@ def eight_bit(rgb: np.ndarray) -> np.ndarray:
     return np.array(rgb) if rgb.dtype == np.uint8 else np.round(rgb / np.float32(257)).astype(np.uint8)
 
 
-def make_picture(pixels: np.ndarray, orientation: int, icc: bytes | None, notes: Iterable[str] = ()) -> Picture:
+def make_picture(
+    pixels: np.ndarray,
+    orientation: int,
+    icc: bytes | None,
+    notes: Iterable[str] = (),
+    metadata: Metadata = NONE,
+) -> Picture:
     """A picture of (H, W) or (H, W, C) values as a file stores them, and of its EXIF orientation and ICC profile."""
     pixels = turn(pixels if pixels.ndim == 3 else pixels[..., None], orientation)
     # A profile of another kind than the pixels, which is found in files, would do more harm than none.
     kind = b'GRAY' if pixels.shape[2] < 3 else b'RGB '
     icc = icc if icc and icc[16:20] == kind else None
-    return Picture(np.ascontiguousarray(pixels), icc, tuple(notes))
+    return Picture(np.ascontiguousarray(pixels), icc, tuple(notes), metadata)
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:

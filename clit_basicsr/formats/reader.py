@@ -15,6 +15,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.formats import claims, jpeg, png, tiff
+from clit_basicsr.formats.metadata import read_metadata
 from clit_basicsr.formats.picture import Picture, make_picture
 from clit_basicsr.formats.silence import is_alone, silenced
 
@@ -34,7 +35,8 @@ def decode(content: bytes, name: str) -> Picture:
     """Decodes PNG, JPEG, WebP, TIFF, BMP and the others of :data:`OPENED`.
 
     Palettes and 1-bit pictures become 8 bit, CMYK and LAB become sRGB (by the profile where there is one), of an
-    animation the first frame is taken. EXIF orientation is applied; other metadata than the ICC profile are not kept.
+    animation the first frame is taken. EXIF orientation is applied; the ICC profile is kept, and of EXIF data what
+    :mod:`clit_basicsr.formats.metadata` names.
 
     Args:
         content: the file.
@@ -129,6 +131,7 @@ def from_pillow(im: Image.Image, name: str = 'the picture') -> Picture:
             im.load()
     im.load()
     orientation = _orientation(im)  # a TIFF is turned by loading it
+    metadata = read_metadata(im)
     if im.mode in DEEP_MODES:
         pixels = np.array(im).astype(np.uint16)
         if (transparent := im.info.get('transparency')) is not None:
@@ -140,7 +143,7 @@ def from_pillow(im: Image.Image, name: str = 'the picture') -> Picture:
         color = 'L' if im.mode in ('1', 'L', 'LA', 'La') else 'RGB'
         mode = {'L': 'LA', 'RGB': 'RGBA'}[color] if im.has_transparency_data else color
         pixels = np.array(im if im.mode == mode else im.convert(mode))
-    return make_picture(pixels, orientation, icc, notes)
+    return make_picture(pixels, orientation, icc, notes, metadata)
 
 
 def _decode(content: bytes, name: str, stored_rgb8: bool) -> Any:
@@ -166,7 +169,7 @@ def _decode(content: bytes, name: str, stored_rgb8: bool) -> Any:
         else:
             with silenced():
                 pixels = png.read_opencv(content)
-        return make_picture(pixels, _orientation(im), im.info.get('icc_profile'))
+        return make_picture(pixels, _orientation(im), im.info.get('icc_profile'), metadata=read_metadata(im))
 
 
 def _read_rgb8(content: bytes) -> np.ndarray:

@@ -19,6 +19,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.formats import claims
+from clit_basicsr.formats.metadata import NONE, Metadata, read_metadata
 from clit_basicsr.formats.picture import Picture, make_picture
 from clit_basicsr.formats.silence import silenced
 
@@ -65,7 +66,17 @@ def read_deep(content: bytes, name: str) -> Picture | None:
         elif samples > colors and extra == [PREMULTIPLIED]:
             pixels = _divide_by_alpha(pixels)
         notes = [f'the first of {len(file.pages)} pages is taken'] if len(file.pages) > 1 else []
-        return make_picture(pixels, page.tags.valueof(ORIENTATION, default=1), page.iccprofile, notes)
+        return make_picture(
+            pixels, page.tags.valueof(ORIENTATION, default=1), page.iccprofile, notes, _metadata(content)
+        )
+
+
+def _metadata(content: bytes) -> Metadata:
+    try:
+        with TiffImageFile(io.BytesIO(content)) as im:  # the header, which Pillow knows of most
+            return read_metadata(im)
+    except Exception:
+        return NONE
 
 
 def _pixels(content: bytes, page: Any) -> np.ndarray:

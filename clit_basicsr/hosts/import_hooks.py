@@ -1,4 +1,4 @@
-"""What has to happen around the imports of torchvision and BasicSR, and nothing before they are imported.
+"""What has to happen around the imports of torchvision, BasicSR and MMagic, and nothing before they are imported.
 
 torchvision, where its compiled library cannot be loaded (a CUDA build with a CPU torch)
     Before: the operator schemas that the library would have defined are declared, so that the Python part imports.
@@ -7,6 +7,9 @@ torchvision.transforms.functional_tensor, where there is no such module (torchvi
 basicsr
     During: its imports of torchvision and scipy wait until they are used (:mod:`clit_basicsr.hosts.deferred`).
     After: ``basicsr_fixes.apply()``.
+mmagic
+    Before: ``mmagic.imports.prepare()``. After those of its packages that fill its registries: our own classes enter
+    them (:mod:`clit_basicsr.hosts.mmagic.plugin`).
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +28,8 @@ from clit_basicsr.hosts.deferred import deferring
 # Together twice the time that torch takes to import; BasicSR uses them within functions alone.
 DEFERRED = ('torchvision', 'scipy')
 FUNCTIONAL_TENSOR = 'torchvision.transforms.functional_tensor'
+# Packages of MMagic that fill its registries when they are imported; ours follow.
+MMAGIC_PARTS = ('mmagic.models', 'mmagic.datasets', 'mmagic.evaluation', 'mmagic.engine')
 
 _schemas: list = []  # torch.library.Library objects: the schemas go when they do
 
@@ -85,10 +91,12 @@ class _AliasFinder(importlib.abc.MetaPathFinder):
 
 
 class _HostLoader(importlib.abc.Loader):
-    """BasicSR's own loader, with what it hardly ever uses deferred, and a function called once the module is there."""
+    """A host's own loader, within a context that is entered when the module is executed."""
 
-    def __init__(self, loader: importlib.abc.Loader, action: Callable[[], None]) -> None:
-        self.loader, self.action = loader, action
+    def __init__(
+        self, loader: importlib.abc.Loader, context: Callable[[ModuleType], AbstractContextManager[None]]
+    ) -> None:
+        self.loader, self.context = loader, context
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -97,25 +105,54 @@ class _HostLoader(importlib.abc.Loader):
         if module.__spec__ is not None:  # introspection and resources should meet the real loader
             module.__spec__.loader = self.loader
         module.__loader__ = self.loader
-        with deferring(module.__name__, DEFERRED):
+        with self.context(module):
             self.loader.exec_module(module)
-        self.action()
 
 
 class _HostFinder(importlib.abc.MetaPathFinder):
-    """First in `sys.meta_path`: sees torchvision and BasicSR before they are imported."""
+    """First in `sys.meta_path`: sees torchvision and the hosts before they are imported."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname == 'torchvision':
             declare_torchvision_schemas()
-        if fullname != 'basicsr':
+        if fullname not in _CONTEXTS:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _HostLoader(spec.loader, _apply_basicsr_fixes)
+            spec.loader = _HostLoader(spec.loader, _CONTEXTS[fullname])
         return spec
+
+
+@contextmanager
+def _importing_basicsr(module: ModuleType) -> Iterator[None]:
+    with deferring(module.__name__, DEFERRED):
+        yield
+    _apply_basicsr_fixes()
+
+
+@contextmanager
+def _importing_mmagic(module: ModuleType) -> Iterator[None]:
+    importlib.import_module('clit_basicsr.hosts.mmagic.imports').prepare()
+    yield
+
+
+@contextmanager
+def _importing_part_of_mmagic(module: ModuleType) -> Iterator[None]:
+    yield
+    _register_in_mmagic(module.__name__)
+
+
+_CONTEXTS: dict[str, Callable[[ModuleType], AbstractContextManager[None]]] = {
+    'basicsr': _importing_basicsr,
+    'mmagic': _importing_mmagic,
+    **dict.fromkeys(MMAGIC_PARTS, _importing_part_of_mmagic),
+}
+
+
+def _register_in_mmagic(part: str) -> None:
+    importlib.import_module('clit_basicsr.hosts.mmagic.plugin').register(part)
 
 
 def _apply_basicsr_fixes() -> None:
@@ -125,10 +162,13 @@ def _apply_basicsr_fixes() -> None:
 
 
 def install() -> None:
-    """Put the finders in place, once; BasicSR may already be imported (then its fixes are applied now)."""
+    """Put the finders in place, once; a host may already be imported (then its fixes are applied now)."""
     if any(isinstance(finder, _HostFinder) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _HostFinder())
     sys.meta_path.append(_AliasFinder())
     if 'basicsr.train' in sys.modules:
         _apply_basicsr_fixes()
+    for part in MMAGIC_PARTS:
+        if part in sys.modules:
+            _register_in_mmagic(part)

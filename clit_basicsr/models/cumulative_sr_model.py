@@ -1,14 +1,15 @@
 """Cumulative training: one run through all stages, each with one branch more than the one before."""
 
-import copy
-
 import torch
+from basicsr.losses import build_loss
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.schedule import Stage, TrainingPlan
+from clit_basicsr.models.branches import initialise_branches, set_trained_branches
+from clit_basicsr.models.freezing import freeze, frozen_names, take_averages
 from clit_basicsr.models.implicit_sr_model import ImplicitSRModel
 
 
@@ -18,7 +19,11 @@ class CumulativeSRModel(ImplicitSRModel):
 
     Stage N trains branches 1 ... N. At its first iteration branch N is initialised and the optimizer is reset, as is
     the learning rate: ``lr``, multiplied by ``gamma`` after each of ``milestones``, both counted from the stage's first
-    iteration.
+    iteration, or along a cosine to ``eta_min``.
+
+    What a stage freezes gets no gradient and is not part of its optimizer. With an EMA network, the frozen weights are
+    its averages, in both networks alike: what the stage before was validated with is what the new branch is trained
+    on, and it is no longer averaged, so both stay as they are, bit for bit.
 
     Options in addition to those of :class:`ImplicitSRModel`:
         train:
@@ -70,13 +75,17 @@ class CumulativeSRModel(ImplicitSRModel):
     def stage(self) -> Stage:
         return self.schedule.stages[max(self.stage_index, 0)]
 
+    def init_training_settings(self) -> None:
+        bare = self.get_bare_model(self.net_g)
+        self.trainable = {name for name, value in bare.named_parameters() if value.requires_grad}
+        super().init_training_settings()
+
     def setup_optimizers(self) -> None:
-        # The host takes the options apart; each stage needs them whole.
-        options = copy.deepcopy(self.opt['train']['optim_g'])
-        self.opt['train']['optim_g']['lr'] = self.stage.lr
-        self.optimizers: list = []
-        super().setup_optimizers()
-        self.opt['train']['optim_g'] = options
+        """Of the weights that the stage trains. Unlike the host's, leaves the options whole, for the next stage."""
+        options = {**self.opt['train']['optim_g'], 'lr': self.stage.lr}
+        trained = [value for value in self.net_g.parameters() if value.requires_grad]
+        self.optimizer_g = self.get_optimizer(options.pop('type'), trained, **options)
+        self.optimizers = [self.optimizer_g]
 
     def setup_schedulers(self) -> None:
         """None: the learning rate is a function of the iteration alone, so a resume has nothing to restore."""
@@ -87,53 +96,51 @@ class CumulativeSRModel(ImplicitSRModel):
         index, first = self.schedule.stage_of(current_iter - 1)
         if index != self.stage_index:
             self._enter_stage(index, first)
-        iteration = current_iter - first  # of the stage, from 1
-        lr = self.stage.lr * self.stage.gamma ** sum(iteration > milestone for milestone in self.stage.milestones)
-        if iteration < self.stage.warmup_iter:
-            lr *= iteration / self.stage.warmup_iter
+        lr = self.stage.learning_rate(current_iter - first)
         self._set_lr([[lr] * len(optimizer.param_groups) for optimizer in self.optimizers])
 
     def resume_training(self, resume_state: dict) -> None:
         """Returns into the stage that the state was saved in; its optimizer is the one that the state restores."""
-        self.stage_index, _ = self.schedule.stage_of(resume_state['iter'] - 1)
-        self._set_trained_branches(self.stage.branches)
+        self._set_up_stage(self.schedule.stage_of(resume_state['iter'] - 1)[0])
         super().resume_training(resume_state)
         get_root_logger().info(f'Resumed in {self._describe_stage()}.')
 
+    def model_ema(self, decay: float = 0.999) -> None:
+        """The host's moving average, of the weights that the stage trains; of all for ``decay`` 0, a copy."""
+        with torch.no_grad():
+            weights = dict(self.get_bare_model(self.net_g).named_parameters())
+            for name, average in self.net_g_ema.named_parameters():
+                if weights[name].requires_grad or decay == 0:
+                    average.mul_(decay).add_(weights[name], alpha=1 - decay)
+
     def _enter_stage(self, index: int, first: int) -> None:
-        self.stage_index = index
+        self._set_up_stage(index)
+        if hasattr(self, 'net_g_ema'):
+            take_averages(self.get_bare_model(self.net_g), self.net_g_ema, self._frozen())
         if index > 0 or self.plan.start_stage > 1:
-            self._initialise_branches(self.plan.branches_before(index), self.stage.branches)
-        self._set_trained_branches(self.stage.branches)
+            new = range(self.plan.branches_before(index), self.stage.branches)
+            for net in self._networks():
+                initialise_branches(net, new, self.stage.init, self.opt['manual_seed'] + self.stage.branches)
         self.clipped_scales.restart()
-        self.setup_optimizers()
         logger = get_root_logger()
         logger.info(f'Iteration {first + 1:,}: {self._describe_stage()}; optimizer and learning rate are reset.')
 
+    def _set_up_stage(self, index: int) -> None:
+        """What follows from the options alone, when the stage begins and when it is resumed."""
+        self.stage_index = index
+        set_trained_branches(self._networks(), self.stage.branches)
+        freeze(self.get_bare_model(self.net_g), self._frozen(), self.trainable)
+        self.cri_pix = build_loss(self.stage.pixel_opt or self.opt['train']['pixel_opt']).to(self.device)
+        self.setup_optimizers()
+
+    def _frozen(self) -> set[str]:
+        """Names of the weights that the stage freezes."""
+        earlier = self.plan.branches_before(self.stage_index)
+        return frozen_names(self.get_bare_model(self.net_g), self.stage.freeze, earlier)
+
     def _describe_stage(self) -> str:
-        stage, number, total = self.stage, self.stage_index + self.plan.start_stage, len(self.plan.stages)
-        branches = 'branch 1' if stage.branches == 1 else f'branches 1 to {stage.branches}'
-        return f'stage {number} of {total} ({branches}, {stage.iters:,} iterations, learning rate {stage.lr:g})'
+        return self.plan.describe(max(self.stage_index, 0))
 
     def _networks(self) -> list:
         nets = [self.get_bare_model(self.net_g)]
         return [*nets, self.net_g_ema] if hasattr(self, 'net_g_ema') else nets
-
-    def _initialise_branches(self, first: int, stop: int) -> None:
-        """Fresh weights for branches first ... stop - 1, the same on every rank, after a resume, and in the EMA
-        network.
-        """
-        if stop <= first:
-            return
-        for net in self._networks():
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.opt['manual_seed'] + stop)
-                for branch in net.branches[first:stop]:
-                    for module in branch.modules():
-                        if hasattr(module, 'reset_parameters'):
-                            module.reset_parameters()
-
-    def _set_trained_branches(self, count: int) -> None:
-        for net in self._networks():
-            if hasattr(net, 'trained_branches'):
-                net.trained_branches.fill_(count)

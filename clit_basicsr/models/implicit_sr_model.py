@@ -1,5 +1,6 @@
 """Training and validation of networks that answer at any point, on the host's SRModel."""
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from clit_basicsr.archs.encoders import load_pretrained
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.archs.precision import in_precision
+from clit_basicsr.base.console import hides_bars
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import replacing
 from clit_basicsr.base.messages import scale_text
@@ -46,9 +48,13 @@ class ImplicitSRModel(SRModel):
                 Default: as torch is set.
             nonfinite_limit (int): Iterations in a row with a loss that is NaN or infinite after which the training
                 stops, see :class:`clit_basicsr.models.loss_guard.LossGuard`. Default: 3.
+            variation_weight (float): Weight of the total variation of Thera's field at t = 0 in the loss. Default: 0.
+            grad_clip (float): Largest norm of the gradient of all parameters; a larger one is scaled down. Default:
+                none.
         val:
             precision (str): The same for validation and tests, where 'fp16' is possible too.
-            self_ensemble (bool): Average over the eight flips and transpositions. Default: False.
+            self_ensemble (bool | str): Average over the eight flips and transpositions; 'rotations': over the four
+                rotations alone, as Thera is measured. Default: False.
             tile (dict): ``{tile_size, tile_pad}`` in LR pixels: the network sees one padded tile at a time. Default:
                 none.
         val.metrics may hold the host's metrics (rounded 8-bit images) and ``calculate_psnr_float``,
@@ -94,6 +100,18 @@ class ImplicitSRModel(SRModel):
             raise UserError(
                 f'network_g:type {opt["network_g"]["type"]} cannot answer at single points, which {cls.__name__} '
                 'needs; use LIT or CLIT, for example.'
+            )
+        train = opt.get('train') or {}
+        if train.get('variation_weight') and 'variation' not in inspect.signature(net.forward).parameters:
+            raise UserError(
+                f'train:variation_weight: {type(net).__name__} has no field whose variation could be measured; leave '
+                'it out (it is an option of Thera).'
+            )
+        data = (opt.get('datasets') or {}).get('train') or {}
+        if opt.get('is_train') and data.get('scale_per_image') and net.cascaded:
+            raise UserError(
+                f'datasets:train:scale_per_image: the branches of {type(net).__name__} need one scale for a whole '
+                'batch; leave it out.'
             )
 
     def __init__(self, opt: dict) -> None:
@@ -150,15 +168,23 @@ class ImplicitSRModel(SRModel):
     def optimize_parameters(self, current_iter: int) -> None:
         self.optimizer_g.zero_grad()
         with in_precision(self.opt['train'].get('precision'), self.device):
-            output = self.net_g(self.lq, self.coord, self.cell, self.scales)
+            weight = self.opt['train'].get('variation_weight') or 0
+            queries = (self.lq, self.coord, self.cell, self.scales)
+            output, variation = self.net_g(*queries, variation=True) if weight else (self.net_g(*queries), None)
             with torch.autocast(self.device.type, enabled=False):
                 self.output = output.float()
-                loss = self.cri_pix(self.output, self.gt)
+                pixel_loss = loss = self.cri_pix(self.output, self.gt)
+                self.log_dict, self.iteration = OrderedDict(l_pix=pixel_loss.detach()), current_iter
+                if variation is not None:
+                    variation = variation.float().mean()
+                    loss = pixel_loss + weight * variation
+                    self.log_dict['l_variation'] = variation.detach()
                 loss.backward()
-        self.log_dict, self.iteration = OrderedDict(l_pix=loss.detach()), current_iter
         if not self.loss_guard.accepts(loss, current_iter, self.files):
             get_root_logger().warning(f'Iteration {current_iter:,}: the loss is not finite; the step is left out.')
             return
+        if self.opt['train'].get('grad_clip'):
+            nn.utils.clip_grad_norm_(self.net_g.parameters(), self.opt['train']['grad_clip'])
         self.optimizer_g.step()
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
@@ -179,7 +205,8 @@ class ImplicitSRModel(SRModel):
         val = self.opt.get('val') or {}
         with in_precision(val.get('precision'), self.device):
             if val.get('self_ensemble'):
-                self.output = self_ensemble(net, self.lq, scale, val.get('tile'))
+                rotations = val['self_ensemble'] == 'rotations'
+                self.output = self_ensemble(net, self.lq, scale, val.get('tile'), rotations)
             else:
                 self.output = net.upscale(self.lq, scale=scale, tile=val.get('tile'))
         self.output = self.output.float()
@@ -202,7 +229,7 @@ class ImplicitSRModel(SRModel):
             self._continue_best_results(name)
         names = picture_names(dataset)
         bar = val.get('pbar', False) and self.opt['rank'] == 0
-        with tqdm(total=len(dataloader), unit='image', desc=name, disable=not bar) as progress:
+        with tqdm(total=len(dataloader), unit='image', desc=name, disable=not bar or hides_bars()) as progress:
             figures = for_each_picture(
                 dataloader,
                 lambda data: self._validate_picture(data, dataset, names, current_iter if save_img else None),
@@ -315,21 +342,25 @@ def going_on_without(training: bool) -> Iterator[None]:
         get_root_logger().error(str(error))
 
 
-def self_ensemble(net: ImplicitNet, lq: Tensor, scale: tuple[float, float], tile: dict | None = None) -> Tensor:
+def self_ensemble(
+    net: ImplicitNet, lq: Tensor, scale: tuple[float, float], tile: dict | None = None, rotations: bool = False
+) -> Tensor:
     """The mean of a picture's enlargements under the eight flips and transpositions (Timofte et al., 2016).
 
     Args:
         lq: (B, 3, h, w).
         scale: (y, x).
+        rotations: only those four that are rotations.
 
     Returns:
         Tensor: (B, 3, H, W).
     """
-    total = lq.new_zeros(())
+    total, count = lq.new_zeros(()), 0
     for transpose in (False, True):
         image, factors = (lq.transpose(2, 3), scale[::-1]) if transpose else (lq, scale)
         for axes in ((), (2,), (3,), (2, 3)):
+            if rotations and len(axes) % 2 != transpose:
+                continue  # a reflection
             out = net.upscale(image.flip(axes), scale=factors, tile=tile).flip(axes)
-            out = out.transpose(2, 3) if transpose else out
-            total = total + out
-    return total / 8
+            total, count = total + (out.transpose(2, 3) if transpose else out), count + 1
+    return total / count

@@ -69,5 +69,6 @@ class LossGuard:
 
 def last_checkpoint(models: str) -> str:
     """What to say of the newest numbered checkpoint in a folder."""
-    saved = {int(m[1]): path for path in Path(models).glob('net_*.pth') if (m := re.search(r'_(\d+)\.pth$', path.name))}
+    names = re.compile(r'(?:net_\w+|iter)_(\d+)\.pth')  # of BasicSR, of MMagic
+    saved = {int(match[1]): path for path in Path(models).glob('*.pth') if (match := names.fullmatch(path.name))}
     return f'the last good checkpoint is {saved[max(saved)]}' if saved else 'no checkpoint has been saved'

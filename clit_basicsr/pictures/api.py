@@ -1,4 +1,4 @@
-"""``clit_basicsr.upscale``: from Python what ``basicsr upscale`` does to a file."""
+"""``clit_basicsr.upscale``: from Python what ``basicsr upscale`` does to a file; ``clit_basicsr.load``."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,15 @@ from clit_basicsr.pictures.enlarge import enlarge
 from clit_basicsr.pictures.files import Picture
 from clit_basicsr.pictures.memory import device_of, plan_tiles, reporting_full_memory
 from clit_basicsr.pictures.networks import find_checkpoint, load_network
+
+
+def load(name_or_path: str | os.PathLike | None, device: str) -> ImplicitNet:
+    """See :func:`clit_basicsr.load`."""
+    return _read(name_or_path, choose_device(device))
+
+
+def _read(model: str | os.PathLike | None, device: torch.device) -> ImplicitNet:
+    return load_network(find_checkpoint(None if model is None else os.fspath(model)), device)
 
 
 def upscale(
@@ -42,7 +51,7 @@ def upscale(
             raise UserError(f'{type(model).__name__} works at one scale only; use LIT, CLIT or a peer.')
         net = model
     else:
-        net = load_network(find_checkpoint(None if model is None else os.fspath(model)), where or choose_device())
+        net = _read(model, where or choose_device())
     with reporting_full_memory('the picture', 'give a smaller size, or enlarge a part of it'):
         picture = _to_picture(image)
         lq_size = (picture.pixels.shape[0], picture.pixels.shape[1])
@@ -83,11 +92,16 @@ def _to_picture(image: Any) -> Picture:
     pixels = np.asarray(image)
     shape, dtype = pixels.shape, pixels.dtype
     if pixels.ndim not in (2, 3) or min(shape) < 1 or shape[2:] not in ((), (1,), (2,), (3,), (4,)):
-        raise UserError(f'an image is an array of (H, W) or (H, W, 1 to 4); got {shape}.')
+        hint = ''
+        if pixels.ndim in (3, 4) and shape[-3] in (1, 3, 4):
+            hint = '; a tensor (3, h, w) is for net.upscale (clit_basicsr.load), or move its channels last'
+        raise UserError(f'an image is an array of (H, W) or (H, W, 1 to 4); got {shape}{hint}.')
     if np.issubdtype(dtype, np.floating):
         # What is not a number fails here too.
         if not (pixels.min() >= 0 and pixels.max() <= 1):
-            raise UserError(f'a floating-point image is in [0, 1]; got {pixels.min():g} to {pixels.max():g}.')
+            bytes_ = 1 < pixels.max() <= 255 and pixels.min() >= 0
+            hint = '; divide it by 255, or give it as uint8' if bytes_ else ''
+            raise UserError(f'a floating-point image is in [0, 1]; got {pixels.min():g} to {pixels.max():g}{hint}.')
         pixels = pixels.astype(np.float32, copy=False)
     elif dtype not in (np.uint8, np.uint16):
         raise UserError(f'an image is uint8, uint16 or floating point in [0, 1]; got {dtype}.')
@@ -99,6 +113,10 @@ def _like(image: Any, out: Picture) -> Any:
         result = Image.fromarray(out.pixels[..., 0] if out.pixels.shape[2] == 1 else out.pixels)
         if out.icc:
             result.info['icc_profile'] = out.icc
+        if out.metadata.exif:
+            result.info['exif'] = out.metadata.exif
+        if out.metadata.dpi:
+            result.info['dpi'] = out.metadata.dpi
         return result
     if isinstance(image, np.ndarray) and image.ndim == 3:
         return out.pixels

@@ -22,7 +22,13 @@ PANEL = 2.1  # width of a crop, inches
 WHOLE = 3.4  # width of the whole picture, inches
 DPI = 110
 
+
 Crop = tuple[int, int, int, int]  # y, x, h, w in HR pixels
+
+
+def factor_text(scale: tuple[float, float]) -> str:
+    """A scale (y, x) as the command line has it, for width x height."""
+    return scale_text((scale[1], scale[0]))
 
 
 class Answer(NamedTuple):
@@ -73,13 +79,13 @@ def compare(
     truth = hr[:height, :width]
     if min(truth.shape[:2]) <= 2 * border_width(protocol, scale):
         raise UserError(
-            f'{hr.shape[1]}x{hr.shape[0]} pixels are too few at scale {scale_text(scale)}: PSNR leaves out a border of '
-            f'{border_width(protocol, scale)}; use a larger picture or a smaller scale.'
+            f'{hr.shape[1]}x{hr.shape[0]} pixels are too few at scale {factor_text(scale)}: PSNR leaves out a border '
+            f'of {border_width(protocol, scale)}; use a larger picture or a smaller scale.'
         )
     lr = downsample(truth, size, downsampling).astype(np.float32) / 255
     answers = []
     for label, net in nets.items():
-        image = enlarge(net, Picture(lr), scale=scale, label=f'x{scale_text(scale)} {label}')[0].pixels
+        image = enlarge(net, Picture(lr), scale=scale, label=f'x{factor_text(scale)} {label}')[0].pixels
         psnr = calculate_psnr_float(_to_tensor(image), _to_tensor(truth / np.float32(255)), protocol, scale)
         answers.append(Answer(label, np.round(image.clip(0, 1) * 255).astype(np.uint8), psnr))
     return Comparison(scale, truth, answers)
@@ -150,7 +156,7 @@ def draw_comparison(comparisons: list[Comparison], crop: Crop, title: str, note:
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_xlabel(caption, fontsize=9, fontweight='bold' if caption == f'{best:.2f} dB' else 'normal')
-        row[0].set_ylabel(f'x{scale_text(one.scale)}', fontsize=11)
+        row[0].set_ylabel(f'x{factor_text(one.scale)}', fontsize=11)
     for axes, label in zip(panels[0], labels, strict=True):
         axes.set_title(_wrapped(label), fontsize=9, parse_math=False)
     with replacing(path) as temporary:

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from clit_basicsr.archs import Bicubic
 from clit_basicsr.archs.implicit import ImplicitNet, output_size
 from clit_basicsr.archs.precision import in_precision
+from clit_basicsr.base.console import hides_bars
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.pictures.files import Picture
 from clit_basicsr.pictures.memory import SHORTEST_TILE, Tiles, check_fits, device_of, is_out_of_memory, plan_tiles
@@ -66,7 +68,7 @@ def enlarge(
             with _progress(total, label and f'{label}, {tiles}') as bar, in_precision(precision, device_of(net)):
                 for network, part in layers:
                     _paint(network, pixels[..., part], out[..., part], target, tiles, bar)
-            return Picture(out, picture.icc, picture.notes), tiles
+            return replace(picture, pixels=out), tiles
         except (MemoryError, RuntimeError) as error:  # others use the machine or the GPU as well
             if not is_out_of_memory(error):
                 raise
@@ -104,4 +106,12 @@ def _remedy(net: ImplicitNet) -> str:
 
 
 def _progress(total: int, label: str | None) -> tqdm:
-    return tqdm(total=total, desc=label, unit='tile', disable=label is None, leave=False, delay=1, file=sys.stderr)
+    return tqdm(
+        total=total,
+        desc=label,
+        unit='tile',
+        disable=label is None or hides_bars(),
+        leave=False,
+        delay=1,
+        file=sys.stderr,
+    )

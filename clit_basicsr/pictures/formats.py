@@ -13,14 +13,17 @@ class Format(NamedTuple):
     bits: int
     alpha: bool
     profile: bool
+    exif: bool
     longest_side: int
 
 
-PNG = Format('PNG', 16, True, True, 2**31 - 1)
-JPEG = Format('JPEG', 8, False, True, 65500)
-WEBP = Format('WebP', 8, True, True, 16383)
-TIFF = Format('TIFF', 16, True, True, 2**31 - 1)
-BMP = Format('BMP', 8, False, False, 2**31 - 1)
+PNG = Format('PNG', 16, True, True, True, 2**31 - 1)
+JPEG = Format('JPEG', 8, False, True, True, 65500)
+WEBP = Format('WebP', 8, True, True, True, 16383)
+TIFF = Format('TIFF', 16, True, True, True, 2**31 - 1)
+BMP = Format('BMP', 8, False, False, False, 2**31 - 1)
+# Of JPEG and WebP: near-lossless.
+QUALITY = 95
 FORMATS = {'.png': PNG, '.jpg': JPEG, '.jpeg': JPEG, '.webp': WEBP, '.tif': TIFF, '.tiff': TIFF, '.bmp': BMP}
 
 

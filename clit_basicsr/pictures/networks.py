@@ -1,4 +1,4 @@
-"""Which network answers: that of a checkpoint, of an experiment, or of the only experiment there is."""
+"""Which network answers: that of a checkpoint, of an experiment, or one that comes with the package."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from os import path as osp
 from typing import TYPE_CHECKING
 
+from clit_basicsr import weights
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.file_kinds import SUFFIXES
 from clit_basicsr.base.files import names_in
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from clit_basicsr.archs.implicit import ImplicitNet
 
 ROOT = 'experiments'
-HELP = f'a checkpoint, or the name of an experiment in {ROOT}/; default: the only trained one there'
+HELP = (
+    f'a checkpoint; the name of an experiment in {ROOT}/; or a network that comes with the package (basicsr info lists '
+    f'them); looked for in this order; default: {weights.DEFAULT} of the package'
+)
 
 
 def find_checkpoint(model: str | None = None) -> str:
@@ -25,30 +29,49 @@ def find_checkpoint(model: str | None = None) -> str:
 
     Args:
         model: a checkpoint; or the name of an experiment below the working directory, whose ``net_g_latest.pth`` is
-            taken, or the one with the highest iteration; None: the only experiment that has one.
+            taken, or the one with the highest iteration; or a network in the package; None: the package's own
+            ``clit-light``, whatever there is in the working directory.
 
     Raises:
-        UserError: none is found, or several for None; or a folder cannot be read.
+        UserError: none is found, with what there is; a folder cannot be read; or the package's file is damaged.
     """
-    if model is not None and osp.isfile(model):
+    if model is None:
+        return _default()
+    if osp.isfile(model):
+        if weights.holds(model):  # by its path: verified all the same
+            weights.file_of(osp.splitext(osp.basename(model))[0])
         return model
-    if model is not None and (found := _newest_checkpoint(model)):
+    if found := _newest_checkpoint(model):
         return found  # whatever the other folders are like
+    if model in weights.names():
+        return str(weights.file_of(model))
+    if osp.isdir(model):
+        inside = [name for name in names_in(model) if name.endswith(SUFFIXES)]
+        example = f'such as {osp.join(model, inside[0])}' if inside else 'or train it first'
+        raise UserError(
+            f'--model: {model} is a folder and not that of a trained experiment (no models/net_g_*.pth); give a '
+            f'checkpoint, {example}; {_what_there_is()}.'
+        )
+    raise UserError(
+        f'--model: {model} is neither a checkpoint, nor a trained experiment, nor a network of the package; '
+        f'{_what_there_is()}.'
+    )
+
+
+def _default() -> str:
+    if weights.DEFAULT in weights.names():
+        return str(weights.file_of(weights.DEFAULT))
+    raise UserError(
+        f'which network? {weights.DEFAULT}, the default, does not come with this version of the package; give --model, '
+        f'a checkpoint (.pth) or an experiment; {_what_there_is()}. To train one: scripts/quickstart.sh takes minutes.'
+    )
+
+
+def _what_there_is() -> str:
+    """For a message: the networks that can be named here."""
     trained = _trained_experiments()
-    names = f'trained here: {", ".join(trained)}' if trained else f'no experiment in {ROOT}/ is trained'
-    if model is not None:
-        if osp.isdir(model):
-            inside = [name for name in names_in(model) if name.endswith(SUFFIXES)]
-            example = f'such as {osp.join(model, inside[0])}' if inside else 'or train it first'
-            raise UserError(
-                f'--model: {model} is a folder and not that of a trained experiment (no models/net_g_*.pth); give a '
-                f'checkpoint, {example}; {names}.'
-            )
-        raise UserError(f'--model: {model} is neither a checkpoint nor a trained experiment; {names}.')
-    if len(trained) != 1:
-        remedy = '' if trained else ' Train one first: scripts/quickstart.sh takes minutes.'
-        raise UserError(f'which network? Give --model, a checkpoint (.pth) or an experiment; {names}.{remedy}')
-    return next(iter(trained.values()))
+    here = f'trained here: {", ".join(trained)}' if trained else f'no experiment in {ROOT}/ is trained'
+    return f'{here}; {weights.describe()}'
 
 
 def load_network(path: str, device: torch.device) -> ImplicitNet:
@@ -80,6 +103,11 @@ def _newest_checkpoint(experiment: str) -> str | None:
     if 'net_g_latest.pth' in entries:
         return osp.join(folder, 'net_g_latest.pth')
     return osp.join(folder, saved[max(saved)]) if saved else None
+
+
+def label_of(path: str) -> str:
+    """How a checkpoint is named in what a command prints: by its path, one of the package by its name."""
+    return name_of(path) if weights.holds(path) else path
 
 
 def name_of(path: str) -> str:

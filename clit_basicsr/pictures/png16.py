@@ -8,13 +8,15 @@ from typing import BinaryIO
 
 import numpy as np
 
+from clit_basicsr.formats.metadata import INCH, NONE, Metadata
+
 COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by channels: grey, grey and alpha, RGB, RGB and alpha
 FILTER_SUB = 1
 BAND = 64  # rows that are compressed together, which bounds the memory
 
 
-def write_png16(path: str, pixels: np.ndarray, icc: bytes | None = None) -> None:
-    """Writes pixels (H, W, C), uint16, with their ICC profile.
+def write_png16(path: str, pixels: np.ndarray, icc: bytes | None = None, metadata: Metadata = NONE) -> None:
+    """Writes pixels (H, W, C), uint16, with their ICC profile, EXIF data and resolution.
 
     Source: Portable Network Graphics Specification, third edition, sections 5, 9.2 and 11.
     """
@@ -24,6 +26,11 @@ def write_png16(path: str, pixels: np.ndarray, icc: bytes | None = None) -> None
         _chunk(file, b'IHDR', struct.pack('>IIBBBBB', width, height, 16, COLOR_TYPES[channels], 0, 0, 0))
         if icc:
             _chunk(file, b'iCCP', b'ICC profile\0\0' + zlib.compress(icc))
+        if metadata.dpi:
+            x, y = (round(100 * one / INCH) for one in metadata.dpi)
+            _chunk(file, b'pHYs', struct.pack('>IIB', x, y, 1))  # pixels per metre
+        if metadata.exif:
+            _chunk(file, b'eXIf', metadata.exif.removeprefix(b'Exif\0\0'))
         compressor = zlib.compressobj(6, strategy=zlib.Z_FILTERED)
         for start in range(0, height, BAND):
             values = pixels[start : start + BAND]

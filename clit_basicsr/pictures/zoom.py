@@ -112,14 +112,15 @@ def render(net: ImplicitNet, feat: Features, shot: Shot, frame_size: tuple[int, 
     cell = feat.lq.new_tensor([[2 / (n * shot.scale) for n in feat.image_size]])
     scales = net.plan_scales((shot.scale, shot.scale))
     out = feat.lq.new_empty(3, *frame_size)
-    for y0, x0 in itertools.product(range(0, frame_size[0], PIECE), range(0, frame_size[1], PIECE)):
-        y, x = axes[0][y0 : y0 + PIECE], axes[1][x0 : x0 + PIECE]
+    side = max(frame_size) if net.uses_all_queries else PIECE  # a frame is one picture
+    for y0, x0 in itertools.product(range(0, frame_size[0], side), range(0, frame_size[1], side)):
+        y, x = axes[0][y0 : y0 + side], axes[1][x0 : x0 + side]
         # One pixel more than the reach: the nearest one is found from rounded coordinates.
         rows, cols = ((int(t[0]) - net.reach - 1, int(t[-1]) + net.reach + 2) for t in (y, x))
         grid = torch.meshgrid(y * (2 / feat.image_size[0]) - 1, x * (2 / feat.image_size[1]) - 1, indexing='ij')
         coord = torch.stack(grid, dim=-1).flatten(0, 1).unsqueeze(0).to(feat.lq)  # (1, num_rows * num_cols, 2)
         rgb = net.query(feat.crop(rows, cols), coord, cell, scales)
-        out[:, y0 : y0 + PIECE, x0 : x0 + PIECE] = rgb[0].t().unflatten(1, (len(y), len(x)))
+        out[:, y0 : y0 + side, x0 : x0 + side] = rgb[0].t().unflatten(1, (len(y), len(x)))
     return out
 
 
@@ -144,7 +145,7 @@ def render_film(
     """
     lq_size = (picture.pixels.shape[0], picture.pixels.shape[1])
     check_fits(frame_size, 2 * 3 * 4, 'a frame')
-    check_fits(lq_size, 4 * (net.encoder.out_channels + 3), 'what the network sees of a window')
+    check_fits(lq_size, 4 * (net.feature_channels + 3), 'what the network sees of a window')
     lq = torch.from_numpy(np.array(picture.rgb)).permute(2, 0, 1).unsqueeze(0).to(device_of(net))
     feat = encode(net, lq, plan_tiles(net, lq_size, (1.0, 1.0)))
     for shot in shots:
@@ -160,7 +161,7 @@ def encode(net: ImplicitNet, lq: Tensor, tiles: Tiles) -> Features:
     """
     size = net.encoder.padded_size(*lq.shape[-2:])
     side = max(size) if tiles.whole else tiles.size
-    z, window = (torch.empty(1, n, *size, device=lq.device) for n in (net.encoder.out_channels, 3))
+    z, window = (torch.empty(1, n, *size, device=lq.device) for n in (net.feature_channels, 3))
     for y, x in itertools.product(range(0, size[0], side), range(0, size[1], side)):
         part = net.encode_part(lq, (y, x), side, tiles.pad).crop((y, y + side), (x, x + side))
         z[..., y : y + side, x : x + side], window[..., y : y + side, x : x + side] = part.z, part.lq

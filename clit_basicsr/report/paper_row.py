@@ -28,7 +28,7 @@ def paper_row(network_g: dict) -> tuple[str, str]:
     """
     from clit_basicsr.report.paper_tables import paper_psnr
 
-    kind = network_g.get('type')
+    kind = str(network_g.get('type'))
     if kind == 'Bicubic':
         return 'Bicubic', ''
     if not network_g.get('encoder'):
@@ -41,7 +41,8 @@ def paper_row(network_g: dict) -> tuple[str, str]:
     if changed and not ending:
         listed = ', '.join(f'{key}: {value}' for key, value in changed)
         return '', f'the paper has no {kind} with {listed}'
-    row = f'{encoder}-{"Meta-SR" if kind == "MetaSR" else kind}{ending}'
+    name = {'MetaSR': 'Meta-SR', 'Thera': f'Thera {str(network_g.get("variant", "air")).title()}'}.get(kind, kind)
+    row = f'{encoder}-{name}{ending}'
     return (row, '') if row in paper_psnr() else ('', f'the tables have no {row}')
 
 
@@ -71,7 +72,7 @@ def changed_options(network_g: dict) -> list[tuple[str, Any]]:
     return [
         (key, value)
         for key, value in network_g.items()
-        if key not in ANY_DECODER and as_list(value) != as_list(defaults.get(key))
+        if key not in (*ANY_DECODER, 'variant') and as_list(value) != as_list(defaults.get(key))
     ]
 
 

@@ -1,4 +1,8 @@
-"""The figures of the papers, tables 1 to 6 of CLIT (CVPR 2023): PSNR by system, data set and scale, from tables.csv."""
+"""The figures of the papers: PSNR by system, data set and scale, from tables.csv.
+
+Its first column names the source: a number is a table of CLIT (CVPR 2023), 'Thera paper' is arXiv 2311.17643, which
+reports SRNO too.
+"""
 
 import csv
 import functools
@@ -52,7 +56,9 @@ def paper_set(name: str) -> str | None:
     return {re.sub(r'[\W_]', '', key.lower()): key for key in SETS}.get(plain) or SYNONYMS.get(plain)
 
 
-def why_not_comparable(data_set: str, scale: tuple[float, float], images: int, protocol: str, lr: str) -> str:
+def why_not_comparable(
+    data_set: str, scale: tuple[float, float], images: int, protocol: str, lr: str, row: str = ''
+) -> str:
     """What sets a measurement apart from the papers'; '' if nothing does.
 
     Args:
@@ -61,6 +67,7 @@ def why_not_comparable(data_set: str, scale: tuple[float, float], images: int, p
         images: how many were measured.
         protocol: 'div2k' or 'benchmark'.
         lr: where the LR images are from: 'given', or made by 'matlab' or 'pil'.
+        row: what it is compared with; Thera's figures are measured on LR images by MATLAB's imresize at every scale.
     """
     known = SETS[data_set]
     if images != known.images:
@@ -69,7 +76,7 @@ def why_not_comparable(data_set: str, scale: tuple[float, float], images: int, p
         return f'protocol {protocol}, where the paper measures {data_set} by {known.protocol}'
     if scale[0] != scale[1]:
         return 'the paper has one scale for both axes'
-    accepted = ('given', 'matlab') if scale[0] <= LARGEST_PUBLISHED_SCALE else ('pil',)
+    accepted = ('given', 'matlab') if scale[0] <= LARGEST_PUBLISHED_SCALE or 'Thera' in row else ('pil',)
     if lr not in accepted:
         return f'LR images {lr}, where the paper has them {" or by ".join(accepted)} at x{scale[0]:g}'
     return ''

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from os import path as osp
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ class Measurement(NamedTuple):
 
 
 def write_summary(opt: dict, measurements: list[Measurement], failed: dict[str, str] | None = None) -> None:
-    """The table to the terminal and the log; summary.csv, .md, .json and psnr_over_scale.png into the results.
+    """The table to stdout and the log file; summary.csv, .md, .json and psnr_over_scale.png into the results.
 
     Args:
         failed: the sets that could not be measured, and why.
@@ -46,7 +47,12 @@ def write_summary(opt: dict, measurements: list[Measurement], failed: dict[str, 
     if found.psnr:
         draw_psnr_over_scale(found, osp.join(folder, 'psnr_over_scale.png'))
     curve = ', psnr_over_scale.png' if found.psnr else ''
-    get_root_logger().info(f'\n{summary.as_text(found)}Saved in {folder}: summary.csv, .md, .json{curve}')
+    text = f'{summary.as_text(found)}Saved in {folder}: summary.csv, .md, .json{curve}'
+    print(text, flush=True)
+    logger = get_root_logger()
+    for handler in logger.handlers:  # not those of the terminal, which has it
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(logger.makeRecord(logger.name, logging.INFO, '', 0, f'\n{text}', (), None))
 
 
 def summarize(opt: dict, measurements: list[Measurement]):
@@ -68,9 +74,11 @@ def find_row(opt: dict) -> tuple[str, str]:
     """The row that the option file names, or that its network is of; or '' and the reason why none fits."""
     if opt.get('paper_row'):
         return opt['paper_row'], ''
-    if (opt.get('val') or {}).get('self_ensemble'):
-        return '', 'the paper measures without self_ensemble'
-    return paper_row(opt.get('network_g') or {})
+    network, ensemble = opt.get('network_g') or {}, (opt.get('val') or {}).get('self_ensemble') or False
+    wanted = 'rotations' if network.get('type') == 'Thera' else False
+    if ensemble != wanted:
+        return '', f'the paper measures with self_ensemble: {wanted or "false"}'
+    return paper_row(network)
 
 
 def row_of(measurement: Measurement, psnr: str, paper: str):
@@ -92,5 +100,5 @@ def row_of(measurement: Measurement, psnr: str, paper: str):
     figure = paper_psnr().get(paper, {}).get((known or '', scale[0])) if psnr in values else None
     if figure is None or known is None:
         return row
-    note = why_not_comparable(known, scale, len(dataset), protocol, lr)
+    note = why_not_comparable(known, scale, len(dataset), protocol, lr, paper)
     return row._replace(note=note) if note else row._replace(paper=figure)

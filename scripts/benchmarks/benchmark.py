@@ -6,6 +6,7 @@ prints the tables and writes them to RESULTS.md, with a plot, into the folder gi
 
 dense   whole pictures with the encoder, LIT and CLIT, by every backend
 peers   LIT and CLIT beside LIIF and LTE of this package, by the fastest backend
+decoders  one picture by LIT and by every peer of this package
 wide    pictures of LIT without the encoder, whole and in the tiles that ``basicsr upscale`` chooses
 train   training steps, by every backend
 memory  peaks, each in a process of its own
@@ -84,10 +85,10 @@ def train(only: list[str], backends: list[str], repeats: int) -> list[Floored]:
     return [against_floor(case, cases.training_step(net, case), backends, repeats) for case in chosen]
 
 
-def peers(only: list[str], repeats: int) -> str:
+def peers(workloads: list[cases.Dense], only: list[str], repeats: int) -> str:
     """A picture's systems in turn."""
     rows = []
-    for name, group in groupby(cases.PEERS, key=lambda case: cases.describe(case.size, case.scale)):
+    for name, group in groupby(workloads, key=lambda case: cases.describe(case.size, case.scale)):
         chosen = list(group)
         if not selected(chosen, only):
             continue
@@ -143,7 +144,9 @@ def sections(args: argparse.Namespace, floored: list[Floored]) -> Iterator[tuple
         text = FLOORS.format('; with the rank-16 rewrite at the median rate')
         yield 'Whole pictures, encoder included', text, floor_table(rows, args.backends, references)
     if 'peers' in args.what:
-        yield 'Beside LIIF and LTE, encoder included', '', peers(args.only, args.repeats)
+        yield 'Beside LIIF and LTE, encoder included', '', peers(cases.PEERS, args.only, args.repeats)
+    if 'decoders' in args.what:
+        yield 'All decoders, encoder included', '', peers(cases.DECODERS, args.only, args.repeats)
     if 'wide' in args.what:
         yield 'Wide pictures, without the encoder', '', wide(args.only, args.repeats)
     if 'train' in args.what:
@@ -158,7 +161,7 @@ def sections(args: argparse.Namespace, floored: list[Floored]) -> Iterator[tuple
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', nargs='+', choices=['dense', 'peers', 'wide', 'train', 'memory'])
+    parser.add_argument('what', nargs='+', choices=['dense', 'peers', 'decoders', 'wide', 'train', 'memory'])
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--backends', nargs='+', default=['cpu', 'torch', 'reference 2048', 'reference 30000'])

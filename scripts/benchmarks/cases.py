@@ -1,4 +1,4 @@
-"""What the benchmarks run, at the paper's size: LIT and CLIT (C = 256, H = 8, G = 7), LIIF and LTE over EDSR-baseline,
+"""What the benchmarks run, at the paper's size: LIT and CLIT (C = 256, H = 8, G = 7), their peers, EDSR-baseline,
 random weights. Only the package's public interface is used, so that an older checkout runs the same workloads.
 """
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clit_basicsr import archs
 from clit_basicsr.archs import CLIT, LIIF, LTE
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.archs.precision import in_precision
@@ -83,6 +84,12 @@ PEERS = [
     )
     for system in (own, 'LIIF', 'LTE')
 ]
+# One picture by every decoder.
+DECODERS = [
+    Dense(system, (64, 64), scale)
+    for scale in (2, 4)
+    for system in ('LIT', 'LIIF', 'LTE', 'SRNO', 'HIIF', 'Thera air', 'Thera plus')
+]
 WIDE = [Wide(size, 2, tiled) for size in ((96, 1020), (339, 510), (64, 64)) for tiled in (False, True)]
 TRAINING = [
     Training('LIT, batch 4, x2.5', 4, (2.5,)),
@@ -114,6 +121,10 @@ def network(system: str = 'CLIT-3') -> ImplicitNet:
     peers = {'LIIF': LIIF, 'LTE': LTE}
     if system in peers:
         return peers[system](encoder=EDSR_BASELINE)
+    if system.startswith('Thera'):
+        return archs.Thera(encoder=EDSR_BASELINE, variant=system.partition(' ')[2])
+    if system in ('SRNO', 'HIIF'):  # which an older checkout lacks
+        return getattr(archs, system)(encoder=EDSR_BASELINE)
     return CLIT(encoder=EDSR_BASELINE, num_branches=3)
 
 

@@ -20,9 +20,12 @@ def relative_difference(a, b):
 
 def read(name):
     """Metadata, published weights and the other arrays of a file. Published images are (x - 0.5) / 0.5."""
+    # What is exact in bfloat16 is kept as its bits.
     data = {key: value for key, value in np.load(GOLDEN / f'{name}.npz').items() if value.dtype.kind != 'U'}
     meta = json.loads(bytes(data.pop('meta')))
     tensors = {key: torch.from_numpy(np.array(value)) for key, value in data.items()}
+    for key in [key for key in tensors if key.startswith('bf16/')]:
+        tensors[key[5:]] = tensors.pop(key).view(torch.bfloat16).float()
     return meta, {key[3:]: value for key, value in tensors.items() if key.startswith('sd/')}, tensors
 
 

@@ -18,6 +18,7 @@ SMALL_CLIT = {
 }
 SWINIR = {'type': 'SwinIR', 'img_size': 8, 'embed_dim': 8, 'depths': [2], 'num_heads': [2], 'window_size': 4}
 HEAD = {'dim': 8, 'num_heads': 2, 'grid_size': 3, 'hidden_dims': [8, 8], 'position_encoding': 'published'}
+THERA_PRO = {'embed_dim': 8, 'depths': [1, 2], 'num_heads': [2, 2], 'drop_path_rate': 0}
 # name: (type, options)
 NETWORKS = {
     'LIT': ('LIT', HEAD),
@@ -38,6 +39,11 @@ NETWORKS = {
     'MetaSR': ('MetaSR', {'hidden_dims': [8]}),
     'UltraSR': ('UltraSR', {'dim': 8, 'num_hidden': 3, 'num_freqs': 4}),
     'IPE': ('IPE', {'hidden_dims': [8, 8], 'num_freqs': 4}),
+    'SRNO': ('SRNO', {'dim': 8, 'num_heads': 2, 'hidden_dim': 8}),
+    'HIIF': ('HIIF', {'dim': 8, 'num_heads': 2, 'hidden_dim': 8}),
+    'Thera_air': ('Thera', {'num_components': 6}),
+    'Thera_plus': ('Thera', {'variant': 'plus', 'num_components': 6, 'tail': {'widths': [6, 8]}}),
+    'Thera_pro': ('Thera', {'variant': 'pro', 'num_components': 6, 'tail': THERA_PRO}),
     'Bicubic': ('Bicubic', {}),
 }
 

@@ -9,11 +9,11 @@ import traceback
 from pathlib import Path
 
 
-def in_new_process(module, folder):
+def in_new_process(module, folder, timeout=240):
     """Calls ``scenarios(folder)`` of a test module in a process that has computed nothing, so that it may fork."""
     program = f'import sys, pathlib, clit_basicsr, {module} as tests; tests.scenarios(pathlib.Path(sys.argv[1]))'
     command = [sys.executable, '-c', program, str(folder)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

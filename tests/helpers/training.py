@@ -50,7 +50,8 @@ OPTIONS = {
         'stages': [
             {'branches': 1, 'iters': 4, 'lr': 0.01, 'milestones': [2], 'scales': [[[1, 4]]], 'warmup_iter': 2},
             {'branches': 2, 'iters': 4, 'lr': 0.004, 'milestones': [1, 3], 'scales': [[[1, 4]], [[1, 4], [1, 4]]]},
-            {'branches': 3, 'iters': 4, 'lr': 0.002, 'milestones': [], 'scales': [[[1, 2], [1, 2], [1, 2]]]},
+            {'branches': 3, 'iters': 4, 'lr': 0.002, 'milestones': [], 'scales': [[[1, 2], [1, 2], [1, 2]]]}
+            | {'freeze': True, 'init': 'copy', 'pixel_opt': {'type': 'MSELoss'}, 'min_size': 52},
         ],
         'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'},
     },

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from basicsr.archs.swinir_arch import SwinIR, WindowAttention
-from torch import Tensor
+from torch import Tensor, nn
 
 from clit_basicsr.archs.encoders.layouts import SAME, count
 from clit_basicsr.archs.encoders.trunk import DIV2K_MEAN, Normalization, PaperEncoder, Trunk, register_encoder
@@ -56,7 +56,7 @@ class SwinIREncoder(Trunk, SwinIR):
         self.out_channels = self.channels_of({**opt, 'conv_before_upsample': conv_before_upsample})
         if not conv_before_upsample:
             self.conv_before_upsample = None
-        self.register_load_state_dict_pre_hook(_keep_masks)
+        self.register_load_state_dict_pre_hook(keep_masks)
 
     @property
     def reach(self) -> int | None:
@@ -117,7 +117,7 @@ class SwinIREncoder(Trunk, SwinIR):
         return {'name': 'swinir', 'args': {}}
 
 
-def _keep_masks(trunk: SwinIREncoder, state_dict, prefix, *_) -> None:
+def keep_masks(trunk: nn.Module, state_dict, prefix, *_) -> None:
     """Lets any file's attention masks pass: they follow from ``img_size`` alone and are made again for other sizes."""
     for key, value in trunk.named_buffers(prefix=prefix.rstrip('.')):
         if key.endswith(('attn_mask', 'relative_position_index')):

@@ -10,6 +10,8 @@ from clit_basicsr.data.schedule import TrainingPlan
 # Kept in a training state: all that the user writes. Paths, names and logging may change without a word.
 KEPT = ('model_type', 'scale', 'manual_seed', 'world_size', 'datasets', 'train', 'val', 'network_')
 FIXED = ('manual_seed', 'world_size', 'datasets:train:batch_size_per_gpu', 'network_')
+# Of a stage, from its first iteration on: what its weights began with, and which of them its optimizer knows.
+FIXED_ONCE_BEGUN = ('freeze', 'init')
 # What comes with the weights of a pretrained encoder, and what is filled in.
 FILLED_IN = ('img_range', 'rgb_mean', 'feat_scale', 'phase', 'stages', 'start_stage', 'total_iter', 'manual_seed')
 
@@ -55,7 +57,8 @@ def check_changes(saved: dict, opt: dict, iteration: int) -> list[str]:
     for place in changed:
         parts = place.split(':')
         ended = parts[:2] == ['train', 'stages'] and len(parts) > 2 and int(parts[2]) < finished
-        if place.startswith(FIXED) or ended:
+        begun = place in [f'train:stages:{finished}:{key}' for key in FIXED_ONCE_BEGUN]
+        if place.startswith(FIXED) or ended or begun:
             reason = 'that stage is finished' if ended else 'the state was saved with the other'
             raise UserError(
                 f'{place}: {shown(now, place)}, but {shown(before, place)} when the training state was saved; '

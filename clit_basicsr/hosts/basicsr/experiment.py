@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import logging
 import os
@@ -12,6 +11,11 @@ import socket
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows, which has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 from clit_basicsr.base.errors import UserError
 
@@ -50,6 +54,8 @@ def lock(root: str) -> None:
     except OSError as error:
         raise UserError(f'{parent} cannot be written ({error.strerror}); choose another working directory') from error
     try:
+        if sys.platform == 'win32':
+            return
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by the workers of data loaders
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from clit_basicsr.base import ranks
+from clit_basicsr.base.console import hides_bars
 from clit_basicsr.base.errors import UserError
 
 # Modules of the host whose `nondist_validation` takes one picture after the other.
@@ -134,7 +135,7 @@ def validate_by_picture(model: Any, dataloader: Any, current_iter: int, tb_logge
     # what a single picture gives is neither a record nor news
     model._update_best_metric_result = model._log_validation_metric_values = lambda *_: None
     try:
-        with tqdm(total=len(dataloader), unit='image', desc=name, disable=not bar) as progress:
+        with tqdm(total=len(dataloader), unit='image', desc=name, disable=not bar or hides_bars()) as progress:
             values = ranks.for_each_picture(dataloader, validate, progress.update)
     finally:
         model.opt['val'] = val

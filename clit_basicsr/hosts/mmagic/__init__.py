@@ -1,1 +1,1 @@
-"""What MMagic 1.2.0 needs to be imported."""
+"""How the package enters MMagic: its registries know our classes, on mmengine's Runner; nothing is computed twice."""

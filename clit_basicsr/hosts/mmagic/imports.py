@@ -1,9 +1,13 @@
-"""What `import mmagic` needs today; call :func:`prepare` before it.
+"""What `import mmagic` needs today: :func:`prepare`, which ``import_hooks`` calls before it.
 
 numpy.bool8 (gone since numpy 2)
     An alias of numpy.bool.
 mmcv.ops, where mmcv's own does not import (mmcv-lite has no compiled operators)
     A module with any name that is asked for; each object reports upon use that it is missing.
+albumentations
+    Kept from asking a server for its newest version.
+controlnet_aux, where it is not installed
+    A module with the one class that ``mmagic.apis`` imports from it, which reports upon use that it is missing.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -21,12 +26,15 @@ import numpy as np
 from clit_basicsr.base.errors import UserError
 
 OPS = 'mmcv.ops'
+CONTROLNET = 'controlnet_aux'
 
 
 def prepare() -> None:
     """Makes ``import mmagic`` work; does nothing the second time."""
+    os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
     alias_bool8()
     stub_mmcv_ops()
+    stub_controlnet()
 
 
 def alias_bool8() -> None:
@@ -48,12 +56,27 @@ def stub_mmcv_ops() -> None:
         sys.meta_path.insert(0, _OpsFinder(' '.join(str(error).split())))
 
 
+def stub_controlnet() -> None:
+    """Puts a stand-in for ``controlnet_aux`` in place if there is none."""
+    if CONTROLNET in sys.modules or importlib.util.find_spec(CONTROLNET) is not None:
+        return
+    module = ModuleType(CONTROLNET)
+    error = UserError(f'HEDdetector is of the package {CONTROLNET}, which is not installed; pip install {CONTROLNET}.')
+    module.HEDdetector = _Missing('HEDdetector', (), {'error': error})  # type: ignore[attr-defined]
+    sys.modules[CONTROLNET] = module
+
+
 class _Missing(type):
     """The type of a class that MMagic may import and inherit from, but that nobody can make an object of or call."""
 
     error: UserError
 
     def __call__(cls, *_, **__):
+        raise cls.error
+
+    def __getattr__(cls, name: str):
+        if name.startswith('__'):
+            raise AttributeError(name)
         raise cls.error
 
 

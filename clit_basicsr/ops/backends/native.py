@@ -4,7 +4,6 @@ There are two libraries, 'cpu' and 'cuda'. Of this package and of torch nothing 
 so that ``setup.py`` can build with it too.
 """
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -21,7 +20,7 @@ from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 CSRC = Path(__file__).parents[1] / 'csrc'
 # Where an installation with CLIT_BUILD=cpu,cuda puts the libraries.
@@ -250,6 +249,13 @@ def find(name: str = 'cpu') -> Path | None:
     return next((path for folder in folders if intact(path := _library(folder, name))), None)
 
 
+def _wait_for(lock: IO[str]) -> None:
+    with suppress(ImportError):  # Windows, where each process builds its own
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
 def _log(folder: Path, name: str, torch_version: str) -> Path:
     """Where the errors that a compiler found are kept."""
     command = hashlib.sha256(' '.join(compiler(name) or []).encode()).hexdigest()[:8]
@@ -272,7 +278,7 @@ def problem(name: str = 'cpu') -> str | None:
             log = _log(folder, name, torch.__version__)
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / f'lock-{name}', 'w') as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # several ranks start together, one builds
+                _wait_for(lock)  # several ranks start together, one builds
                 path = find(name)
                 if path is None and log.exists():
                     return f'{log.read_text()}\n(kept in {log}; delete it to try again)'

@@ -66,6 +66,16 @@ def numbers(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
 
+def in_larger(coord: Tensor, ratio: Tensor | float) -> Tensor:
+    """Coordinates of the same places in an image that goes on downwards and to the right.
+
+    Args:
+        coord: (..., 2) or of one axis, in [-1, 1].
+        ratio: the sides of the image in units of those of the larger one, float64.
+    """
+    return ((coord.double() + 1) * ratio - 1).to(coord.dtype)
+
+
 def nearest_index(coord: Tensor, n: int) -> Tensor:
     """Index of the pixel whose centre is nearest to coord, on a grid of n; ties go to the even index."""
     return (((coord + 1) * n - 1) / 2).round().long().clamp(0, n - 1)

@@ -1,12 +1,12 @@
 """Weights in the layout of the published repositories, as networks of this package, and back.
 
 A published checkpoint is ``{'model': {'name', 'args', 'sd'}}``: CLIT and LIT (https://github.com/jaroslaw1007/CLIT),
-LIIF and Meta-SR (https://github.com/yinboc/liif), LTE (https://github.com/jaewon-lee-b/lte). Their images are (x -
-0.5) / 0.5, ours in [0, 1].
+LIIF and Meta-SR (https://github.com/yinboc/liif), LTE (https://github.com/jaewon-lee-b/lte), SRNO
+(https://github.com/2y7c3/Super-Resolution-Neural-Operator), HIIF; of Thera it is a pickle of arrays, see ``thera``.
+Their images are (x - 0.5) / 0.5 (but Thera's), ours in [0, 1].
 """
 
 import inspect
-import math
 import os
 import re
 from typing import NamedTuple
@@ -22,6 +22,8 @@ from clit_basicsr.archs.encoders.trunk import BUFFERS, Trunk
 from clit_basicsr.archs.networks import build_from_file
 from clit_basicsr.base.checkpoints import read_checkpoint, weights_in
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.published import thera
+from clit_basicsr.published.hyperparameters import DESCRIBE, Weights, published_args, published_name
 
 # Their key, our key: see archs/encoders/layouts.py.
 LAYOUTS: dict[str, Layout] = {
@@ -45,13 +47,31 @@ LAYOUTS: dict[str, Layout] = {
         ('imnet.layers.{j}.{p}', 'decoder.{j}.{p}'),
     ),
     'metasr': (('imnet.layers.{j}.{p}', 'filter_net.{j}.{p}'),),
+    'sronet': (
+        ('conv00.{p}', 'conv00.{p}'),
+        ('conv{j}.qkv_proj.{p}', 'conv{j}.qkv.{p}'),
+        ('conv{j}.o_proj{i}.{p}', 'conv{j}.out{i}.{p}'),
+        ('conv{j}.{q}ln.{p}', 'conv{j}.{q}_norm.{p}'),
+        ('fc{i}.{p}', 'fc{i}.{p}'),
+    ),
+    'hiif': (
+        ('freq.{p}', 'freq.{p}'),
+        ('fc_layers.{i}.{rest}', 'mlps.{i}.{rest}'),
+        ('conv{j}.qkv_proj.{p}', 'conv{j}.qkv.{p}'),
+        ('conv{j}.proj{i}.{p}', 'conv{j}.out{i}.{p}'),
+        ('conv{j}.{q}ln.{p}', 'conv{j}.{q}_norm.{p}'),
+    ),
+    'thera': thera.LAYOUT,
 }
 # Layers that the published networks build and never use.
 UNUSED = re.compile(r'encoder\.(sub|add)_mean\..+|pe_encoder\.proj\..+')
-# The encoding of positions that option ``position_encoding: published`` names.
-POSENC_SCALE, POSENC_DIMS = 10, 64
+# Other names of the same kind, in files or here.
+SYNONYMS = {'srno': 'sronet', 'hiifv3': 'hiif'}
 # The normalisation of the published networks' input.
 NORMALIZATION = {'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
+INPUT = {2: '(x - 0.5) / 0.5', thera.NORMALIZATION['img_range']: '(x - mean of DIV2K) / 0.50001'}
+# Weights of these layers are vectors.
+NORMS = re.compile(r'(norm\d?|[kv]ln|LayerNorm_\d|residual\.layers_1)\.weight$')
 
 
 class Converted(NamedTuple):
@@ -68,18 +88,11 @@ class Converted(NamedTuple):
     unused: dict[str, Tensor]
 
 
-class _Weights(dict[str, Tensor]):
-    """Weights that hyper-parameters are read from; one that is missing is the file's mistake."""
-
-    def __missing__(self, key: str) -> Tensor:
-        raise UserError(f'the weights are not those of a whole network: {key} (in our names) is missing.')
-
-
 def load(kind: str, state_dict: dict[str, Tensor], **meta) -> nn.Module:
     """Builds a network of ours around weights in the published layout.
 
     Args:
-        kind: 'clit', 'lit', 'liif', 'lte' or 'metasr'.
+        kind: 'clit', 'lit', 'liif', 'lte', 'metasr', 'sronet' (or 'srno'), 'hiif' or 'thera'.
         state_dict: the published ``sd``, key -> tensor.
         meta: hyper-parameters that the weights do not show: ``head`` (heads), ``local_ensemble``, ``res_scale`` (EDSR),
             ``posenc_scale`` and ``posenc_dims``, ``pe_scale``. Widths, depths and ablations follow from the weights'
@@ -158,23 +171,29 @@ def meta_of(args: dict) -> dict:
 
 def convert(kind: str, state_dict: dict[str, Tensor], **meta) -> Converted:
     """The same network in our terms; see :func:`load`."""
+    kind = SYNONYMS.get(kind, kind)
     if kind not in LAYOUTS:
         raise UserError(f'published weights of kind {kind!r} cannot be loaded; known: {", ".join(LAYOUTS)}.')
+    state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
+    if kind == 'thera':
+        state_dict = thera.from_flax(state_dict)
     unused = {key: value for key, value in state_dict.items() if UNUSED.fullmatch(key)}
     used = {key: value for key, value in state_dict.items() if key not in unused}
     for key, value in used.items():
-        matrix = key.endswith('_table') or not key.startswith('encoder.')
+        matrix = key.endswith('_table') or not (key.startswith('encoder.') or NORMS.search(key))
         if key.endswith(('.weight', '_table')) and (not value.numel() or value.dim() < (2 if matrix else 1)):
             raise UserError(f'the weights are not those of a network: {key} has the shape {tuple(value.shape)}.')
     encoder = {key.removeprefix('encoder.'): value for key, value in used.items() if key.startswith('encoder.')}
     params, encoder_opt = _convert_encoder(encoder, meta)
+    encoder_opt |= thera.NORMALIZATION if kind == 'thera' else NORMALIZATION
     head, unknown = layouts.rename({k: v for k, v in used.items() if not k.startswith('encoder.')}, LAYOUTS[kind])
     if unknown:
         raise UserError(f'the weights hold {next(iter(unknown))!r}, which has no place in a network of kind {kind!r}.')
-    head = _Weights(head)
+    if kind == 'sronet':  # its layers are 1 x 1 convolutions, ours linear
+        head = {key: value.flatten(1) if value.dim() == 4 else value for key, value in head.items()}
+    head = Weights(head)
     meta['channels'] = ENCODERS[encoder_opt['type']].channels_of(encoder_opt)
-    describe = {'clit': _describe_clit, 'lit': _describe_lit, 'liif': _describe_liif, 'lte': _describe_lte}
-    options = describe.get(kind, _describe_metasr)(head, meta)
+    options = DESCRIBE[kind](head, meta)
     if options.get('num_branches', 1) > 1:
         head['trained_branches'] = torch.tensor(options['num_branches'])
     network_g = {'type': options.pop('type'), 'encoder': encoder_opt, **options}
@@ -186,84 +205,11 @@ def _convert_encoder(weights: dict[str, Tensor], meta: dict) -> tuple[dict[str, 
         if encoder.published_layout is None:
             continue
         renamed, unknown = layouts.rename(weights, encoder.published_layout)
-        options = None if unknown else encoder.describe(_Weights(renamed), meta)
+        options = None if unknown else encoder.describe(Weights(renamed), meta)
         if options is not None:
-            return renamed, {**options, **NORMALIZATION}
+            return renamed, options
     known = [name for name, encoder in ENCODERS.items() if encoder.published_layout is not None]
     raise UserError(f'the weights do not hold a known encoder ({", ".join(known)}).')
-
-
-def _hidden_dims(weights: dict[str, Tensor], decoder: str) -> list[int]:
-    widths = {
-        int(match.group(1)): value.shape[0]
-        for key, value in weights.items()
-        if (match := re.fullmatch(rf'{re.escape(decoder)}\.(\d+)\.weight', key))
-    }
-    return [widths[i] for i in sorted(widths)][:-1]
-
-
-def _describe_branches(weights: dict[str, Tensor], meta: dict, channels: int) -> dict:
-    """Options of LIT's branches, when a position of the grid has that many channels at the decoder."""
-    in_dim = weights['branches.0.decoder.0.weight'].shape[1]
-    has_bias = 'position_encoder.proj.weight' in weights
-    has_attention = 'branches.0.conv_q.weight' in weights
-    options = {
-        'dim': weights['branches.0.conv_v.weight'].shape[0],
-        'num_heads': weights['position_encoder.proj.weight'].shape[0] if has_bias else meta.get('head', 8),
-        'hidden_dims': _hidden_dims(weights, 'branches.0.decoder'),
-        'position_encoding': _position_encoding(weights, meta) if has_bias else None,
-        'local_attention': has_attention,
-        'cell': in_dim % channels == 2,
-    }
-    if has_attention:
-        options['grid_size'] = math.isqrt(in_dim // channels)
-    return options
-
-
-def _position_encoding(weights: dict[str, Tensor], meta: dict) -> str | dict:
-    """The option of that name; the number of dimensions is that of the weights."""
-    scale, dims = meta.get('posenc_scale', POSENC_SCALE), weights['position_encoder.proj.weight'].shape[1]
-    if meta.get('posenc_dims', dims) != dims:
-        raise UserError(f'the positional bias has {dims} inputs, but enc_dims says {meta["posenc_dims"]}.')
-    return 'published' if (scale, dims) == (POSENC_SCALE, POSENC_DIMS) else {'scale': scale, 'dims': dims}
-
-
-def _describe_clit(weights: dict[str, Tensor], meta: dict) -> dict:
-    branches = _describe_branches(weights, meta, weights['conv_in.weight'].shape[0])
-    return {'type': 'CLIT', 'num_branches': layouts.count(weights, r'branches\.(\d+)\.'), **branches}
-
-
-def _describe_lit(weights: dict[str, Tensor], meta: dict) -> dict:
-    frequency_dims = 2 * weights['branches.0.frequency_block.conv.weight'].shape[0]
-    branches = _describe_branches(weights, meta, weights['branches.0.conv_v.weight'].shape[0] + frequency_dims)
-    return {
-        'type': 'LIT',
-        **branches,
-        'first_conv': False,
-        'frequency_dims': frequency_dims,
-        'frequency_scale': meta.get('pe_scale', 6),
-        'local_ensemble': bool(meta.get('local_ensemble', False)),
-    }
-
-
-def _describe_liif(weights: dict[str, Tensor], meta: dict) -> dict:
-    in_dim, channels = weights['decoder.0.weight'].shape[1], meta['channels']
-    unfolded = in_dim > 9 * channels
-    return {
-        'type': 'LIIF',
-        'hidden_dims': _hidden_dims(weights, 'decoder'),
-        'local_ensemble': bool(meta.get('local_ensemble', True)),
-        'feat_unfold': unfolded,
-        'cell': in_dim - (9 if unfolded else 1) * channels == 4,
-    }
-
-
-def _describe_lte(weights: dict[str, Tensor], meta: dict) -> dict:
-    return {'type': 'LTE', 'dim': weights['coef.weight'].shape[0], 'hidden_dims': _hidden_dims(weights, 'decoder')}
-
-
-def _describe_metasr(weights: dict[str, Tensor], meta: dict) -> dict:
-    return {'type': 'MetaSR', 'hidden_dims': _hidden_dims(weights, 'filter_net')}
 
 
 def to_published(
@@ -284,13 +230,15 @@ def to_published(
         UserError: the published code has no such network.
     """
     options = with_defaults(network_g)
-    name = _published_name(options)
+    name = published_name(options)
     encoder_opt = network_g['encoder']
-    _check_normalization(encoder_opt, params)
+    _check_normalization(encoder_opt, params, thera.NORMALIZATION if name == 'thera' else NORMALIZATION)
     normalization = {f'encoder.{key}' for key in BUFFERS}
     used = {key: value for key, value in params.items() if key not in normalization | {'trained_branches'}}
     encoder = {key.removeprefix('encoder.'): value for key, value in used.items() if key.startswith('encoder.')}
-    head = {key: value for key, value in used.items() if not key.startswith('encoder.')}
+    head = thera.without_masks({key: value for key, value in used.items() if not key.startswith('encoder.')})
+    if name == 'sronet':
+        head = {key: value[..., None, None] if value.dim() == 2 else value for key, value in head.items()}
     own = ENCODERS[encoder_opt['type']]
     places = own.describe(encoder, {'res_scale': encoder_opt.get('res_scale', 1)})
     if own.published_layout is None or places is None:
@@ -300,9 +248,12 @@ def to_published(
         encoder, own.published_layout, n=places.get('num_block', 0), m=places.get('num_group', 0)
     )
     sd = {f'encoder.{key}': value for key, value in encoder.items()} | layouts.rename_back(head, LAYOUTS[name])
-    sd |= _unused_layers(name, own, options) | (unused or {})
+    if name == 'thera':
+        sd = thera.to_flax(sd)
+    else:
+        sd |= _unused_layers(name, own, options) | (unused or {})
     if args is None:
-        args = _published_args(name, options, own.published_spec({'res_scale': 1, **places}))
+        args = published_args(name, options, own.published_spec({'res_scale': 1, **places}))
     return {'name': name, 'args': args, 'sd': sd}
 
 
@@ -312,42 +263,16 @@ def with_defaults(network_g: dict) -> dict:
     return {name: p.default for name, p in parameters.items() if name != 'upscale'} | network_g
 
 
-def _published_name(options: dict) -> str:
-    kind = options['type']
-    if kind in ('LIIF', 'LTE', 'MetaSR'):
-        if kind == 'LTE' and not options['local_ensemble']:
-            raise UserError('the published LTE always has its local ensemble; train with local_ensemble: true.')
-        return kind.lower()
-    if kind not in ('CLIT', 'LIT'):
-        raise UserError(f'no published code exists for {kind}; it does for CLIT, LIT, LIIF, LTE and MetaSR.')
-    wrong = [
-        (f'{key}: {options[key]}', f'{key}: {value}')
-        for key, value in (('aggregation', 'flatten'), ('upsampling_padding', 'zeros'))
-        if options.get(key, value) not in (value, None)
-    ]
-    if options['position_encoding'] == 'paper':
-        wrong.append(('position_encoding: paper', 'position_encoding: published'))
-    with_frequencies = bool(options.get('frequency_dims'))
-    if with_frequencies and (options['grid_size'] != 7 or options['first_conv']):
-        wrong.append(('frequency block with first_conv or another grid_size', 'first_conv: false, grid_size: 7'))
-    if not with_frequencies and (options.get('local_ensemble') or not options.get('first_conv', True)):
-        remedy = 'local_ensemble: false, first_conv: true'
-        wrong.append(('local_ensemble or missing first_conv without the frequency block', remedy))
-    if wrong:
-        found, needed = (', '.join(texts) for texts in zip(*wrong, strict=True))
-        raise UserError(f'the published code has no {found}; a network to be published is trained with {needed}.')
-    return 'lit' if with_frequencies else 'clit'
-
-
-def _check_normalization(encoder_opt: dict, params: dict[str, Tensor]) -> None:
+def _check_normalization(encoder_opt: dict, params: dict[str, Tensor], published: dict) -> None:
     encoder = build_encoder(encoder_opt)
-    values = [params.get(f'encoder.{key}', getattr(encoder, key)) for key in ('input_range', 'feat_scale')]
-    mean = params.get('encoder.input_mean', encoder.input_mean)
-    if [value.item() for value in values] != [2, 1] or not bool((mean == 0.5).all()):
+    values = [params.get(f'encoder.{key}', getattr(encoder, key)).item() for key in ('input_range', 'feat_scale')]
+    mean = params.get('encoder.input_mean', encoder.input_mean).flatten().tolist()
+    wanted = [published['img_range'], 1, *published['rgb_mean']]
+    if any(abs(a - b) > 1e-6 for a, b in zip([*values, *mean], wanted, strict=True)):
         raise UserError(
-            'the published code knows no other input than (x - 0.5) / 0.5, unscaled features; this network has '
-            f'range {values[0].item():g}, mean {[round(v, 4) for v in mean.flatten().tolist()]}, feat_scale '
-            f'{values[1].item():g}; train with img_range: 2, rgb_mean: [0.5, 0.5, 0.5] in network_g:encoder.'
+            f'the published code knows no other input than {INPUT[published["img_range"]]}, unscaled features; this '
+            f'network has range {values[0]:g}, mean {[round(v, 4) for v in mean]}, feat_scale {values[1]:g}; train '
+            f'with img_range: {published["img_range"]}, rgb_mean: {published["rgb_mean"]} in network_g:encoder.'
         )
 
 
@@ -357,37 +282,3 @@ def _unused_layers(name: str, encoder: type[Trunk], options: dict) -> dict[str, 
         layers['pe_encoder.proj.weight'] = torch.zeros(1, options['frequency_dims'])
         layers['pe_encoder.proj.bias'] = torch.zeros(1)
     return layers
-
-
-def _published_args(name: str, options: dict, encoder_spec: dict) -> dict:
-    hidden = options.get('hidden_dims')
-    mlp: dict = {'name': 'mlp', 'args': {'out_dim': 3, 'hidden_list': list(hidden or ())}}
-    encoder_spec['args']['no_upsampling'] = True
-    args: dict = {'encoder_spec': encoder_spec}
-    if name == 'metasr':
-        if list(hidden or ()) != [256]:
-            raise UserError('the published Meta-SR has one hidden layer of 256; train with hidden_dims: [256].')
-        return args
-    args['imnet_spec'] = mlp
-    if name == 'liif':
-        names = {'local_ensemble': 'local_ensemble', 'feat_unfold': 'feat_unfold', 'cell_decode': 'cell'}
-        return {**args, **{theirs: options[ours] for theirs, ours in names.items()}}
-    if name == 'lte':
-        return {**args, 'hidden_dim': options['dim']}
-    mlp['args']['act'] = 'gelu'
-    args |= {'base_dim': options['dim'], 'head': options['num_heads'], 'is_cell': options['cell']}
-    args |= {'local_attn': options['local_attention'], 'pb_spec': None}
-    if options['position_encoding'] and options['local_attention']:
-        block = options['position_encoding']
-        block = {'scale': POSENC_SCALE, 'dims': POSENC_DIMS} if block == 'published' else block
-        args['pb_spec'] = _posenc_spec(block['scale'], block['dims'])
-    if name == 'lit':
-        pe_spec = _posenc_spec(options['frequency_scale'], options['frequency_dims'])
-        pe_spec['args']['complex_transform'] = True
-        return {**args, 'pe_spec': pe_spec, 'local_ensemble': options['local_ensemble']}
-    branches = options.get('num_branches', 1)
-    return {**args, 'r': options['grid_size'] // 2, 'imnet_num': branches, 'conv_num': branches}
-
-
-def _posenc_spec(scale: float, dims: int) -> dict:
-    return {'name': 'posenc', 'args': {'posenc_type': 'sinusoid', 'posenc_scale': scale, 'enc_dims': dims}}

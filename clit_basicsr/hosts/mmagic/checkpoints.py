@@ -1,0 +1,85 @@
+"""Checkpoints between the hosts: what MMagic saves needs no trust to be read, and what BasicSR saved is read too.
+
+mmengine keeps objects with the weights that only code could restore (HistoryBuffer, numpy's numbers): its files do not
+load with ``weights_only=True``, torch's default.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from mmagic.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
+from torch import Tensor
+
+from clit_basicsr.base.checkpoints import GENERATOR, read_checkpoint
+from clit_basicsr.base.errors import UserError
+
+
+@HOOKS.register_module()
+class PlainCheckpointHook(Hook):
+    """Makes a checkpoint plain before it is saved, and adds ``network_g``, from which the commands know the network.
+
+    ``CumulativeTrainLoop`` and ``basicsr mmtrain`` register it; elsewhere it goes into ``custom_hooks``. The log's
+    history is left out: the averages that a resumed run logs begin anew.
+    """
+
+    priority = 'LOWEST'
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        hub = checkpoint['message_hub']
+        info = plain(hub['runtime_info'])
+        hub.clear()
+        hub.update(log_scalars={}, runtime_info=info, resumed_keys=dict.fromkeys(info, True))
+        checkpoint['meta'] = plain(checkpoint['meta'])
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if hasattr(model, 'network_g'):
+            checkpoint['network_g'] = model.network_g
+
+
+def add_plain_checkpoints(runner: Any) -> None:
+    """Registers the hook in a runner, once."""
+    if not any(isinstance(hook, PlainCheckpointHook) for hook in runner.hooks):
+        runner.register_hook(PlainCheckpointHook())
+
+
+def plain(value: Any) -> Any:
+    """The same in tensors and Python's own types; anything else as text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, (np.generic, np.ndarray)):
+        return plain(value.tolist())
+    return value if value is None or isinstance(value, (str, bool, int, float, Tensor)) else str(value)
+
+
+def load_file(filename: str, map_location: Any = None) -> dict:
+    """mmengine's loader of local files, for those of BasicSR too.
+
+    Raises:
+        UserError: the file cannot be read, with the reason.
+    """
+    filename = os.path.expanduser(filename)
+    try:
+        content = load_from_local(filename, map_location)
+    except Exception as error:
+        read_checkpoint(filename)  # says what is wrong with it
+        raise UserError(f'{filename} cannot be read ({" ".join(str(error).split())[:150]})') from error
+    return of_mmagic(content) if isinstance(content, dict) else content
+
+
+def of_mmagic(content: dict) -> dict:
+    """A checkpoint as MMagic has it; of one of BasicSR, the weights that answer: the average, if there is one."""
+    key = next((key for key in ('params_ema', 'params') if isinstance(content.get(key), dict)), None)
+    if key is None or 'state_dict' in content:
+        return content
+    weights = {f'{GENERATOR}{name.removeprefix("module.")}': value for name, value in content[key].items()}
+    return {'state_dict': weights, **{name: content[name] for name in ('network_g',) if name in content}}
+
+
+CheckpointLoader.register_scheme(prefixes='', loader=load_file, force=True)

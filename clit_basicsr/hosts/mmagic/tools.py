@@ -1,0 +1,117 @@
+"""MMagic's own ``tools/train.py`` and ``tools/test.py``, with all their flags, after its imports are made to work."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.hosts.mmagic import plugin
+
+
+def run_tool(name: str, program: str, arguments: Sequence[str], check: Callable[[Any], None]) -> None:
+    """Runs a tool of MMagic.
+
+    Args:
+        name: 'train' or 'test'.
+        program: what the tool calls itself in its help.
+        arguments: of its command line.
+        check: called with the config, complete with its base files and ``--cfg-options``, before anything is made.
+
+    Raises:
+        UserError: the config cannot be read; or what ``check`` raises.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of packages that MMagic imports
+        plugin.register_all()
+    tool = load_tool(name)
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+    from clit_basicsr.hosts.mmagic.checkpoints import add_plain_checkpoints
+
+    read, build = Config.fromfile, Runner.from_cfg
+
+    def fromfile(filename: str, *options: Any, **named: Any) -> Any:
+        try:
+            return read(filename, *options, **named)
+        except Exception as error:  # a Python config may raise anything
+            text = ' '.join(str(error).split())[:300]
+            raise UserError(f'config {filename} cannot be read ({type(error).__name__}: {text})') from error
+
+    def from_cfg(cfg: Any) -> Any:
+        check(cfg)
+        join_processes(cfg)
+        runner = build(cfg)
+        add_plain_checkpoints(runner)  # for MMagic's own models and loops too, which could not be resumed otherwise
+        return runner
+
+    with (
+        replaced(Config, 'fromfile', fromfile),
+        replaced(Runner, 'from_cfg', from_cfg),
+        replaced(sys, 'argv', [program, *arguments]),
+    ):
+        tool.main()
+
+
+def load_tool(name: str) -> ModuleType:
+    """The module of a tool, not as ``__main__``: worker processes that are spawned would execute that file first."""
+    import mmagic
+
+    package = Path(mmagic.__file__).parent
+    places = [package / '.mim' / 'tools', package.parent / 'tools']  # of the wheel; of a clone
+    file = next((folder / f'{name}.py' for folder in places if (folder / f'{name}.py').is_file()), None)
+    if file is None:
+        raise UserError(f'MMagic in {package} has no tools/{name}.py; install its wheel, or a clone of its repository.')
+    spec = importlib.util.spec_from_file_location(f'mmagic_tool_{name}', file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def join_processes(cfg: Any) -> None:
+    """What a distributed run needs that the host leaves to the config: gloo where there is no GPU, and a wrapper that
+    accepts parameters without gradients, which a cascade's later branches are in some batches.
+    """
+    if cfg.get('launcher', 'none') == 'none':
+        return
+    if (cfg.get('train_cfg') or {}).get('type') == 'CumulativeTrainLoop':
+        cfg.setdefault('find_unused_parameters', True)
+    if torch.cuda.is_available():
+        return
+    if not torch.distributed.is_initialized():
+        missing = [name for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT') if name not in os.environ]
+        if missing:
+            raise UserError(
+                f'--launcher {cfg.launcher}: {", ".join(missing)} is not set; start with `torchrun --nproc_per_node=2 '
+                '-m clit_basicsr mmtrain CONFIG --launcher pytorch`.'
+            )
+        torch.distributed.init_process_group('gloo')
+    if cfg.get('model_wrapper_cfg') is None:
+        cfg.model_wrapper_cfg = {
+            'type': 'MMDistributedDataParallel',
+            'device_ids': None,
+            'broadcast_buffers': False,
+            'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        }
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute is another one within the block."""
+    before = owner.__dict__[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

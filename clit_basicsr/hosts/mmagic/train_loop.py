@@ -1,0 +1,219 @@
+"""Cumulative training under mmengine's Runner: the stages, learning rates and batches of ``CumulativeSRModel``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from mmagic.registry import DATASETS, LOOPS, MODELS
+from mmengine.dist import is_distributed
+from mmengine.model import is_model_wrapper
+from mmengine.runner import IterBasedTrainLoop
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from clit_basicsr.base.errors import UserError
+from clit_basicsr.data.schedule import Stage, TrainingPlan
+from clit_basicsr.hosts.mmagic.checkpoints import add_plain_checkpoints
+from clit_basicsr.hosts.mmagic.implicit_sr import ImplicitSR
+from clit_basicsr.models.branches import initialise_branches, set_trained_branches
+from clit_basicsr.models.cumulative_sr_model import CumulativeSRModel
+from clit_basicsr.models.freezing import freeze, frozen_names, take_averages
+from clit_basicsr.models.loss_guard import DEFAULT_LIMIT, LossGuard
+
+LOOK_EVERY = 100  # iterations on a GPU between two looks at the loss, which wait for it
+
+
+class NotStarted:
+    """Stands for a data loader until the loop begins: mmengine would start its workers before a resume is known."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.dataset = loader.dataset
+
+    def __iter__(self):
+        return iter(())
+
+
+@LOOPS.register_module()
+class CumulativeTrainLoop(IterBasedTrainLoop):
+    """Training in stages, for one decoder or a cascade; one stage is ordinary training.
+
+    It orders the images, resets optimizer and learning rate at the beginning of each stage, and initialises the stage's
+    new branches, also in the averages of EMAHook. The random numbers are those of ``randomness=dict(seed=...)``.
+
+    Args:
+        runner: mmengine's.
+        dataloader (dict): With a data set of batch numbers (RandomScaleDataset) and without ``sampler``.
+        stages (list[dict]): See :class:`clit_basicsr.data.schedule.Stage`; a stage's ``pixel_opt`` is a loss of MMagic.
+        start_stage (int): First stage to train, from 1, with ``load_from`` a checkpoint of the stage before.
+            Default: 1.
+        val_begin, val_interval, dynamic_intervals: As in IterBasedTrainLoop.
+        nonfinite_limit (int): Iterations in a row with a loss that is NaN or infinite after which the training ends,
+            see :class:`clit_basicsr.models.loss_guard.LossGuard`. Default: 3.
+
+    Raises:
+        UserError: stages, data or model do not fit each other, with the reason.
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: dict,
+        stages: list[dict],
+        start_stage: int = 1,
+        val_begin: int = 1,
+        val_interval: int = 1000,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
+        nonfinite_limit: int = DEFAULT_LIMIT,
+    ) -> None:
+        self.plan = TrainingPlan.parse({'stages': stages, 'start_stage': start_stage})
+        self.schedule = self.plan.schedule
+        self.stage_index = -1  # before the first
+        loader = self._build_loader(runner, dataloader, stages)
+        super().__init__(runner, NotStarted(loader), self.plan.total_iter, val_begin, val_interval, dynamic_intervals)
+        self.dataloader = loader
+        self.guard = LossGuard(nonfinite_limit, runner.work_dir, is_distributed())
+        self.files: list[str] = []  # of the batch
+        add_plain_checkpoints(runner)
+
+    def _build_loader(self, runner: Any, dataloader: dict, stages: list[dict]) -> DataLoader:
+        options = copy.deepcopy(dict(dataloader))
+        for key in ('sampler', 'batch_sampler'):
+            if options.get(key) is not None:
+                raise UserError(f'train_dataloader:{key}: CumulativeTrainLoop orders the images itself; leave it out.')
+        options['sampler'] = {
+            'type': 'PlannedBatches',
+            'batch_size': options['batch_size'],
+            'total_iter': self.plan.total_iter,
+        }
+        filled_in = {'stages': list(stages), 'start_stage': self.plan.start_stage, 'manual_seed': runner.seed}
+        kind = options['dataset']['type']
+        dataset = DATASETS.get(kind) if isinstance(kind, str) else kind
+        if not getattr(dataset, 'takes_batch_numbers', False):
+            raise UserError(
+                f'train_dataloader:dataset:type: CumulativeTrainLoop trains on pixels drawn from images, which {kind} '
+                'does not give; take RandomScaleDataset.'
+            )
+        options['dataset'] = {**options['dataset'], **filled_in}
+        return runner.build_dataloader(options, seed=runner.seed)
+
+    @property
+    def stage(self) -> Stage:
+        return self.schedule.stages[max(self.stage_index, 0)]
+
+    @property
+    def model(self) -> ImplicitSR:
+        """The bare model."""
+        model = self.runner.model
+        return model.module if is_model_wrapper(model) else model
+
+    def run(self) -> nn.Module:
+        """Trains from the iteration that was resumed, or from the first."""
+        self._check()
+        self._guard_updates()
+        self.loss = self.model.pixel_loss
+        self.trainable = {name for name, value in self.model.generator.named_parameters() if value.requires_grad}
+        self.runner.call_hook('before_train')
+        self.runner.call_hook('before_train_epoch')
+        if self._iter:
+            self._return_into_stage()
+        dataset: Any = self.dataloader.dataset
+        dataset.seed = self.runner.seed  # a resume may have brought that of its checkpoint
+        sampler: Any = self.dataloader.sampler
+        sampler.start(self._iter)
+        batches = iter(self.dataloader)
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(batches))
+            self._decide_current_val_interval()
+            if self.runner.val_loop is not None and self._validates_now():
+                self.runner.val_loop.run()
+        self.runner.call_hook('after_train_epoch')
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def _validates_now(self) -> bool:
+        due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
+        return due and self._iter >= self.val_begin
+
+    def run_iter(self, data_batch: dict) -> None:
+        """An iteration; enters the next stage where it begins, and sets the learning rate, before any hook logs it."""
+        index, first = self.schedule.stage_of(self._iter)
+        if index != self.stage_index:
+            self._enter_stage(index, first)
+        lr = self.stage.learning_rate(self._iter + 1 - first)
+        for group in self.runner.optim_wrapper.param_groups:
+            group['lr'] = lr
+        self.files = [sample.gt_path for sample in data_batch['data_samples']]
+        super().run_iter(data_batch)
+
+    def _check(self) -> None:
+        if not isinstance(self.model, ImplicitSR):
+            raise UserError(f'model:type: CumulativeTrainLoop trains ImplicitSR, not {type(self.model).__name__}.')
+        if self.runner.param_schedulers:
+            raise UserError('param_scheduler: each of train_cfg:stages has its own learning rate; leave it out.')
+        if getattr(self.runner.optim_wrapper, '_accumulative_counts', 1) != 1:
+            raise UserError('optim_wrapper:accumulative_counts must be 1: stages count iterations, not steps.')
+        if self.plan.start_stage > 1 and not self._iter and not self.runner._load_from:
+            raise UserError('train_cfg:start_stage above 1 needs load_from, the checkpoint of the stage before.')
+        warnings: list[str] = []
+        train = {'stages': [vars(stage) for stage in self.plan.stages], 'start_stage': self.plan.start_stage}
+        options = {'is_train': True, 'network_g': self.model.network_g, 'train': train, 'warnings': warnings}
+        CumulativeSRModel.check_network(options, self.model.generator)
+        for line in warnings:
+            self.runner.logger.warning(line)
+        if self._iter > self._max_iters:
+            raise UserError(f'the checkpoint is of iteration {self._iter}, beyond the last one, {self._max_iters}.')
+
+    def _return_into_stage(self) -> None:
+        """Into the stage that the checkpoint was saved in; optimizer and weights are restored."""
+        self._set_up_stage(self.schedule.stage_of(self._iter - 1)[0])
+        self.runner.logger.info(f'Resumed in {self.plan.describe(self.stage_index)}.')
+
+    def _enter_stage(self, index: int, first: int) -> None:
+        self._set_up_stage(index)
+        for averaged in self._networks()[1:]:
+            take_averages(self.model.generator, averaged, self._frozen())
+        if index > 0 or self.plan.start_stage > 1:
+            new = range(self.plan.branches_before(index), self.stage.branches)
+            for net in self._networks():
+                initialise_branches(net, new, self.stage.init, self.runner.seed + self.stage.branches)
+        self.model.clipped_scales.restart()
+        self.runner.optim_wrapper.optimizer.state.clear()
+        self.runner.logger.info(
+            f'Iteration {first + 1:,}: {self.plan.describe(index)}; optimizer and learning rate are reset.'
+        )
+
+    def _set_up_stage(self, index: int) -> None:
+        """What follows from the options alone, when the stage begins and when it is resumed."""
+        self.stage_index = index
+        set_trained_branches(self._networks(), self.stage.branches)
+        freeze(self.model.generator, self._frozen(), self.trainable)
+        loss = self.stage.pixel_opt
+        self.model.pixel_loss = MODELS.build(loss) if loss else self.loss
+
+    def _frozen(self) -> set[str]:
+        """Names of the weights that the stage freezes."""
+        earlier = self.plan.branches_before(self.stage_index)
+        return frozen_names(self.model.generator, self.stage.freeze, earlier)
+
+    def _networks(self) -> list[nn.Module]:
+        """The network, and its averages."""
+        averages = [hook.ema_model.module for hook in self.runner.hooks if hasattr(hook, 'ema_model')]
+        return [model.generator for model in (self.model, *averages)]
+
+    def _guard_updates(self) -> None:
+        """Leaves out the steps of losses that are not finite."""
+        update: Callable = self.runner.optim_wrapper.update_params
+
+        def update_params(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            iteration = self._iter + 1
+            if not self.guard.accepts(loss, iteration, self.files):
+                self.runner.logger.warning(f'Iteration {iteration:,}: the loss is not finite; the step is left out.')
+                return
+            update(loss, *args, **kwargs)
+            if loss.device.type != 'cpu' and iteration % LOOK_EVERY == 0:
+                self.guard.check_logged(loss.item(), iteration, self.files)
+
+        self.runner.optim_wrapper.update_params = update_params

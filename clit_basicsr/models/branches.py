@@ -1,0 +1,40 @@
+"""How the branches that a stage of cumulative training adds begin, and how many are trained."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+@torch.no_grad()
+def initialise_branches(net: Any, new: Iterable[int], init: str, seed: int) -> None:
+    """Sets the weights of new branches, the same ones on every rank, after a resume, and in the EMA network.
+
+    Args:
+        net: with ``branches``, if ``new`` names any.
+        new: numbers of the branches, from 0, in order.
+        init: one of :data:`clit_basicsr.data.schedule.INITS`. After 'zero' a branch answers 0; the value of those
+            before it enters the sum with the weight of equation (9).
+        seed: of the random weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for number in new:
+            branch = net.branches[number]
+            if init == 'copy':
+                branch.load_state_dict(net.branches[number - 1].state_dict())
+                continue
+            for module in branch.modules():
+                if hasattr(module, 'reset_parameters'):
+                    module.reset_parameters()
+            if init == 'zero':
+                last = branch.decoder[-1]
+                last.weight.zero_()
+                last.bias.zero_()
+
+
+def set_trained_branches(nets: Iterable[Any], count: int) -> None:
+    """Notes in networks that have branches how many of them are trained; it is saved with the weights."""
+    for net in nets:
+        if hasattr(net, 'trained_branches'):
+            net.trained_branches.fill_(count)

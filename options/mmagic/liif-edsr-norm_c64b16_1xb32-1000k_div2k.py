@@ -1,0 +1,16 @@
+# LIIF with EDSR-baseline on DIV2K, the paper's recipe
+# basicsr mmtrain options/mmagic/liif-edsr-norm_c64b16_1xb32-1000k_div2k.py
+_base_ = [
+    './_base_/models/edsr.py',
+    './_base_/datasets/div2k.py',
+    './_base_/datasets/benchmark_test_config.py',
+    './_base_/schedules/one_stage_1000k.py',
+    './_base_/default_runtime.py',
+]
+
+experiment_name = 'liif-edsr-norm_c64b16_1xb32-1000k_div2k'
+work_dir = f'./work_dirs/{experiment_name}'
+
+model = dict(
+    generator=dict(type='LIIFNet', hidden_dims=[256, 256, 256, 256], local_ensemble=True, feat_unfold=True, cell=True),
+)

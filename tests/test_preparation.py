@@ -352,6 +352,9 @@ def test_names_that_lists_cannot_hold_and_images_that_change(tmp_path, capsys, m
         capsys, spaces, '-o', tmp_path / 'x.lmdb', *ONE
     )
     source = folder_of(tmp_path / 'GT', 'a.png')
+    dotted = folder_of(tmp_path / 'dotted', 'a.1.png', 'b.png')
+    prepare(dotted, '-o', tmp_path / 'dotted.lmdb', '--format', 'lmdb', *ONE)
+    assert "1 names hold a dot, the first 'a.1'" in capsys.readouterr().err
     begin = run.prepare
     monkeypatch.setattr(run, 'prepare', lambda *a: (save(ramp(90, 90), source / 'a.png'), begin(*a))[1])
     message = refused(capsys, source, '-o', tmp_path / 'x', '--crop-size', 20, *ONE)

@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader
 from clit_basicsr import cli
 from clit_basicsr.data.images import ImageSource
 from clit_basicsr.data.pairs import downsample
+from clit_basicsr.data.preparation import outputs, run
 from clit_basicsr.data.preparation.recipe import SubImages
 from clit_basicsr.data.random_scale_dataset import RandomScaleDataset
 from clit_basicsr.data.scaled_pair_dataset import ScaledPairDataset
@@ -242,7 +244,10 @@ def test_damage_is_found_and_the_image_named(images, tmp_path, capsys, kind):
         ('GT -o x.lmdb --downsampling pil', 'give their --scales'),
         ('GT -o x --crop-size 300', 'are fewer than --crop-size 300; remove the image or lower --crop-size'),
         ('GT -o x --scales 0.5', 'a scale is at least 1; got 0.5'),
-        ('GT -o GT/sub -f --crop-size 30', 'was not made by basicsr prepare, so it is not replaced'),
+        ('GT -o GT/sub -f --crop-size 30', 'is not replaced, because b.png in it was not made by basicsr prepare'),
+        ('GT -o x --crop-size 30 --step 0', '--step: at least 1; got 0'),
+        ('GT -o x --scales 2 3 2.0000001', 'two of them would both be X2'),
+        ('GT -o GT/x -r --crop-size 30', 'GT/x is inside of GT, whose sub-folders are read'),
         ('gone -o x.lmdb', 'gone is not a folder'),
         ('--verify GT', 'GT has no data.mdb, so it is not a BasicSR LMDB'),
         ('--info', 'give the folders of the images'),
@@ -265,3 +270,123 @@ def test_a_damaged_image_is_named_and_removing_it_continues(tmp_path, capsys):
     for processes in ('1', '2'):
         message = refused(capsys, tmp_path / 'GT', '-o', tmp_path / 'x.lmdb', '--processes', processes)
         assert 'b.png cannot be read; it is damaged' in message and not (tmp_path / 'x.lmdb').exists()
+
+
+def folder_of(path, *names):
+    """A folder with an image for each name."""
+    path.mkdir(parents=True)
+    for number, name in enumerate(names):
+        save(np.roll(ramp(40, 50), number, axis=1), path / name)
+    return path
+
+
+def test_force_removes_only_what_the_command_has_made(tmp_path, capsys):
+    source, out = folder_of(tmp_path / 'GT', 'a.png'), tmp_path / 'x'
+    for name in ('x.replaced', 'x.lmdb.replaced', 'x.lmdb.partial'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'mine').write_text('mine')
+    cut = (source, '-o', out, '--crop-size', 20, *ONE)
+    prepare(*cut)
+    prepare(*cut, '-f')
+    assert (tmp_path / 'x.replaced' / 'mine').exists()
+    for mine in ('notes.txt', 'drawn.png'):
+        (out / mine).write_bytes(b'mine')
+        assert f'x is not replaced, because {mine} in it' in refused(capsys, *cut, '-f')
+        (out / mine).unlink()
+    made = (source, '-o', tmp_path / 'x.lmdb', *ONE)
+    assert 'x.lmdb.partial was not made by basicsr prepare; move it' in refused(capsys, *made, '-f')
+    (tmp_path / 'x.lmdb.partial' / 'mine').unlink()
+    prepare(*made)  # an empty folder is what a kill at the very beginning leaves
+    assert sorted(os.listdir(tmp_path)) == ['GT', 'x', 'x.lmdb', 'x.lmdb.replaced', 'x.replaced']
+
+
+def test_what_came_during_the_work_is_not_replaced(tmp_path, capsys, monkeypatch):
+    source, out = folder_of(tmp_path / 'GT', 'a.png'), tmp_path / 'x.lmdb'
+
+    def complete(self, keys, complete=outputs.LmdbOutput.complete):
+        out.mkdir()
+        (out / 'mine').write_text('mine')
+        complete(self, keys)
+
+    monkeypatch.setattr(outputs.LmdbOutput, 'complete', complete)
+    assert 'x.lmdb exists already; -f replaces it' in refused(capsys, source, '-o', out, *ONE)
+    assert os.listdir(out) == ['mine']
+
+
+@pytest.mark.parametrize('arguments', [('x.lmdb',), ('x', '--crop-size', '20'), ('x', '--scales', '2')])
+def test_an_output_of_which_files_were_lost_is_not_complete(tmp_path, capsys, arguments):
+    command = (folder_of(tmp_path / 'GT', 'a.png'), '-o', tmp_path / arguments[0], *arguments[1:], *ONE)
+    prepare(*command)
+    lost = next(path for name in ('data.mdb', 'a*.png') for path in tmp_path.glob(f'x*/**/{name}'))
+    lost.unlink()
+    assert 'exists already; -f replaces it' in refused(capsys, *command)
+    prepare(*command, '-f')
+    assert lost.exists()
+
+
+def test_sub_folders_are_complete_or_an_error_says_why(tmp_path, capsys, caplog, monkeypatch):
+    source = folder_of(tmp_path / 'GT', 'a.png')
+    folder_of(source / 'sub', 'b.png', 'c.gif')
+    folder_of(tmp_path / 'elsewhere', 'd.png')
+    (source / 'link').symlink_to(tmp_path / 'elsewhere')
+    (source / 'sub' / 'loop').symlink_to('..')
+    (source / 'broken.png').symlink_to('nowhere')
+    os.mkfifo(source / 'sub' / 'pipe.png')  # reading it would wait for ever
+    prepare(source, '-o', tmp_path / 'x.lmdb', '-r', *ONE)
+    assert ImageSource(str(tmp_path / 'x.lmdb'), LMDB).names == ['a', 'link/d', 'sub/b']
+    assert '3 images; skipped: 1 picture in a format not taken here (.gif), 1 broken link, 1 entry' in caplog.text
+
+    def scandir(path, scandir=os.scandir):
+        if str(path).endswith('sub'):
+            raise PermissionError(13, 'Permission denied')
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', scandir)
+    message = refused(capsys, source, '-o', tmp_path / 'y.lmdb', '-r', *ONE)
+    assert 'sub cannot be read (Permission denied)' in message
+
+
+def test_names_that_lists_cannot_hold_and_images_that_change(tmp_path, capsys, monkeypatch):
+    spaces = folder_of(tmp_path / 'spaces', ' a.png')
+    assert "' a': a list of images cannot hold spaces around a name" in refused(
+        capsys, spaces, '-o', tmp_path / 'x.lmdb', *ONE
+    )
+    source = folder_of(tmp_path / 'GT', 'a.png')
+    dotted = folder_of(tmp_path / 'dotted', 'a.1.png', 'b.png')
+    prepare(dotted, '-o', tmp_path / 'dotted.lmdb', '--format', 'lmdb', *ONE)
+    assert "1 names hold a dot, the first 'a.1'" in capsys.readouterr().err
+    begin = run.prepare
+    monkeypatch.setattr(run, 'prepare', lambda *a: (save(ramp(90, 90), source / 'a.png'), begin(*a))[1])
+    message = refused(capsys, source, '-o', tmp_path / 'x', '--crop-size', 20, *ONE)
+    assert 'a.png has changed since the command began; run it again' in message and not (tmp_path / 'x').exists()
+
+
+def test_an_output_below_a_file_is_not_said_to_be_a_full_disk(tmp_path, capsys):
+    source = folder_of(tmp_path / 'GT', 'a.png')
+    message = refused(capsys, source, '-o', source / 'a.png' / 'x.lmdb', *ONE)
+    assert 'a.png cannot be written (File exists); give another output (-o)' in message
+
+
+def has_worker(parent):
+    """Whether a process has started one that will take work from it."""
+    for folder in Path('/proc').glob('[0-9]*'):
+        try:
+            status, command = (folder / 'stat').read_text(), (folder / 'cmdline').read_bytes()
+        except OSError:  # it has ended
+            continue
+        if int(status.rsplit(')', 1)[1].split()[1]) == parent and b'spawn_main' in command:
+            return True
+    return False
+
+
+def test_an_interrupt_while_the_processes_start_is_one_line(tmp_path):
+    source = folder_of(tmp_path / 'GT', 'a.png', 'b.png')
+    command = [sys.executable, '-m', 'clit_basicsr', 'prepare', str(source), '-o', str(tmp_path / 'x.lmdb')]
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    process = subprocess.Popen([*command, '--processes', '2'], start_new_session=True, **pipes)
+    process.stdout.readline()  # what will be done
+    while not has_worker(process.pid) and process.poll() is None:
+        pass
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130 and error == 'basicsr: interrupted; the same command continues where it was left\n'

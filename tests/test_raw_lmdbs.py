@@ -112,7 +112,13 @@ def test_other_versions_and_unfinished_ones_are_refused(tmp_path):
     value = raw.pack(ramp(8, 9))
     with pytest.raises(UserError, match=r'an LMDB of format version 2; this package reads version 1: update it'):
         ImageSource(make_raw(tmp_path / 'new.lmdb', {'a': value}, version=2), LMDB)
-    root = make_raw(tmp_path / 'half.lmdb', {'a': value})
+    root = make_raw(tmp_path / 'half.lmdb', {'a': value, 'b': value})
+    lines = (tmp_path / 'half.lmdb' / 'meta_info.txt').read_text()
+    (tmp_path / 'half.lmdb' / 'meta_info.txt').write_text(lines[:16])
+    with pytest.raises(UserError, match=r'meta_info\.txt lists 1 images, but the LMDB was made with 2; copy it again'):
+        ImageSource(root, LMDB)
+    (tmp_path / 'list.txt').write_text('b.png\n')
+    assert ImageSource(root, LMDB, str(tmp_path / 'list.txt')).names == ['b']
     os.remove(os.path.join(root, 'meta_info.txt'))
     with pytest.raises(UserError, match='is not a BasicSR LMDB; make it again'):
         ImageSource(root, LMDB)

@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 import time
+from collections import Counter
 from os import path as osp
 
 from clit_basicsr.base.console import hides_bars, say
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.messages import scale_text
 from clit_basicsr.cli import arguments
 from clit_basicsr.data.downsamplings import DOWNSAMPLINGS
 
@@ -63,13 +65,17 @@ def run(args: argparse.Namespace) -> None:
     for folder in args.input:
         if not osp.isdir(folder):
             raise UserError(f'{folder} is not a folder; give the folder of the images.')
+        # Sub-folders hold what was made, and a second run would take that for images.
+        within = osp.commonpath([osp.realpath(folder), osp.realpath(args.output)]) == osp.realpath(folder)
+        if args.recursive and kind == 'folder' and within:
+            raise UserError(f'-o {args.output} is inside of {folder}, whose sub-folders are read; give another output.')
     from tqdm import tqdm
 
     from clit_basicsr.data.preparation.recipe import Recipe, SubImages, folder_name
     from clit_basicsr.data.preparation.run import Work, gigabytes, prepare
     from clit_basicsr.data.preparation.sources import find_sources
 
-    output = args.output.rstrip('/' + os.sep)
+    output = args.output.rstrip('/' + os.sep) or os.sep
     scales = tuple(args.scales or ())
     suffix = '' if kind == 'folder' else '.lmdb'
     paths = tuple(osp.join(output, folder_name(scale) + suffix) for scale in scales) or (output,)
@@ -84,6 +90,13 @@ def run(args: argparse.Namespace) -> None:
     left.check_space()
     written, count, items = ', '.join(left.paths), len(left.sources), sum(len(keys) for keys in left.keys)
     say(f'{count} images -> {written}: {items} {_kind(args)}, about {gigabytes(sum(left.sizes))}')
+    dotted = [key for keys in left.keys for key in keys if '.' in key] if kind == 'encoded' else []
+    if dotted:
+        print(
+            f'prepare: {len(dotted)} names hold a dot, the first {dotted[0]!r}; this package reads them, but BasicSR '
+            'itself takes names up to the first dot and will not find them.',
+            file=sys.stderr,
+        )
     processes = min(args.processes or os.cpu_count() or 1, count)
     try:
         with tqdm(
@@ -116,8 +129,9 @@ def checked(args: argparse.Namespace) -> tuple[str, tuple[int, int, int] | None]
     for scale in args.scales or ():
         if not 1 <= scale < 1e4:
             raise UserError(f'--scales: a scale is at least 1; got {scale:g}.')
-    if len(set(args.scales or ())) != len(args.scales or ()):
-        raise UserError('--scales: one of them is given twice.')
+    names = [scale_text((scale, scale)) for scale in args.scales or ()]
+    if len(set(names)) != len(names):
+        raise UserError(f'--scales: two of them would both be X{Counter(names).most_common(1)[0][0]}; leave out one.')
     if args.scales and args.crop_size:
         raise UserError('--crop-size and --scales: make sub-images first, then LR images of their folder.')
     if args.downsampling and not args.scales:
@@ -128,7 +142,8 @@ def checked(args: argparse.Namespace) -> tuple[str, tuple[int, int, int] | None]
         if kind == 'folder' and not args.scales:
             raise UserError('nothing to do: give --crop-size, --scales, or an output that ends in .lmdb.')
         return FORMATS[kind], None
-    cut = (args.crop_size, args.step or max(args.crop_size // 2, 1), args.thresh_size or 0)
+    step = max(args.crop_size // 2, 1) if args.step is None else args.step
+    cut = (args.crop_size, step, args.thresh_size or 0)
     for name, value, least in (('crop-size', cut[0], 1), ('step', cut[1], 1), ('thresh-size', cut[2], 0)):
         if value < least:
             raise UserError(f'--{name}: at least {least}; got {value}.')

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from os import path as osp
 from typing import Any
 
-import lmdb
 import numpy as np
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.data import lmdbs
 from clit_basicsr.data.raw import RawImage
+from clit_basicsr.formats import png
 from clit_basicsr.formats.folders import describe_skipped
 from clit_basicsr.formats.reader import DamagedPicture, decode_rgb8, size_of
 
@@ -68,9 +68,15 @@ class ImageSource:
         if not osp.isdir(self.root):
             raise UserError(f'{option}: folder {self.root} does not exist; check the path.')
         if self.is_lmdb:
-            self.is_raw = lmdbs.check(self.root, option) == lmdbs.RAW
+            description = lmdbs.check(self.root, option)
+            self.is_raw = description.get('format') == lmdbs.RAW
             entries = listed_names(meta_info_file or osp.join(self.root, 'meta_info.txt'))
             self.names = [without_suffix(entry) for entry in entries]
+            if not meta_info_file and description.get('images', len(entries)) != len(entries):
+                raise UserError(
+                    f'{self.root}: meta_info.txt lists {len(entries)} images, but the LMDB was made with '
+                    f'{description["images"]}; copy it again, or give a list of your own as meta_info_file.'
+                )
         elif meta_info_file:
             self.names = [osp.join(self.root, entry) for entry in listed_names(meta_info_file)]
             for name in self.names:
@@ -114,11 +120,29 @@ class ImageSource:
     def read(self, name: str) -> bytes:
         """The encoded image; of a raw LMDB, the value as it is stored."""
         if self.is_lmdb:
-            return bytes(self._value(name))
+            content = bytes(self._value(name))
+            # A PNG has checksums of its own, which its decoder compares.
+            if not self.is_raw and not content.startswith(png.SIGNATURE):
+                self.check_record(name, content)
+            return content
         try:
             return host_utils().FileClient('disk').get(name)
         except OSError as error:
             raise UserError(f'{name}: cannot be read ({error.strerror}).') from error
+
+    def check_record(self, name: str, content: bytes) -> bool:
+        """Compares an encoded image of an LMDB with the checksum that was noted when it was written.
+
+        Returns:
+            bool: whether there is such a checksum.
+
+        Raises:
+            UserError: it is another one.
+        """
+        as_written = lmdbs.is_as_written(self.root, name.encode('ascii'), content)
+        if as_written is False:
+            raise UserError(f'{self.label(name)}: damaged (wrong checksum); copy the LMDB or make it again.')
+        return as_written is not None
 
     def _value(self, name: str) -> memoryview:
         """A value of the LMDB, which the first call in a process opens, so each worker has its own."""
@@ -126,9 +150,6 @@ class ImageSource:
             content = lmdbs.get(self.root, name.encode('utf-8' if self.is_raw else 'ascii'))
         except UnicodeEncodeError as error:  # the host's keys are ASCII
             raise UserError(f'{self.label(name)}: a key of an LMDB is ASCII text; make the LMDB again.') from error
-        except lmdb.Error as error:
-            reason = f'cannot be read ({error}); copy the LMDB or make it again'
-            raise UserError(f'{self.label(name)} {reason}.') from error
         if content is None:
             raise UserError(f'{self.label(name)} is not in the LMDB; fix meta_info.txt or make the LMDB again.')
         return content

@@ -6,12 +6,15 @@ that ``basicsr prepare`` wrote hold a description under a key of their own.
 
 import json
 import os
+import struct
+import zlib
 from os import path as osp
 from typing import Any
 
 import lmdb
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.data.lmdb_tree import check_tree
 
 # Names of files hold no zero bytes, so these keys are not those of images.
 DESCRIPTION = b'\0clit_basicsr'  # JSON: format, version, images
@@ -28,14 +31,14 @@ PLAN = '.prepare.json'
 _environments: dict[str, lmdb.Environment] = {}
 
 
-def check(root: str, option: str) -> str:
+def check(root: str, option: str) -> dict[str, Any]:
     """Looks into an LMDB folder, reads no image, and leaves it closed unless it was open.
 
     Args:
         option: what gave ``root``, for messages.
 
     Returns:
-        str: RAW or ENCODED.
+        dict: see :func:`describe`.
 
     Raises:
         UserError: it is not an LMDB that can be read here.
@@ -47,7 +50,7 @@ def check(root: str, option: str) -> str:
             raise UserError(f'{option}: {root} has no {name}, so it is not a BasicSR LMDB; make it again.')
     was_open = osp.realpath(root) in _environments
     try:
-        return describe(root).get('format', ENCODED)
+        return describe(root)
     finally:
         if not was_open:
             close(root)
@@ -84,11 +87,23 @@ def get(root: str, key: bytes) -> memoryview | None:
     that is finished.
 
     Raises:
-        UserError: the LMDB cannot be opened.
-        lmdb.Error: it cannot be read.
+        UserError: the LMDB cannot be opened or read.
     """
-    with environment(root).begin(buffers=True) as transaction:
-        return transaction.get(key)
+    try:
+        with environment(root).begin(buffers=True) as transaction:
+            return transaction.get(key)
+    except lmdb.Error as error:
+        raise UserError(f'{root}: cannot be read ({error}); copy the LMDB or make it again.') from error
+
+
+def is_as_written(root: str, key: bytes, content: bytes) -> bool | None:
+    """Whether an encoded image has the checksum that ``basicsr prepare`` noted; None: none was noted."""
+    record = get(root, RECORD + key)
+    if record is None:
+        return None
+    if len(record) != struct.calcsize(RECORD_LAYOUT):
+        return False
+    return struct.unpack(RECORD_LAYOUT, record)[0] == zlib.crc32(content)
 
 
 def environment(root: str) -> lmdb.Environment:
@@ -112,6 +127,11 @@ def environment(root: str) -> lmdb.Environment:
             # Reading behind the end of the file would kill the process with a bus error.
             opened.close()
             raise UserError(f'{root}: data.mdb is truncated ({size} of {needed} bytes); copy it or make it again.')
+        try:
+            check_tree(osp.join(path, 'data.mdb'), opened.stat()['psize'])
+        except ValueError as error:
+            opened.close()
+            raise UserError(f'{root}: the index in data.mdb is damaged ({error}); copy it or make it again.') from error
         _environments[path] = opened
     return _environments[path]
 

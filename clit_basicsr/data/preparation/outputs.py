@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import secrets
 import shutil
 import struct
 import time
@@ -21,6 +23,7 @@ LMDB_FILES = ('data.mdb', 'lock.mdb', 'meta_info.txt', lmdbs.PLAN)
 # What a kill may cost at most.
 COMMIT_BYTES = 2**26
 COMMIT_SECONDS = 2
+IMAGE = re.compile(r'(_s\d{3,}|x\d[\d.]*)\.png$')  # names of sub-images and LR images
 
 
 def check_replaceable(path: str, force: bool) -> None:
@@ -31,9 +34,12 @@ def check_replaceable(path: str, force: bool) -> None:
         raise UserError(f'{path} exists already; -f replaces it.')
     if not osp.isdir(path) or osp.islink(path):
         raise UserError(f'{path} is not a folder, so it is not replaced; remove it or give another output (-o).')
-    is_made_here = osp.isfile(osp.join(path, lmdbs.PLAN))
-    if not is_made_here and set(os.listdir(path)) - set(LMDB_FILES):
-        raise UserError(f'{path} was not made by basicsr prepare, so it is not replaced; give another output (-o).')
+    foreign = _foreign_file(path)
+    if foreign is not None:
+        raise UserError(
+            f'{path} is not replaced, because {foreign} in it was not made by basicsr prepare; move that, or '
+            'give another output (-o).'
+        )
 
 
 class Output:
@@ -49,10 +55,14 @@ class Output:
     """
 
     def __init__(self, path: str, plan: dict, force: bool):
-        self.path, self.partial = path, path + PARTIAL
+        self.path, self.partial, self.force = path, path + PARTIAL, force
         plan_file = osp.join(self.partial, lmdbs.PLAN)
         text = plan_text(plan)
-        if osp.isdir(self.partial) and _read(plan_file) != text:
+        if osp.lexists(self.partial) and _read(plan_file) != text and not _is_empty(self.partial):
+            if not osp.isdir(self.partial) or _foreign_file(self.partial) is not None:
+                raise UserError(
+                    f'{self.partial} was not made by basicsr prepare; move it, or give another output (-o).'
+                )
             if not force:
                 raise UserError(
                     f'{self.partial} is unfinished work on other images or with other options; -f drops it and starts '
@@ -86,11 +96,11 @@ class Output:
         """Writes what describes the whole; ``keys``: of all items, in their order."""
 
     def take_name(self) -> None:
-        """Gives the folder its final name; what had it is removed."""
+        """Gives the folder its final name; what had it is removed. Raises UserError if that may not be replaced."""
         old = None
         if osp.lexists(self.path):
-            old = self.path + '.replaced'
-            shutil.rmtree(old, ignore_errors=True)
+            check_replaceable(self.path, self.force)  # it may have come during the work
+            old = f'{self.path}.replaced-{secrets.token_hex(4)}'
             os.rename(self.path, old)
         os.rename(self.partial, self.path)
         if old:
@@ -191,16 +201,48 @@ def plan_text(plan: dict) -> str:
     return json.dumps(plan, indent=1, sort_keys=True)
 
 
-def is_finished(path: str, plan: dict) -> bool:
-    """Whether the output of this plan is there, complete."""
-    return _read(osp.join(path, lmdbs.PLAN)) == plan_text(plan)
+def is_finished(path: str, plan: dict, keys: Sequence[str]) -> bool:
+    """Whether the output of this plan is there, and nothing of it was lost since."""
+    if _read(osp.join(path, lmdbs.PLAN)) != plan_text(plan):
+        return False
+    if plan['recipe']['format'] == FOLDER:
+        return all(osp.isfile(osp.join(path, key + '.png')) for key in keys)
+    try:
+        lmdbs.check(path, '-o')
+    except UserError:
+        return False
+    return True
+
+
+def _foreign_file(folder: str) -> str | None:
+    """A file that this command would not have written there, None: there is none."""
+    text = _read(osp.join(folder, lmdbs.PLAN))
+    try:
+        is_folder = text is not None and json.loads(text)['recipe']['format'] == FOLDER
+    except (ValueError, TypeError, KeyError):
+        is_folder = False
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            is_image = is_folder and IMAGE.search(name)
+            if name not in LMDB_FILES and not is_image and not _is_temporary(name):
+                return osp.relpath(osp.join(parent, name), folder)
+    return None
+
+
+def _is_empty(folder: str) -> bool:
+    """Whether a folder holds nothing, or what a process left that was killed as it began."""
+    return osp.isdir(folder) and all(_is_temporary(name) for name in os.listdir(folder))
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith('.') and '.tmp' in name
 
 
 def _remove_temporary_files(folder: str) -> None:
     """Those of a process that was killed, see :func:`clit_basicsr.base.files.temporary_name`."""
     for parent, _, names in os.walk(folder):
         for name in names:
-            if name.startswith('.') and '.tmp' in name:
+            if _is_temporary(name):
                 os.remove(osp.join(parent, name))
 
 

@@ -1,6 +1,7 @@
 """What becomes of one image: values of an LMDB, or files, for each output."""
 
 import dataclasses
+import os
 import re
 import struct
 import zlib
@@ -141,8 +142,11 @@ class Recipe:
         try:
             with open(source.path, 'rb') as file:
                 content = file.read()
+                status = os.fstat(file.fileno())
         except OSError as error:
             raise UserError(f'{source.path}: cannot be read ({error.strerror}).') from error
+        if (status.st_size, status.st_mtime_ns) != (source.length, source.changed):
+            raise UserError(f'{source.path} has changed since the command began; run it again.')
         picture = decode(content, source.path)
         pixels = picture.pixels[..., :-1] if picture.has_alpha else picture.pixels
         keys = self.keys(source)

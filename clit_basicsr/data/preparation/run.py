@@ -1,6 +1,7 @@
 """The work of ``basicsr prepare``: in several processes, continued where it was left, complete or not there."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -13,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from os import path as osp
 
 import cv2
@@ -26,6 +29,7 @@ from clit_basicsr.data.preparation.recipe import FOLDER, Item, Recipe
 from clit_basicsr.data.preparation.sources import Source
 
 SPARE = 2**23  # bytes that stay free on the disk
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Work:
             seen.add(key)
             if self.recipe.format == FOLDER:
                 continue
+            if key != key.strip():
+                raise UserError(f'{key!r}: a list of images cannot hold spaces around a name; rename the image.')
             if len(key.encode()) > lmdbs.KEY_BYTES:
                 raise UserError(f'{key!r}: more than {lmdbs.KEY_BYTES} bytes, too long for a key; rename the image.')
             if self.recipe.format == lmdbs.ENCODED and not key.isascii():
@@ -91,7 +97,7 @@ class Work:
 
     def unfinished(self) -> 'Work | None':
         """The work without the outputs that are complete, None: nothing is left."""
-        left = [i for i, path in enumerate(self.paths) if not is_finished(path, self.plan(i))]
+        left = [i for i, path in enumerate(self.paths) if not is_finished(path, self.plan(i), self.keys[i])]
         if not left:
             return None
         scales = tuple(self.recipe.scales[i] for i in left) if self.recipe.scales else ()
@@ -191,7 +197,8 @@ def _made(sources: Sequence[Source], recipe: Recipe, processes: int) -> Iterator
         try:
             while True:
                 while len(waiting) < 2 * processes and (source := next(rest, None)) is not None:
-                    waiting.append(pool.submit(recipe.make, source))
+                    with _without_interrupts():
+                        waiting.append(pool.submit(recipe.make, source))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
@@ -200,6 +207,26 @@ def _made(sources: Sequence[Source], recipe: Recipe, processes: int) -> Iterator
             raise UserError(f'{reason}: it continues where it was left.') from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits, also in a process that is started meanwhile, which would answer it with a traceback of imports."""
+    if not hasattr(signal, 'pthread_sigmask') or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    resource_tracker.ensure_running()  # which ends such a block when it starts
+    came: list[int] = []
+    # The new process inherits the mask; this one needs the handler too, as any of its threads may take the signal.
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _begin_worker(parent: int) -> None:
@@ -217,8 +244,10 @@ def _end_with(parent: int) -> None:
 
 
 def _unwritable(error: OSError | lmdb.Error, path: str) -> UserError:
-    # LMDB calls a write that ends early an input/output error, so what a full disk gives cannot be told for sure.
     text = getattr(error, 'strerror', None) or str(error)
+    if isinstance(error, OSError) and error.errno not in FULL:
+        return UserError(f'{error.filename or path} cannot be written ({text}); give another output (-o).')
+    # LMDB calls a write that ends early an input/output error, so what a full disk gives cannot be told for sure.
     return UserError(
         f'{path} cannot be written ({text}); make room if the disk is full, and run the same command again: it '
         'continues where it was left.'

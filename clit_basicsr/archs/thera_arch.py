@@ -168,7 +168,8 @@ class Thera(ImplicitNet):
 
     def _fill(self, out: Tensor, feat: Features, piece: Piece, scales) -> None:
         weights = self.hyper.weight.flatten(1), cast(Tensor, self.hyper.bias), self.components, self.kappa
-        field = Field(*(_at_least_single(t) for t in weights), DIV2K_MEAN)
+        weight, bias, components, kappa = map(_at_least_single, weights)
+        field = Field(weight, bias, components, kappa, DIV2K_MEAN)
         with torch.autocast(out.device.type, enabled=False):
             for one, own in zip(out, feat.images(), strict=True):
                 fill_picture(one, field, own, piece)

@@ -186,6 +186,10 @@ class Machine {
 #define blockDim (emulation::Machine::get().block)
 #define gridDim (emulation::Machine::get().grid)
 
+template <typename T>
+void __stwb(T* to, T value) {
+  *to = value;
+}
 inline void __syncthreads() { emulation::Machine::get().wait(emulation::State::kBlock); }
 inline void __syncwarp() { emulation::Machine::get().wait(emulation::State::kWarp); }
 template <typename T>

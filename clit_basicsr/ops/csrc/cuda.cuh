@@ -39,7 +39,7 @@ constexpr int kThreads = 256;
 constexpr int64_t kSharedBytes = 48 << 10;
 
 // V neighbouring numbers of a tensor. For V = 8 they are moved 16 bytes at a time, and the address is a multiple of 16:
-// through the built-in vector type, as the compiler may take an array of its own apart and write it number by number.
+// through the built-in vector type, and stored by an intrinsic, as the compiler takes plain stores apart again.
 template <int V, typename T>
 __device__ __forceinline__ void load(const T* from, float (&to)[V]) {
   T value[V];
@@ -68,7 +68,7 @@ __device__ __forceinline__ void store(T* to, const float (&from)[V], float scale
     uint4 pieces[kPieces];
     memcpy(pieces, value, sizeof(value));
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) reinterpret_cast<uint4*>(to)[i] = pieces[i];
+    for (int i = 0; i < kPieces; ++i) __stwb(reinterpret_cast<uint4*>(to) + i, pieces[i]);
   }
 }
 

@@ -18,7 +18,7 @@ class Axis(NamedTuple):
             up the work.
         taps: (n, 2), the two pixels of the window on either side of each query.
         weights: (n, 2), their bilinear weights; 0 outside the image.
-        bias: (n, G, H), the axis' share of the positional bias.
+        bias: (n, G, H), the axis' share of the positional bias; not in half precision.
     """
 
     nearest: Tensor
@@ -35,13 +35,15 @@ def axis_bias(distance: Tensor, params: PositionalBias, axis: int) -> Tensor:
         axis: 0 for y, which also takes the layer's bias, or 1 for x.
 
     Returns:
-        Tensor: (..., G, H).
+        Tensor: (..., G, H), in single precision where that is the type of the distance, under autocast too: half
+            precision would change a logit by up to 0.04 before the softmax.
     """
-    angle = distance.unsqueeze(-1) * params.freqs  # (..., G, F)
-    sin_y, sin_x, cos_y, cos_x = params.weight.chunk(4, dim=1)  # (H, F) each
-    sin, cos = (sin_y, cos_y) if axis == 0 else (sin_x, cos_x)
-    out = angle.sin() @ sin.t() + angle.cos() @ cos.t()
-    return out + params.bias if axis == 0 else out
+    with torch.autocast(distance.device.type, enabled=False):
+        angle = distance.unsqueeze(-1) * params.freqs  # (..., G, F)
+        sin_y, sin_x, cos_y, cos_x = params.weight.to(angle.dtype).chunk(4, dim=1)  # (H, F) each
+        sin, cos = (sin_y, cos_y) if axis == 0 else (sin_x, cos_x)
+        out = angle.sin() @ sin.t() + angle.cos() @ cos.t()
+        return out + params.bias.to(out.dtype) if axis == 0 else out
 
 
 def make_axis(
@@ -60,7 +62,7 @@ def make_axis(
     Args:
         axis: 0 for y, 1 for x.
         frame: the window's place in the feature grid.
-        like: gives the other tables' device and dtype.
+        like: gives the other tables' device, and their dtype but for the bias.
     """
     # Made on the CPU, whatever the device: so little costs a GPU more launches than work, and nobody waits for it.
     coord = pixel_centers(n_hr, *bounds)
@@ -70,7 +72,8 @@ def make_axis(
         table = like.new_zeros(len(coord), grid_size, num_heads)
     else:
         distance = relative_axis(coord, frame, grid_size, axis).to(like.device, non_blocking=True)
-        table = axis_bias(distance, bias, axis).to(like.dtype)
+        single = like.dtype if like.dtype == torch.float64 else torch.float32
+        table = axis_bias(distance, bias, axis).to(single)
     return Axis(nearest, *_moved_to(like, torch.stack((low, high), dim=1), torch.stack((w0, w1), dim=1)), table)
 
 

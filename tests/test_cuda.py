@@ -33,8 +33,8 @@ def test_dense_in_registers(ratio, shape, dtype):
 
 @pytest.mark.parametrize('name', kernel_checks.OPERATORS)
 def test_in_pieces_and_not_contiguous(name, monkeypatch):
-    monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 100_000)
-    monkeypatch.setattr(cuda_backend, 'GROUP_BYTES', 1)
+    for name, value in {'DENSE_BYTES': 100_000, 'SCATTERED_BYTES': 100_000, 'GROUP_BYTES': 1}.items():
+        monkeypatch.setattr(cuda_backend, name, value)
     kernel_checks.check(name, torch.float32, 'cuda', noncontiguous=True, batch=3, queries=3000, shape=(32, 1, 3, 10))
     kernel_checks.check(name, torch.bfloat16, 'cuda', batch=5, queries=40, shape=(32, 1, 3, 10))
 

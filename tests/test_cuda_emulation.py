@@ -22,11 +22,12 @@ KERNELS = torch.ops.clit_emulated
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(('ratio', 'shape'), kernel_checks.IN_REGISTERS)
 def test_dense_in_registers(ratio, shape, dtype, monkeypatch):
-    run, names = cuda_backend.run, []
+    run, names, before = cuda_backend.run, [], KERNELS.launches()
     monkeypatch.setattr(cuda_backend, 'run', lambda name, *arguments: names.append(name) or run(name, *arguments))
-    monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 5_000)
+    monkeypatch.setattr(cuda_backend, 'DENSE_BYTES', 5_000)
     kernel_checks.check('dense_linear', dtype, ratio=ratio, size=(4, 11), shape=shape)
     assert 'dense_linear' in names
+    assert KERNELS.launches() - before > 2  # tiles, each by two kernels
 
 
 def test_the_small_case_runs_every_kernel(monkeypatch):
@@ -44,10 +45,26 @@ def test_the_small_case_runs_every_kernel(monkeypatch):
 
 @pytest.mark.parametrize('name', kernel_checks.OPERATORS)
 def test_in_pieces_and_not_contiguous(name, monkeypatch):
-    monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 100_000)
-    monkeypatch.setattr(cuda_backend, 'GROUP_BYTES', 1)
+    for name, value in {'DENSE_BYTES': 100_000, 'SCATTERED_BYTES': 100_000, 'GROUP_BYTES': 1}.items():
+        monkeypatch.setattr(cuda_backend, name, value)
     kernel_checks.check(name, torch.float32, noncontiguous=True, batch=3, queries=300, shape=(32, 1, 3, 10))
     kernel_checks.check(name, torch.bfloat16, batch=5, queries=40, shape=(32, 1, 3, 10))
+
+
+@pytest.mark.parametrize(
+    ('name', 'constant'), [('attend_linear', 'SCATTERED_BYTES'), ('upsampled_conv', 'GROUP_BYTES')]
+)
+def test_gradients_of_weights_are_rounded_once(name, constant, monkeypatch):
+    """However many chunks or images are summed up: the sum of numbers that half precision holds is exact here."""
+    function, arguments = kernel_checks.operator(name, torch.bfloat16, batch=6, queries=700, shape=(8, 1, 3, 4))
+    weight = 2 if name == 'attend_linear' else 1
+    found = []
+    for value in (1 << 40, 1):
+        monkeypatch.setattr(cuda_backend, constant, value)
+        found.append(
+            kernel_checks.answers(function, [t.detach() for t in arguments], 'cuda', torch.bfloat16)[1 + weight]
+        )
+    assert kernel_checks.difference(*found) < 2e-4
 
 
 @pytest.mark.parametrize(('batch', 'queries'), [(2, 0), (0, 5), (0, 0)])
@@ -69,7 +86,7 @@ def test_without_queries(batch, queries):
 
 @pytest.mark.parametrize('ratio', [(30, 41), (1, 300), (300, 1)])
 def test_very_many_queries_of_one_pixel_are_made_in_pieces(ratio, monkeypatch):
-    monkeypatch.setattr(cuda_backend, 'CHUNK_BYTES', 100_000)
+    monkeypatch.setattr(cuda_backend, 'DENSE_BYTES', 100_000)
     monkeypatch.setattr(cuda_backend, 'PRODUCT_BYTES', 100_000)
     launch, made = cuda_backend.run, []
 

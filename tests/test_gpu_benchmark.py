@@ -155,7 +155,7 @@ def test_constants(gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, 'attempt', look)
     code, rows = run(gpu, monkeypatch, tmp_path, 'constants')
     assert code == 0
-    assert len(rows) == sum(len(multiples) * len(titles) for *_, multiples, _, titles in gpu.TRIED) == 49
+    assert len(rows) == sum(len(multiples) * len(titles) for *_, multiples, _, titles in gpu.TRIED) == 50
     assert all(float(row['ms']) > 0 for row in rows)
     assert [getattr(module, name) for module, name, *_ in gpu.TRIED] == before
     for _, name, multiples, *_ in gpu.TRIED:

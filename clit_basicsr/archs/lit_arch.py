@@ -17,8 +17,9 @@ from clit_basicsr.ops.geometry.coords import Piece, nearest_index
 from clit_basicsr.ops.geometry.sampling import upsample_bilinear
 from clit_basicsr.ops.upsampled import Upsampling
 
-# HR rows of the skip connection that are made together: bounds the memory.
-SKIP_ROWS = 64
+# The skip connection is made for some HR pixels at a time, which bounds the memory: rows on a CPU; pixels on a GPU,
+# where each part takes the host some 70 launches.
+SKIP_ROWS, GPU_SKIP_PIXELS = 64, 1 << 22
 
 
 class PreparedMaps(NamedTuple):
@@ -125,8 +126,10 @@ class LITBase(ImplicitNet):
             for one, own in zip(out, feat.images(), strict=True):
                 source = branch.rows(BranchInput(own.z, own.frame, grid), self.conv_in, backend)
                 branch.add_piece(one, source, piece, self._bias())
-        for start in range(*piece.rows, SKIP_ROWS):
-            rows = start, min(start + SKIP_ROWS, piece.rows[1])
+        width = max(1, piece.cols[1] - piece.cols[0])
+        height = SKIP_ROWS if out.device.type == 'cpu' else max(SKIP_ROWS, GPU_SKIP_PIXELS // width)
+        for start in range(*piece.rows, height):
+            rows = start, min(start + height, piece.rows[1])
             skip = upsample_bilinear(feat.lq, feat.frame, piece.size, rows, piece.cols, padding='border')
             part = out[..., rows[0] - piece.rows[0] : rows[1] - piece.rows[0], :]
             part.copy_(to_image(part, skip))

@@ -262,7 +262,8 @@ def attempt(function: Callable[[], None], repeats: int) -> tuple[float | None, f
 # Constants that decide how much is made together: module, name, multiples of its value, backend, what is timed with it
 # (parts of `workloads`, 'picture' at some factor, 'step').
 TRIED = [
-    (cuda_backend, 'CHUNK_BYTES', (0.5, 1, 2, 4, 16), 'cuda', ('first layer', 'first layer, backward', 'picture 4')),
+    (cuda_backend, 'DENSE_BYTES', (0.5, 1, 2, 4), 'cuda', ('picture 2', 'picture 4')),
+    (cuda_backend, 'SCATTERED_BYTES', (0.06, 0.25, 1, 4), 'cuda', ('first layer', 'first layer, backward')),
     (cuda_backend, 'GROUP_BYTES', (0.25, 1, 4), 'cuda', ('attention, backward', 'upsampled conv x6.25, backward')),
     (cuda_backend, 'SHARING_PAYS', (0, 1, 100), 'cuda', ('picture 1', 'picture 1.5', 'picture 2', 'picture 3')),
     (contract, 'GPU_BAND_BYTES', (0.5, 1, 2), 'cuda', ('picture 4',)),

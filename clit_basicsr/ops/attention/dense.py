@@ -44,18 +44,22 @@ def dense_first_layer(
     channels = layer.weight.shape[1] // grid_size**2
     kernels = backends.kernels(backend)
     tuning = kernels.tuning(layer.weight.device)
-    sharing = len(y.nearest) * len(x.nearest) >= tuning.sharing_pays * _pixels(y) * _pixels(x)
+    pixels = _pixels(y), _pixels(x)
+    per_pixel = y.nearest.shape[0] / pixels[0] * x.nearest.shape[0] / pixels[1]
+    sharing = y.nearest.shape[0] * x.nearest.shape[0] >= tuning.sharing_pays * pixels[0] * pixels[1]
     packed = kernels.pack(layer.weight, head.num_heads, grid_size) if sharing else layer.weight
     runs = source.runs() if sharing and tuning.shares_runs else None
-    if runs is not None and not _runs_pay(runs, _queries_per_pixel(y, x)):
+    if runs is not None and not _runs_pay(runs, per_pixel):
         runs = None
     halo = max(grid_size // 2, 1)
     for band in _bands(source, y, x, halo, tuning.band_bytes // (3 * 4 * channels)):
-        for part, across in _blocks(y, x, band, tuning.step_queries):
-            rows, cols = _moved(_part(y, part), band.origin[0]), _moved(_part(x, across), band.origin[1])
-            begin, end = max(int(rows.nearest[0]) - halo, 0), int(rows.nearest[-1]) + halo + 1
+        for part, across in _blocks(y, x, band, tuning.step_queries, per_pixel):
+            rows, cols = _part(y, part), _part(x, across)
+            low, high = (int(rows.nearest[i]) - band.origin[0] for i in (0, -1))
+            begin, end = max(low - halo, 0), high + halo + 1
             q, k, v = (t[:, begin:end] for t in band.maps)
-            arguments = q, k, v, packed, layer.bias, list(_moved(rows, begin)), list(cols)
+            axes = _moved(rows, band.origin[0] + begin), _moved(cols, band.origin[1])
+            arguments = q, k, v, packed, layer.bias, *map(list, axes)
             if runs is not None:
                 top, left = band.origin[0] + begin, band.origin[1]
                 own = [runs[0][top : top + q.shape[1]], runs[1][left : left + q.shape[2]]]
@@ -151,10 +155,6 @@ def _pixels(axis: Axis) -> int:
     return int(axis.nearest[-1] - axis.nearest[0]) + 1
 
 
-def _queries_per_pixel(y: Axis, x: Axis) -> float:
-    return len(y.nearest) / _pixels(y) * len(x.nearest) / _pixels(x)
-
-
 def _part(axis: Axis, part: slice) -> Axis:
     return Axis(*(field[part] for field in axis))
 
@@ -180,11 +180,10 @@ def _groups(axis: Axis, queries: slice, count: int) -> Iterator[tuple[int, slice
             yield first + i * count, slice(queries.start + start, queries.start + stop)
 
 
-def _blocks(y: Axis, x: Axis, band: _Band, step: int) -> Iterator[tuple[slice, slice]]:
+def _blocks(y: Axis, x: Axis, band: _Band, step: int, per_pixel: float) -> Iterator[tuple[slice, slice]]:
     """Cuts the queries of a band into blocks of about ``step``, BLOCK_ROWS pixels high. A pixel's queries, which share
     its products, are split only where they are many more than that.
     """
-    per_pixel = _queries_per_pixel(y, x)
     width = max(32, int(step / per_pixel / BLOCK_ROWS))
     height = max(1, int(step / per_pixel / min(width, _pixels(x))))
     most = max(step, MOST_QUERIES)

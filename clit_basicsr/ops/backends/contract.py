@@ -12,8 +12,8 @@ from clit_basicsr.ops.backends.constant import constant_result
 
 # Bytes of a band of q, k and v, and queries per step, when whole pictures are made: both bound the memory, neither
 # changes the result. A GPU needs more work at a time than a processor's cache holds.
-BAND_BYTES, GPU_BAND_BYTES = 32 << 20, 256 << 20
-STEP_QUERIES, GPU_STEP_QUERIES = 4096, 1 << 17
+BAND_BYTES, GPU_BAND_BYTES = 32 << 20, 512 << 20
+STEP_QUERIES, GPU_STEP_QUERIES = 4096, 1 << 20
 
 
 class Call(NamedTuple):

@@ -3,7 +3,7 @@
 See :class:`clit_basicsr.ops.backends.contract.Kernels` for what each function does.
 
 Single and half precision; sums are made in single precision, always in the same order. What is large is made for a
-chunk of queries or a tile of pixels at a time, so that it stays in the second-level cache between two kernels.
+chunk of queries or a tile of pixels at a time.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch import Tensor
 from clit_basicsr.ops.backends.constant import constant_result
 from clit_basicsr.ops.backends.contract import Call, Tuning, not_built, unsupported
 from clit_basicsr.ops.backends.cuda_pieces import Axis, make_lines, tile_size, tiles
-from clit_basicsr.ops.backends.torch_backend import pack
+from clit_basicsr.ops.backends.torch_backend import pack as pack_by_heads
 
 __all__ = [
     'NAME',
@@ -34,11 +34,13 @@ __all__ = [
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-# Bytes of what two kernels hand over: attention-weighted values of a chunk of queries (2,048 at C = 256, G = 7 in half
-# precision), attention of a tile of pixels. About the size of the second-level cache of the larger GPUs.
-CHUNK_BYTES = 52 << 20
-# Bytes of a tile of pixels where cuBLAS makes their products: in no cache, but few tiles, each of which costs the
-# host its time.
+# Bytes of the attention of a tile of pixels, which a kernel writes and the next one reads: they stay in the
+# second-level cache of the larger GPUs (A100 40 MB, H100 50 MB).
+DENSE_BYTES = 40 << 20
+# Bytes of the attention-weighted values of a chunk of queries (20,000 at C = 256, G = 7 in half precision): in no
+# cache, but few chunks, each of which costs the host its time.
+SCATTERED_BYTES = 512 << 20
+# Bytes of a tile of pixels where cuBLAS makes their products: the same.
 PRODUCT_BYTES = 512 << 20
 # Bytes of what does not fit there in any case: sums of one map's gradient, products of a convolution.
 GROUP_BYTES = 256 << 20
@@ -151,7 +153,7 @@ def attend_linear_backward(
         arguments = (y, x, order, begin, places.start, places.stop, images.start, True, 1.0, not first)
         run('gather', attention, z, *arguments, sums)
         run('weigh_backward', attention, value, y, x, order, places.start, z, grad_attention)
-        grad_weight += torch.mm(upstream.t(), z)
+        _add_product(grad_weight, upstream.t(), z)
         if places.stop == images.stop * queries:
             grad_v[images] = sums
     return grad_attention, grad_v, grad_weight.to(weight.dtype)
@@ -180,40 +182,54 @@ def upsampled_conv_backward(
         products = z.new_empty(len(grad[images]) * z.shape[1] * z.shape[2], matrix.shape[1])
         run('interpolate_backward', grad[images], *taps, products.view(-1, *z.shape[1:3], matrix.shape[1]))
         torch.mm(products, matrix.t(), out=grad_z[images].flatten(0, 2))
-        grad_matrix += torch.mm(z[images].flatten(0, 2).t(), products)
+        _add_product(grad_matrix, z[images].flatten(0, 2).t(), products)
     grad_weight = grad_matrix.view(-1, 3, 3, len(weight)).permute(3, 0, 1, 2).to(weight.dtype).contiguous()
     return grad_z, grad_weight, grad.sum((0, 1, 2), dtype=torch.float32).to(weight.dtype)
 
 
+def pack(weight: Tensor, heads: int, grid: int) -> Tensor:
+    """The first layer (O, G * G * C) as :func:`dense_linear` reads it, in autocast's type if that is on: by lanes where
+    its kernel takes it, see :func:`_by_lanes`, else (H, G * G, C / H, O).
+    """
+    if torch.is_autocast_enabled('cuda'):
+        weight = weight.to(torch.get_autocast_dtype('cuda'))
+    packed = pack_by_heads(weight, heads, grid)
+    fits = packed.shape[2] == HEAD_DIM and 8 * heads * grid**2 <= TABLE_BYTES
+    return _by_lanes(packed) if fits and weight.dtype != torch.float32 else packed
+
+
 def dense_linear(q: Tensor, k: Tensor, v: Tensor, packed: Tensor, bias: Tensor, rows: Axis, cols: Axis) -> Tensor:
     q, k, v, packed = _alike(q, q, k, v, packed)
-    heads, positions, dim, channels = packed.shape
-    out = q.new_empty(len(q), len(rows[0]), len(cols[0]), channels)
+    out = q.new_empty(len(q), len(rows[0]), len(cols[0]), len(bias))
     if out.numel() > 0:
-        in_registers = q.dtype != torch.float32 and dim == HEAD_DIM and 8 * heads * positions <= TABLE_BYTES
-        fill = _fill_in_registers if in_registers else _fill_by_products
+        fill = _fill_in_registers if packed.dim() == 5 else _fill_by_products
         fill(out, (q, k, v), packed, bias, rows, cols)
     return out
 
 
 def _fill_in_registers(
-    out: Tensor, maps: tuple[Tensor, Tensor, Tensor], packed: Tensor, bias: Tensor, rows: Axis, cols: Axis
+    out: Tensor, maps: tuple[Tensor, Tensor, Tensor], weight: Tensor, bias: Tensor, rows: Axis, cols: Axis
 ) -> None:
-    """The products of a pixel's window never leave the registers of the warp that makes them."""
+    """The products of a pixel's window never leave the registers of the warp that makes them.
+
+    Args:
+        weight: from :func:`_by_lanes`.
+    """
     q, k, v = maps
     y, x = make_lines(rows, cols, MOST_PLACES)
     slots = next(n for n in (8, 16, MOST_PLACES) if n >= y.most * x.most)
-    weight, grid = _by_lanes(packed), rows[3].shape[1]
-    eights, group = weight.shape[1] // 8, SLOTS // slots
-    count = max(group, CHUNK_BYTES // (8 * eights * slots * q.element_size()))
-    width = min(len(x.pixels), count)
-    padded = F.pad(v, (0, 0, grid // 2, grid // 2, grid // 2, grid // 2))
-    for b, down, across in tiles(len(q), y, count // width, x, width):
-        attention = q.new_empty(-(-len(down) * len(across) // group), eights, SLOTS, 8)
-        axes = *y.arguments(down), *x.arguments(across), y.most, x.most
-        run('dense_attention', q[b], k[b], *axes, slots, SLOTS, 8 * eights, attention)
-        axes = *y.pieces(down), *x.pieces(across), y.most, x.most
-        run('dense_linear', attention, padded[b], weight, bias.float(), *axes, grid, slots, out[b])
+    grid, eights, group = rows[3].shape[1], weight.shape[1] // 8, SLOTS // slots
+    width, height = tile_size(y, x, max(group, DENSE_BYTES // (8 * eights * slots * q.element_size())), True)
+    attention = q.new_empty(-(-width * height // group), eights, SLOTS, 8)
+    axes = *y.arguments(), *x.arguments(), y.most, x.most
+    padded, bias = _padded(v, grid), bias.float().contiguous()
+    for b in range(len(q)):
+        run('dense_linear', q[b], k[b], padded[b], weight, bias, *axes, slots, height, width, attention, out[b])
+
+
+def _padded(v: Tensor, grid: int) -> Tensor:
+    """With the zeros around it that windows reach into."""
+    return F.pad(v, (0, 0, grid // 2, grid // 2, grid // 2, grid // 2))
 
 
 def _by_lanes(packed: Tensor) -> Tensor:
@@ -236,20 +252,21 @@ def _fill_by_products(
     heads, positions, dim, channels = packed.shape
     # Numbers that a query takes (weights, result, the same in its place), and that its pixel takes (values, products).
     per_query, per_pixel = heads * positions + 2 * channels, heads * positions * (dim + channels)
-    y, x = make_lines(rows, cols, CHUNK_BYTES // q.element_size() // per_query)
+    y, x = make_lines(rows, cols, DENSE_BYTES // q.element_size() // per_query)
     places = y.most * x.most
-    width, height = tile_size(y, x, PRODUCT_BYTES // q.element_size() // (per_pixel + places * per_query))
+    width, height = tile_size(y, x, PRODUCT_BYTES // q.element_size() // (per_pixel + places * per_query), False)
     grid = rows[3].shape[1]
-    padded = F.pad(v, (0, 0, grid // 2, grid // 2, grid // 2, grid // 2))
+    padded = _padded(v, grid)
     piece_y, place_y = y.queries()
     piece_x, place_x = x.queries()
     place = place_y.unsqueeze(1) * x.most + place_x
     for b, down, across in tiles(len(q), y, height, x, width):
         count = len(down) * len(across)
         attention = q.new_empty(count, places, heads * positions)
-        axes = *y.arguments(down), *x.arguments(across), y.most, x.most
-        run('dense_attention', q[b], k[b], *axes, places, 1, heads * positions, attention)
-        value = _windows(padded[b], y.pixels[down.start], len(down), x.pixels[across.start], len(across), grid, heads)
+        run('dense_attention', q[b], k[b], *y.arguments(down), *x.arguments(across), y.most, x.most, attention)
+        value = _windows(
+            padded[b], int(y.pixels[down.start]), len(down), int(x.pixels[across.start]), len(across), grid, heads
+        )
         shared = torch.bmm(value, packed.flatten(0, 1))  # (H * G * G, pieces, O)
         first = torch.baddbmm(bias.to(q.dtype), attention, shared.transpose(0, 1))  # (pieces, places, O)
         part = y.part(down), x.part(across)
@@ -274,7 +291,7 @@ def _alike(like: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _chunk(like: Tensor, width: int) -> int:
     """Queries whose attention-weighted values, ``width`` numbers each, are made together."""
-    return max(128, CHUNK_BYTES // (width * like.element_size()) // 128 * 128)
+    return max(128, SCATTERED_BYTES // (width * like.element_size()) // 128 * 128)
 
 
 def _parts(batch: int, queries: int, step: int) -> Iterator[tuple[slice, slice, bool]]:
@@ -308,6 +325,14 @@ def _groups(maps: Tensor) -> Iterator[slice]:
 def _sums(target: Tensor) -> Tensor:
     """Where a map's gradient is summed up in single precision: in place, if that is its type."""
     return target if target.dtype == torch.float32 else torch.empty_like(target, dtype=torch.float32)
+
+
+def _add_product(sums: Tensor, a: Tensor, b: Tensor) -> None:
+    """sums += a b, in single precision to the end: a product in half precision would be rounded before it is added."""
+    if a.is_cuda and a.dtype != torch.float32:
+        sums += torch.mm(a, b, out_dtype=torch.float32)
+    else:
+        sums.addmm_(a.float(), b.float())
 
 
 def _taps_matrix(weight: Tensor) -> Tensor:

@@ -15,6 +15,24 @@ struct DenseAxis {
   const float *weights, *bias;
   const int64_t *pixel, *begin;
   int64_t pieces, most;
+
+  DenseAxis(const Tensor& taps_, const Tensor& weights_, const Tensor& bias_, const Tensor& pixel_,
+      const Tensor& begin_, int64_t most_)
+      : taps(read<int64_t>(taps_)),
+        weights(read<float>(weights_)),
+        bias(read<float>(bias_)),
+        pixel(read<int64_t>(pixel_)),
+        begin(read<int64_t>(begin_)),
+        pieces(pixel_.size(0)),
+        most(most_) {}
+
+  // `count` pieces from `first` on, or as many as there are.
+  DenseAxis part(int64_t first, int64_t count) const {
+    DenseAxis own = *this;
+    own.pixel += first, own.begin += first;
+    own.pieces = count < pieces - first ? count : pieces - first;
+    return own;
+  }
 };
 
 constexpr int kHeadDim = 32;  // channels of a head
@@ -171,41 +189,43 @@ __global__ void __launch_bounds__(kThreads) dense_attention_tiles_kernel(
     reinterpret_cast<uint4*>(out)[n / kPlaces * kSlots + n % kPlaces] = reinterpret_cast<const uint4*>(staged)[n];
 }
 
+// Of q and k (h, w, C), into `out` as the kernels lay it out, by the one that fits.
+template <typename T>
+void attend_dense(T, const Tensor& q, const Tensor& k, int heads, const DenseAxis& rows, const DenseAxis& cols,
+    int64_t slots, int64_t group, int64_t padded, const Tensor& out, int64_t stream, const Window& window) {
+  const int channels = k.size(2), dim = channels / heads;
+  if constexpr (sizeof(T) == 2) {
+    const bool fits = padded * slots * int64_t(sizeof(T)) <= kSharedBytes && window.grid <= 8 && group == kSlots;
+    const auto tiles = [&](auto kernel) {
+      launch_warps("dense_attention", kernel, rows.pieces * cols.pieces, padded * slots / 2, stream, window, heads,
+          rows, cols, read<T>(q), read<T>(k), padded, write<T>(out));
+    };
+    if (fits && dim == kHeadDim && aligned_by_eight(dim, q, k, out)) {
+      if (slots == 8) return tiles(&dense_attention_tiles_kernel<T, 8>);
+      if (slots == 16) return tiles(&dense_attention_tiles_kernel<T, 16>);
+      if (slots == 32) return tiles(&dense_attention_tiles_kernel<T, 32>);
+    }
+  }
+  const int64_t items = rows.most * cols.most * rows.pieces * cols.pieces;
+  const auto run = [&](auto kernel, int64_t floats) {
+    launch_warps("dense_attention", kernel, items, floats, stream, window, heads, dim, rows, cols, read<T>(q),
+        read<T>(k), slots, group, padded, write<T>(out));
+  };
+  if (dim == 32 && aligned_by_eight(dim, k))
+    run(&dense_attention_kernel<T, 32>, attend_floats<32>(channels, window.positions()));
+  else
+    run(&dense_attention_kernel<T, 0>, attend_floats<0>(channels, window.positions()));
+}
+
+// All pieces, every position of a head's window next to the other.
 void dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_pixel,
     Tensor row_begin, Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_pixel, Tensor col_begin,
-    int64_t rows_most, int64_t cols_most, int64_t slots, int64_t group, int64_t padded, Tensor out, int64_t stream) {
-  const int grid = row_bias.size(1), heads = row_bias.size(2), channels = k.size(2), dim = channels / heads;
-  const Window window{k.size(0), k.size(1), grid};
-  const auto axis = [](const Tensor& taps, const Tensor& weights, const Tensor& bias, const Tensor& pixel,
-                        const Tensor& begin, int64_t most) {
-    return DenseAxis{read<int64_t>(taps), read<float>(weights), read<float>(bias), read<int64_t>(pixel),
-        read<int64_t>(begin), pixel.size(0), most};
-  };
-  const DenseAxis rows = axis(row_taps, row_weights, row_bias, row_pixel, row_begin, rows_most);
-  const DenseAxis cols = axis(col_taps, col_weights, col_bias, col_pixel, col_begin, cols_most);
-  const int64_t items = rows.most * cols.most * rows.pieces * cols.pieces;
+    int64_t rows_most, int64_t cols_most, Tensor out, int64_t stream) {
+  const DenseAxis rows(row_taps, row_weights, row_bias, row_pixel, row_begin, rows_most);
+  const DenseAxis cols(col_taps, col_weights, col_bias, col_pixel, col_begin, cols_most);
+  const Window window{k.size(0), k.size(1), int(row_bias.size(1))};
   by_type([&](auto zero) {
-    using T = decltype(zero);
-    if constexpr (sizeof(T) == 2) {
-      const bool fits = padded * slots * int64_t(sizeof(T)) <= kSharedBytes && window.grid <= 8 && group == kSlots;
-      const auto tiles = [&](auto kernel) {
-        launch_warps("dense_attention", kernel, rows.pieces * cols.pieces, padded * slots / 2, stream, window, heads,
-            rows, cols, read<T>(q), read<T>(k), padded, write<T>(out));
-      };
-      if (fits && dim == kHeadDim && aligned_by_eight(dim, q, k, out)) {
-        if (slots == 8) return tiles(&dense_attention_tiles_kernel<T, 8>);
-        if (slots == 16) return tiles(&dense_attention_tiles_kernel<T, 16>);
-        if (slots == 32) return tiles(&dense_attention_tiles_kernel<T, 32>);
-      }
-    }
-    const auto run = [&](auto kernel, int64_t floats) {
-      launch_warps("dense_attention", kernel, items, floats, stream, window, heads, dim, rows, cols, read<T>(q),
-          read<T>(k), slots, group, padded, write<T>(out));
-    };
-    if (dim == 32 && aligned_by_eight(dim, k))
-      run(&dense_attention_kernel<T, 32>, attend_floats<32>(channels, window.positions()));
-    else
-      run(&dense_attention_kernel<T, 0>, attend_floats<0>(channels, window.positions()));
+    attend_dense(zero, q, k, row_bias.size(2), rows, cols, rows_most * cols_most, 1, out.size(2), out, stream, window);
   }, k, q, out);
 }
 
@@ -215,8 +235,7 @@ CLIT_LIBRARY(m) {
   m.def(
       "dense_attention(Tensor q, Tensor k, Tensor row_taps, Tensor row_weights, Tensor row_bias, Tensor row_pixel, "
       "Tensor row_begin, Tensor col_taps, Tensor col_weights, Tensor col_bias, Tensor col_pixel, Tensor col_begin, int "
-      "rows_most, "
-      "int cols_most, int slots, int group, int padded, Tensor(a!) out, int stream) -> ()");
+      "rows_most, int cols_most, Tensor(a!) out, int stream) -> ()");
 }
 CLIT_LIBRARY_IMPL(m) { m.impl("dense_attention", TORCH_BOX(&dense_attention)); }
 

@@ -126,46 +126,59 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// slots: places of a piece, 8, 16 or 32.
-void dense_linear(Tensor attention, Tensor v, Tensor weight, Tensor bias, Tensor row_pixel, Tensor row_begin,
-    Tensor col_pixel, Tensor col_begin, int64_t rows_most, int64_t cols_most, int64_t grid, int64_t slots, Tensor out,
-    int64_t stream) {
-  const int outputs = out.size(2), positions = attention.size(1) * 8, heads = v.size(2) / kHeadDim;
-  const Window window{v.size(0) - grid + 1, v.size(1) - grid + 1, int(grid)};
-  DenseAxis rows{}, cols{};
-  rows.pixel = read<int64_t>(row_pixel), rows.begin = read<int64_t>(row_begin), rows.pieces = row_pixel.size(0),
-  rows.most = rows_most;
-  cols.pixel = read<int64_t>(col_pixel), cols.begin = read<int64_t>(col_begin), cols.pieces = col_pixel.size(0),
-  cols.most = cols_most;
-  const auto run = [&](auto zero, auto places) {
+// The attention of a tile of pieces and its first layer, tile by tile: as few pieces that the attention is still in the
+// second-level cache when it is read. q, k: (h, w, C); v: (h + grid - 1, w + grid - 1, C), zero outside the map; slots:
+// places of a piece, 8, 16 or 32; height, width: pieces of a tile; attention: room for that of one tile, see
+// dense_linear_kernel; out: (R, S, O). The loop is here as a launch from Python costs a host several times as much.
+void dense_linear(Tensor q, Tensor k, Tensor v, Tensor weight, Tensor bias, Tensor row_taps, Tensor row_weights,
+    Tensor row_bias, Tensor row_pixel, Tensor row_begin, Tensor col_taps, Tensor col_weights, Tensor col_bias,
+    Tensor col_pixel, Tensor col_begin, int64_t rows_most, int64_t cols_most, int64_t slots, int64_t height,
+    int64_t width, Tensor attention, Tensor out, int64_t stream) {
+  const DenseAxis rows(row_taps, row_weights, row_bias, row_pixel, row_begin, rows_most);
+  const DenseAxis cols(col_taps, col_weights, col_bias, col_pixel, col_begin, cols_most);
+  const int outputs = out.size(2), positions = attention.size(1) * 8, grid = row_bias.size(1);
+  const int heads = row_bias.size(2);
+  const Window window{k.size(0), k.size(1), grid};
+  const auto ceil = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  if (ceil(height * width * slots, kSlots) > attention.size(0))
+    throw std::runtime_error("clit_basicsr: the attention of a tile does not fit in the room for it");
+  const auto run = [&](auto zero, auto places, const DenseAxis& down, const DenseAxis& across) {
     using T = decltype(zero);
     constexpr int kPlaces = decltype(places)::value;
-    const auto ceil = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
     constexpr int kPieces = kSlots / kPlaces, kWarps = kThreads / kWarp;
-    const int64_t abreast = ceil(outputs, kOutputs * kAbreast), warps = ceil(rows.pieces * cols.pieces, kPieces);
+    const int64_t abreast = ceil(outputs, kOutputs * kAbreast), warps = ceil(down.pieces * across.pieces, kPieces);
     const int64_t shared = positions * sizeof(int64_t) + kWarps * kPieces * sizeof(Piece);
     launch("dense_linear", &dense_linear_kernel<T, kPlaces>, ceil(warps, kWarps / kAbreast) * abreast, dim3(kThreads),
-        shared, stream, window, heads, positions, outputs, rows, cols, read<T>(attention), read<T>(v), read<T>(weight),
-        read<float>(bias), out.size(1), write<T>(out));
+        shared, stream, window, heads, positions, outputs, down, across, read<T>(attention), read<T>(v),
+        read<T>(weight), read<float>(bias), out.size(1), write<T>(out));
   };
   by_type([&](auto zero) {
     if constexpr (sizeof(zero) == 2) {
-      if (slots == 8) return run(zero, std::integral_constant<int, 8>());
-      if (slots == 16) return run(zero, std::integral_constant<int, 16>());
-      if (slots == 32) return run(zero, std::integral_constant<int, 32>());
+      if (slots == 8 || slots == 16 || slots == 32) {
+        for (int64_t top = 0; top < rows.pieces; top += height)
+          for (int64_t left = 0; left < cols.pieces; left += width) {
+            const DenseAxis down = rows.part(top, height), across = cols.part(left, width);
+            attend_dense(zero, q, k, heads, down, across, slots, kSlots, positions, attention, stream, window);
+            if (slots == 8) run(zero, std::integral_constant<int, 8>(), down, across);
+            if (slots == 16) run(zero, std::integral_constant<int, 16>(), down, across);
+            if (slots == 32) run(zero, std::integral_constant<int, 32>(), down, across);
+          }
+        return;
+      }
     }
     throw std::runtime_error(
         "clit_basicsr: the CUDA kernel dense_linear takes 8, 16 or 32 places in float16 or bfloat16");
-  }, v, attention, weight, out);
+  }, q, k, v, weight, attention, out);
 }
 
 }  // namespace
 
 CLIT_LIBRARY(m) {
   m.def(
-      "dense_linear(Tensor attention, Tensor v, Tensor weight, Tensor bias, Tensor row_pixel, Tensor row_begin, Tensor "
-      "col_pixel, "
-      "Tensor col_begin, int rows_most, int cols_most, int grid, int slots, Tensor(a!) out, int stream) -> ()");
+      "dense_linear(Tensor q, Tensor k, Tensor v, Tensor weight, Tensor bias, Tensor row_taps, Tensor row_weights, "
+      "Tensor row_bias, Tensor row_pixel, Tensor row_begin, Tensor col_taps, Tensor col_weights, Tensor col_bias, "
+      "Tensor col_pixel, Tensor col_begin, int rows_most, int cols_most, int slots, int height, int width, Tensor(a!) "
+      "attention, Tensor(b!) out, int stream) -> ()");
 }
 CLIT_LIBRARY_IMPL(m) { m.impl("dense_linear", TORCH_BOX(&dense_linear)); }
 

@@ -72,7 +72,7 @@ EOF
 BENCHMARK=("$PY" scripts/benchmarks/gpu.py --rows "$ROWS")
 "${BENCHMARK[@]}" || exit 1  # the head of the table
 
-step 'build' 110 "$PY" -c 'from clit_basicsr.ops.backends import native; print(problem := native.problem("cuda") or ""); exit(bool(problem))'
+step 'build' 110 "$PY" -c 'from clit_basicsr.ops.backends import cuda_backend; print(problem := cuda_backend.unavailable() or ""); exit(bool(problem))'
 [ "$FAILED" -eq 0 ] || fail 'the kernels cannot be built'
 step 'accuracy' 20 "${BENCHMARK[@]}" accuracy
 step 'tests' 100 "$PY" -m pytest -q -p no:cacheprovider -m cuda tests/test_cuda.py tests/test_kernels.py

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import kernel_checks
 import pytest
@@ -99,6 +100,79 @@ def test_the_tensors_own_device_is_asked_for_what_it_can_do(monkeypatch):
     assert 'which card 1 does not have' in cuda_backend._device_reason(torch.device('cuda:1'))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_a_torch_for_other_gpus_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(torch.version, 'hip', '6.3.1')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert cuda_backend.unavailable() == 'its kernels are for NVIDIA GPUs, and this torch is for ROCm 6.3.1'
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Two cards of which the second cannot run what was compiled; gives the calls that were tried."""
+    tried = []
+
+    def trial(device):
+        tried.append(device.index)
+        if device.index == 1:
+            raise RuntimeError('the provided PTX was compiled with an unsupported toolchain')
+        return []
+
+    for name, value in {
+        'is_available': lambda: True,
+        'device_count': lambda: 2,
+        'current_device': lambda: 0,
+        'get_device_capability': lambda device=None: (9, 0),
+        'get_device_name': lambda device=None: f'card {device.index}',
+        'is_current_stream_capturing': lambda: False,
+        'synchronize': lambda device: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(cuda_backend, 'not_built', lambda name, gpus: None)
+    monkeypatch.setattr(cuda_backend, '_wrong_trials', trial)
+    cuda_backend._trial.cache_clear()
+    yield tried
+    cuda_backend._trial.cache_clear()
+
+
+def test_what_a_trial_launch_says_is_the_reason_and_torch_serves(two_gpus):
+    def call(index):
+        v = torch.zeros(1, 8, 3, 3)
+        return SimpleNamespace(device=torch.device('cuda', index), dtype=v.dtype, requires_grad=False)
+
+    cause = 'a trial launch on card 1 failed: the provided PTX was compiled with an unsupported toolchain'
+    assert backends.select('auto', Call(call(0))) == 'cuda'
+    with pytest.warns(UserWarning, match='plain torch computes instead: a trial launch on card 1 failed'):
+        assert backends.select('auto', Call(call(1))) == 'torch'
+    with pytest.raises(UserError, match=f"backend 'cuda' cannot run here: {cause}"):
+        backends.select('cuda', Call(call(1)))
+    assert cuda_backend.unavailable() is None
+    assert two_gpus == [0, 1]  # once for each
+
+
+def test_an_error_of_earlier_work_is_not_blamed_on_the_kernels(two_gpus, monkeypatch):
+    def synchronize(device):
+        raise RuntimeError('CUDA error: device-side assert triggered')
+
+    monkeypatch.setattr(torch.cuda, 'synchronize', synchronize)
+    with pytest.raises(RuntimeError, match=r'^CUDA error: device-side assert'):
+        cuda_backend.unavailable()
+    assert two_gpus == []
+
+
+def test_nothing_is_tried_while_a_graph_is_captured(two_gpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: True)
+    assert cuda_backend.unavailable() is None
+    assert two_gpus == []
+
+
+def test_one_library_is_for_all_gpus_of_the_machine(monkeypatch):
+    capabilities = [(9, 0), (7, 5), (8, 6), (9, 0)]
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', capabilities.__getitem__)
+    assert cuda_backend.gpus() == (86, 90)
+
+
 def test_a_compiler_that_cannot_be_run_is_told_as_that(tmp_path, monkeypatch):
     monkeypatch.setenv('CXX', str(tmp_path / 'g++'))
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
@@ -126,13 +200,16 @@ def install(tmp_path, libraries, compiler):
     """setup.py's build in a copy of the repository, with a compiler that is a shell script."""
     copy = tmp_path / 'copy'
     shutil.copytree(ROOT / 'clit_basicsr', copy / 'clit_basicsr', ignore=shutil.ignore_patterns('*.so', '__pycache__'))
+    shutil.copytree(ROOT / 'options', copy / 'options')  # of which the package holds a copy
     shutil.copy(ROOT / 'setup.py', copy)
-    tools = tmp_path / 'tools'
-    tools.mkdir()
+    tools = tmp_path / 'tools' / 'bin'
+    tools.mkdir(parents=True)
+    version = '[ "$1" = --version ] && echo release 13.0 && exit'
     for name in ('g++', 'nvcc'):
-        (tools / name).write_text(f'#!/bin/sh\n{compiler}\n')
+        (tools / name).write_text(f'#!/bin/sh\n{version}\n{compiler}\n')
         (tools / name).chmod(0o755)
-    environment = {**os.environ, 'PATH': f'{tools}:{os.environ["PATH"]}', 'CLIT_BUILD': libraries, 'CXX': 'g++'}
+    paths = {'PATH': f'{tools}:{os.environ["PATH"]}', 'CUDA_HOME': str(tools.parent), 'CXX': 'g++'}
+    environment = {**os.environ, **paths, 'CLIT_BUILD': libraries}
     command = [sys.executable, 'setup.py', '-q', 'build', '--build-base', str(tmp_path / 'build')]
     return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
 

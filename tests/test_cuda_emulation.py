@@ -174,3 +174,15 @@ def test_a_grid_that_needs_too_much_shared_memory_is_refused():
     torch.testing.assert_close(out, torch_backend.attention(query, k, table, table, place, place))
     with pytest.raises(RuntimeError, match=r'grid_size or num_heads is too large .* 54000 bytes'):
         cuda_backend.attention_backward(out, out, query, k, place, place)
+
+
+def test_a_trial_launch(monkeypatch):
+    """The one that the backend makes on every GPU: right here, and it notices kernels that do nothing or not enough."""
+    assert cuda_backend._wrong_trials(torch.device('cpu')) == []
+    run = cuda_backend.run
+    monkeypatch.setattr(
+        cuda_backend,
+        'run',
+        lambda name, *arguments: run(name, *arguments) if name != 'attention' else arguments[-1].zero_(),
+    )
+    assert cuda_backend._wrong_trials(torch.device('cpu')) == ['attention']

@@ -183,7 +183,7 @@ def test_resources(gpu, monkeypatch, tmp_path):
     tool.write_text(f'#!/bin/sh\n[ "$3" = sm_90 ] && [ "$4" = lib.so ] && cat <<EOF\n{DUMP}\nEOF\n')
     tool.chmod(0o755)
     monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
-    monkeypatch.setattr(native, 'find', lambda name: Path('lib.so'))
+    monkeypatch.setattr(native, 'find', lambda name, gpus: Path('lib.so'))
     code, rows = run(gpu, monkeypatch, tmp_path, 'resources')
     assert code == 0
     assert rows == [

@@ -106,7 +106,7 @@ def test_a_step_that_fails_fails_the_run_and_the_others_are_made(start, fail, st
 
 
 def test_nothing_follows_a_build_that_fails(start):
-    code, steps, _, err = finish(start(FAIL='native.problem'))
+    code, steps, _, err = finish(start(FAIL='cuda_backend.unavailable'))
     assert code == 1
     assert list(steps) == ['build']
     assert err == 'gpu_check: the kernels cannot be built\n'
@@ -172,7 +172,7 @@ def test_the_limits_leave_the_run_under_eight_minutes():
 def test_what_the_script_imports_is_there():
     """The stand-ins run no Python: a name that has moved would only be noticed on a machine with a GPU."""
     found = re.findall(r'from ([\w.]+) import (\w+)', SCRIPT.read_text())
-    assert ('clit_basicsr.ops.backends', 'native') in found
+    assert ('clit_basicsr.ops.backends', 'cuda_backend') in found
     for module, name in found:
         assert hasattr(importlib.import_module(module), name), (module, name)
     (checks,) = set(re.findall(r'import (kernel_\w+)', SCRIPT.read_text()))

@@ -241,3 +241,91 @@ def test_two_builds_write_to_names_of_their_own(cache, use, tmp_path):
 def test_a_compiler_that_writes_nothing_is_told(cache, use):
     use('exit 0')
     assert problem().startswith('the compiler has written nothing')
+
+
+@pytest.fixture
+def nvcc(cache, tmp_path, monkeypatch):
+    """Puts an nvcc of a version into a folder; CUDA_HOME and CUDA_PATH are unset, /usr/local/cuda is not looked at."""
+    for name in ('CUDA_HOME', 'CUDA_PATH'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('PATH', '/usr/bin:/bin')
+    which = native.shutil.which
+    monkeypatch.setattr(
+        native.shutil,
+        'which',
+        lambda name, path=None: None if path == '/usr/local/cuda/bin' else which(name, path=path),
+    )
+
+    def put(folder, version, compiles='exit 0', known='80 90'):
+        path = tmp_path / folder / 'bin' / 'nvcc'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        listed = ''.join(f'echo compute_{one};' for one in known.split())
+        path.write_text(
+            f'#!/bin/sh\n[ "$1" = --version ] && echo "Cuda compilation tools, release {version}, V1" && exit\n'
+            f'[ "$1" = --list-gpu-arch ] && {{ {listed} exit; }}\necho "$@" >> {tmp_path}/runs\n{compiles}\n'
+        )
+        path.chmod(0o755)
+        native._nvcc_version.cache_clear()
+        return path
+
+    return put
+
+
+def cuda_problem(*gpus):
+    native.problem.cache_clear()
+    try:
+        return native.problem('cuda', gpus)
+    finally:
+        native.problem.cache_clear()
+
+
+def test_the_first_nvcc_that_is_new_enough_is_taken(nvcc, monkeypatch):
+    assert native.compiler('cuda') is None
+    on_path, of_path, of_home = nvcc('on path', '13.0'), nvcc('of path', '12.0'), nvcc('of home', '12.4')
+    monkeypatch.setenv('PATH', f'{on_path.parent}:/usr/bin:/bin')
+    assert native.compiler('cuda') == [str(on_path)]
+    monkeypatch.setenv('CUDA_PATH', str(of_path.parents[1]))
+    assert native.compiler('cuda') == [str(of_path)]
+    monkeypatch.setenv('CUDA_HOME', str(of_home.parents[1]))
+    assert native.compiler('cuda') == [str(of_home)]
+    nvcc('of home', '11.8')
+    assert native.compiler('cuda') == [str(of_path)]
+
+
+def test_an_nvcc_that_is_too_old_is_told(nvcc, monkeypatch):
+    old = nvcc('old', '11.8')
+    monkeypatch.setenv('CUDA_HOME', str(old.parents[1]))
+    assert cuda_problem(90) == (f'the CUDA compiler nvcc, 12.0 or later, was not found ({old} is 11.8); set CUDA_HOME')
+
+
+def test_a_better_nvcc_is_tried_after_a_failure(nvcc, tmp_path, monkeypatch):
+    path = nvcc('cuda', '12.0', 'echo "attention.cuh(3): error: no such type" >&2; exit 1')
+    monkeypatch.setenv('CUDA_HOME', str(path.parents[1]))
+    for _ in range(2):
+        assert 'error: no such type' in cuda_problem(90)
+    assert len(runs(tmp_path)) == 1
+    nvcc('cuda', '12.1', WRITES)  # in the same place
+    assert cuda_problem(90) is None
+    assert len(runs(tmp_path)) == 2
+
+
+def test_at_first_use_the_gpus_of_the_machine_are_compiled_for(nvcc, tmp_path, monkeypatch):
+    path = nvcc('cuda', '12.8', WRITES)
+    monkeypatch.setenv('CUDA_HOME', str(path.parents[1]))
+    assert cuda_problem(90, 120) is None  # this nvcc has never heard of 12.0
+    flags = [flag for flag in runs(tmp_path)[0].split() if flag.startswith('-gencode')]
+    assert flags == ['-gencode=arch=compute_90,code=sm_90', '-gencode=arch=compute_90,code=compute_90']
+    assert native.find('cuda', (90, 120)) is not None
+    assert native.find('cuda', (80,)) is None
+    native.build(tmp_path / 'cache' / 'clit_basicsr', 'cuda')  # as CLIT_BUILD does: for all, whatever there is
+    assert native.find('cuda', (80,)) is not None
+    assert runs(tmp_path)[1].count('-gencode') == 2
+
+
+def test_a_build_shows_that_it_goes_on(cache, use, monkeypatch, capsys):
+    monkeypatch.setattr(native, 'SIGN_OF_LIFE', 0.05)
+    use('sleep 0.3; ' + WRITES)
+    assert problem() is None
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith('clit_basicsr: building the CPU kernels')
+    assert 'clit_basicsr: still building, 0 s' in lines[1:]

@@ -147,19 +147,26 @@ def workloads(dtype: torch.dtype) -> dict[str, tuple[str, tuple, float]]:
         found[f'upsampled conv x{ratio}'] = ('upsampled_conv', (k, kernel, offset, *taps), conv)
         found[f'upsampled conv x{ratio}, backward'] = ('upsampled_conv_backward', (result, k, kernel, *taps), 2 * conv)
     maps, bias = [randn(1, *TILE, CHANNELS) for _ in range(3)], randn(OUTPUTS)
-    packed = cuda_backend.pack(weight, HEADS, GRID)
     positional = PositionalBias(
         *(torch.randn(*size, device=DEVICE, generator=gen) for size in ((10,), (HEADS, 40), (HEADS,)))
     )
     for ratio in (2, 3, 4, 12):
         axes = [
-            make_axis(axis, Frame(TILE), n, n * ratio, (0, n * ratio), GRID, HEADS, positional, packed)
+            make_axis(axis, Frame(TILE), n, n * ratio, (0, n * ratio), GRID, HEADS, positional, weight)
             for axis, n in enumerate(TILE)
         ]
         pixels = TILE[0] * TILE[1]
         shared = 2 * pixels * window * OUTPUTS + 2 * pixels * ratio**2 * GRID * GRID * HEADS * OUTPUTS
-        found[f'dense first layer x{ratio}'] = ('dense_linear', (*maps, packed, bias, *axes), shared)
+        found[f'dense first layer x{ratio}'] = ('dense_linear', (*maps, weight, bias, *axes), shared)
     return found
+
+
+def prepared(backend: str, name: str, arguments: tuple) -> Callable[[], Any]:
+    """A call of :func:`workloads` on a backend, the weights packed as it reads them."""
+    module = backends.kernels(backend)
+    if name == 'dense_linear':
+        arguments = *arguments[:3], module.pack(arguments[3], HEADS, GRID), *arguments[4:]
+    return partial(getattr(module, name), *arguments)
 
 
 def kernels() -> Iterator[str]:
@@ -167,7 +174,7 @@ def kernels() -> Iterator[str]:
         copied, multiplied = ceilings(dtype)
         yield row(what='ceilings', kind=label, moved=f'{copied / 1e9:.0f}', rate=f'{multiplied / 1e12:.1f}')
         for title, (name, arguments, operations) in workloads(dtype).items():
-            call = {b: partial(getattr(backends.kernels(b), name), *arguments) for b in ('cuda', 'torch')}
+            call = {b: prepared(b, name, arguments) for b in ('cuda', 'torch')}
             took, bytes_least = seconds(call['cuda']), size_of(arguments) + size_of(call['cuda']())
             plain = seconds(call['torch'], repeats=1)
             parts = ', '.join(f'{kernel} {spent * 1e3:.2f}' for kernel, spent in shares(call['cuda']).items())
@@ -286,7 +293,7 @@ def constants() -> Iterator[str]:
         if title.startswith('picture'):
             return picture_of(net.eval(), float(title.split()[1]), 'bf16')
         name, arguments, _ = calls[title]
-        return partial(getattr(backends.kernels(backend), name), *arguments)
+        return prepared(backend, name, arguments)
 
     for module, name, multiples, backend, titles in TRIED:
         value = getattr(module, name)
@@ -306,7 +313,7 @@ def constants() -> Iterator[str]:
 def resources() -> Iterator[str]:
     """What the compiler gave each kernel for this GPU: registers, and bytes of stack, where registers are spilled."""
     tool = shutil.which('cuobjdump', path='/usr/local/cuda/bin') or shutil.which('cuobjdump')
-    library = native.find('cuda')
+    library = native.find('cuda', cuda_backend.gpus())
     if tool is None or library is None:
         yield row(what='registers', remark='not known: cuobjdump is missing' if tool is None else 'no library')
         return

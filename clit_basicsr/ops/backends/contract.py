@@ -203,7 +203,7 @@ def unsupported(call: Call) -> str | None:
 
 
 @constant_result
-def not_built(name: str) -> str | None:
-    """Why the compiled kernels of that name cannot be used; None if they are loaded."""
-    cause = native.problem(name)
+def not_built(name: str, gpus: tuple[int, ...] = ()) -> str | None:
+    """Why the compiled kernels of that name cannot be used; None if they are loaded. gpus: see ``native.build``."""
+    cause = native.problem(name, gpus)
     return None if cause is None else f'its kernels are not built: {cause}'

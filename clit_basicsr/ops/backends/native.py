@@ -37,6 +37,7 @@ class Library(NamedTuple):
     Attributes:
         sources, headers: patterns of the files in csrc/ that it is made of.
         flags: of the compiler, in addition to :data:`COMMON`.
+        architectures: flags for the GPUs that it is built for where nobody says which.
         portable: whether the library runs on other processors than this machine's.
         duration: what to expect of the build.
     """
@@ -44,25 +45,28 @@ class Library(NamedTuple):
     sources: str
     headers: tuple[str, ...]
     flags: tuple[str, ...]
+    architectures: tuple[str, ...]
     portable: bool
     duration: str
 
 
 LIBRARIES = {
-    'cpu': Library('*.cpp', ('*.h',), ('-march=native', '-fPIC', '-pthread'), False, 'about 10 s'),
+    'cpu': Library('*.cpp', ('*.h',), ('-march=native', '-fPIC', '-pthread'), (), False, 'about 10 s'),
     'cuda': Library(
         '*.cu',
         ('tensors.h', 'window.h', '*.cuh'),
-        (
-            '-Xcompiler=-fPIC',
-            '--threads=0',
-            '-gencode=arch=compute_80,code=[sm_80,sm_89]',
-            '-gencode=arch=compute_90,code=[sm_90,compute_90]',
-        ),
+        ('-Xcompiler=-fPIC', '--threads=0'),
+        ('-gencode=arch=compute_80,code=[sm_80,sm_89]', '-gencode=arch=compute_90,code=[sm_90,compute_90]'),
         True,
-        'about a minute',
+        'about half a minute',
     ),
 }
+
+
+# The oldest nvcc that compiles the kernels: C++20.
+OLDEST_NVCC = (12, 0)
+# Seconds between two signs of life of a build.
+SIGN_OF_LIFE = 10
 
 
 class BuildError(RuntimeError):
@@ -86,10 +90,11 @@ def sources(name: str = 'cpu') -> list[Path]:
     return sorted(CSRC.glob(LIBRARIES[name].sources))
 
 
-def _key(name: str) -> str:
-    """What the library depends on: sources, flags and, where it is built for the machine's own processor, that."""
+def _key(name: str, gpus: tuple[int, ...]) -> str:
+    """What the library depends on: sources, flags and the processor or GPUs of this machine if it is for these."""
     library = LIBRARIES[name]
-    digest = hashlib.sha256(' '.join([*COMMON, *library.flags, platform.machine()]).encode())
+    architectures = map(str, gpus) if gpus else library.architectures
+    digest = hashlib.sha256(' '.join([*COMMON, *library.flags, *architectures, platform.machine()]).encode())
     headers = {path for pattern in library.headers for path in CSRC.glob(pattern)}
     for path in [*sources(name), *sorted(headers)]:
         digest.update(path.read_bytes())
@@ -124,29 +129,72 @@ def _cache() -> Path:
     return folder
 
 
-def _library(folder: Path, name: str) -> Path:
-    return folder / f'clit_{name}-{_key(name)}.so'
+def _library(folder: Path, name: str, gpus: tuple[int, ...] = ()) -> Path:
+    return folder / f'clit_{name}-{_key(name, gpus)}.so'
 
 
 def compiler(name: str = 'cpu') -> list[str] | None:
     """The command of the C++ compiler, g++ or that of the environment variable CXX ('ccache g++ -m64'); for 'cuda'
-    nvcc, found on the path, in CUDA_HOME or in /usr/local/cuda. None: there is none.
+    nvcc, the first that is new enough. None: there is none.
     """
+    if name == 'cuda':
+        return next(([path] for path, version in _nvccs() if version >= OLDEST_NVCC), None)
+    wanted = os.environ.get('CXX') or 'g++'
+    try:
+        program, *arguments = [wanted] if shutil.which(wanted) else shlex.split(wanted)
+    except ValueError:  # a quotation mark without its other, or nothing but spaces
+        return None
+    found = shutil.which(program)
+    return [found, *arguments] if found else None
+
+
+def _nvccs() -> list[tuple[str, tuple[int, int]]]:
+    """Every nvcc and its version: that of CUDA_HOME, CUDA_PATH, /usr/local/cuda, then the path's."""
+    homes = [os.environ.get('CUDA_HOME'), os.environ.get('CUDA_PATH'), '/usr/local/cuda']
+    places = [*(os.path.join(home, 'bin') for home in homes if home), None]
+    found = dict.fromkeys(path for place in places if (path := shutil.which('nvcc', path=place)))
+    return [(path, _nvcc_version(path)) for path in found]
+
+
+@cache
+def _nvcc_version(path: str) -> tuple[int, int]:
+    """(0, 0) if it does not say."""
+    release = re.search(r'release (\d+)\.(\d+)', _output(path, '--version'))
+    return (int(release[1]), int(release[2])) if release else (0, 0)
+
+
+def _output(*command: str) -> str:
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, errors='replace', timeout=30).stdout
+    return ''
+
+
+def _missing(name: str) -> str:
+    """What to say where there is no compiler."""
     if name == 'cpu':
-        wanted = os.environ.get('CXX') or 'g++'
-        try:
-            program, *arguments = [wanted] if shutil.which(wanted) else shlex.split(wanted)
-        except ValueError:  # a quotation mark without its other, or nothing but spaces
-            return None
-        found = shutil.which(program)
-        return [found, *arguments] if found else None
-    homes = [os.environ.get('CUDA_HOME'), '/usr/local/cuda']
-    places = [None, *(os.path.join(home, 'bin') for home in homes if home)]
-    return next(([found] for place in places if (found := shutil.which('nvcc', path=place))), None)
+        return f'the C++ compiler {os.environ.get("CXX") or "g++"} was not found, or may not be executed'
+    older = ', '.join(f'{path} is {major}.{minor}' for path, (major, minor) in _nvccs())
+    wanted = '.'.join(map(str, OLDEST_NVCC))
+    return f'the CUDA compiler nvcc, {wanted} or later, was not found{f" ({older})" if older else ""}; set CUDA_HOME'
 
 
-def build(folder: Path, name: str = 'cpu') -> Path:
+def _architecture_flags(nvcc: str, gpus: tuple[int, ...]) -> list[str]:
+    """For GPUs of these compute capabilities (90 is 9.0); one that nvcc does not know gets the newest code for older
+    ones that a driver translates.
+    """
+    known = sorted(int(number) for number in re.findall(r'compute_(\d+)$', _output(nvcc, '--list-gpu-arch'), re.M))
+    flags = []
+    for gpu in gpus:
+        base = max((one for one in known if one <= gpu), default=gpu)
+        flags.append(f'-gencode=arch=compute_{base},code={"sm" if base == gpu else "compute"}_{base}')
+    return flags
+
+
+def build(folder: Path, name: str = 'cpu', gpus: tuple[int, ...] = ()) -> Path:
     """Compiles the kernels into a folder.
+
+    Args:
+        gpus: the compute capabilities (90 is 9.0) that 'cuda' is built for; none: all that are named in LIBRARIES.
 
     Raises:
         BuildError: the compiler is missing, cannot be run or was killed.
@@ -154,19 +202,19 @@ def build(folder: Path, name: str = 'cpu') -> Path:
     """
     found = compiler(name)
     if found is None:
-        wanted = f'C++ compiler {os.environ.get("CXX") or "g++"}' if name == 'cpu' else 'CUDA compiler nvcc'
-        raise BuildError(f'the {wanted} was not found, or may not be executed')
+        raise BuildError(_missing(name))
     spec = find_spec('torch')
     if spec is None or spec.origin is None:
         raise BuildError('torch is not installed where the kernels are built (pip needs --no-build-isolation)')
     torch = Path(spec.origin).parent
-    target = _library(folder, name)
+    target = _library(folder, name, gpus)
     folder.mkdir(parents=True, exist_ok=True)
     _remove_left_parts(folder)
     part = folder / f'{target.stem}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.part'
     # The CUDA library asks torch for nothing that a torch without CUDA lacks: it loads there too.
     libraries = [f'-L{torch / "lib"}', '-ltorch', '-ltorch_cpu', '-lc10']
-    command = [*found, *COMMON, *LIBRARIES[name].flags, f'-I{torch / "include"}', *map(str, sources(name))]
+    flags = [*LIBRARIES[name].flags, *(_architecture_flags(found[0], gpus) if gpus else LIBRARIES[name].architectures)]
+    command = [*found, *COMMON, *flags, f'-I{torch / "include"}', *map(str, sources(name))]
     command += ['-o', str(part), *libraries]
     try:
         _compile(command)
@@ -180,15 +228,26 @@ def build(folder: Path, name: str = 'cpu') -> Path:
 
 
 def _compile(command: list[str]) -> None:
+    began = time.monotonic()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors='replace')
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace'
+        ) as process:
+            said = None
+            while said is None:
+                try:
+                    said, _ = process.communicate(timeout=SIGN_OF_LIFE)
+                except subprocess.TimeoutExpired:
+                    print(f'clit_basicsr: still building, {time.monotonic() - began:.0f} s', file=sys.stderr)
+                except BaseException:
+                    process.kill()
+                    raise
     except OSError as e:
         raise BuildError(f'the compiler cannot be run: {e}') from None
-    if not done.returncode:
+    if not process.returncode:
         return
-    said = f'{done.stdout}{done.stderr}'
-    if done.returncode < 0 or done.returncode > 128 or KILLED.search(said) or not said.strip():
-        ended = f'signal {-done.returncode}' if done.returncode < 0 else f'exit code {done.returncode}'
+    if process.returncode < 0 or process.returncode > 128 or KILLED.search(said) or not said.strip():
+        ended = f'signal {-process.returncode}' if process.returncode < 0 else f'exit code {process.returncode}'
         raise BuildError(f'the compiler was killed, or ran out of memory or space ({ended})\n{said}'.strip())
     raise CompilerError(f'{" ".join(command)}\n{said}')
 
@@ -239,14 +298,15 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def find(name: str = 'cpu') -> Path | None:
-    """The library that was built for these sources and this processor, at installation or before; None if there is
-    none, or only a damaged one.
+def find(name: str = 'cpu', gpus: tuple[int, ...] = ()) -> Path | None:
+    """The library that was built for these sources and this processor or these GPUs, at installation or before; None if
+    there is none, or only a damaged one.
     """
     folders = [PREBUILT]
     with suppress(BuildError):
         folders.append(_cache())
-    return next((path for folder in folders if intact(path := _library(folder, name))), None)
+    paths = [_library(folder, name, wanted) for folder in folders for wanted in dict.fromkeys((gpus, ()))]
+    return next((path for path in paths if intact(path)), None)
 
 
 def _wait_for(lock: IO[str]) -> None:
@@ -256,36 +316,41 @@ def _wait_for(lock: IO[str]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 
-def _log(folder: Path, name: str, torch_version: str) -> Path:
+def _log(folder: Path, name: str, gpus: tuple[int, ...], torch_version: str) -> Path:
     """Where the errors that a compiler found are kept."""
-    command = hashlib.sha256(' '.join(compiler(name) or []).encode()).hexdigest()[:8]
-    return folder / f'clit_{name}-{_key(name)}-torch{torch_version}-{command}.log'
+    command = compiler(name) or []
+    version = _nvcc_version(command[0]) if command and name == 'cuda' else ''
+    compiled_by = hashlib.sha256(f'{" ".join(command)} {version}'.encode()).hexdigest()[:8]
+    return folder / f'clit_{name}-{_key(name, gpus)}-torch{torch_version}-{compiled_by}.log'
 
 
 @cache
-def problem(name: str = 'cpu') -> str | None:
+def problem(name: str = 'cpu', gpus: tuple[int, ...] = ()) -> str | None:
     """Loads the kernels, building them first if need be; None, or the whole reason why they cannot be used.
+
+    Args:
+        gpus: see :func:`build`. A process can load the library of a name once, so these are all that it will use.
 
     The errors that the compiler finds are kept in the cache folder, so that they cost their time once, until the
     sources, the torch or the compiler change. A compiler that was killed is run again by the next process.
     """
     import torch
 
-    path = find(name)
+    path = find(name, gpus)
     if path is None:
         try:
             folder = _cache()
-            log = _log(folder, name, torch.__version__)
+            log = _log(folder, name, gpus, torch.__version__)
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / f'lock-{name}', 'w') as lock:
                 _wait_for(lock)  # several ranks start together, one builds
-                path = find(name)
+                path = find(name, gpus)
                 if path is None and log.exists():
                     return f'{log.read_text()}\n(kept in {log}; delete it to try again)'
                 if path is None:
                     duration = LIBRARIES[name].duration
                     print(f'clit_basicsr: building the {name.upper()} kernels (once, {duration}) ...', file=sys.stderr)
-                    path = build(folder, name)
+                    path = build(folder, name, gpus)
         except CompilerError as e:
             with suppress(OSError):
                 log.write_text(str(e))

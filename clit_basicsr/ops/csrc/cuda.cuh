@@ -124,6 +124,10 @@ void launch(const char* name, void (*kernel)(P...), int64_t blocks, dim3 block, 
   if (blocks == 0) return;
   if (blocks > INT32_MAX)
     throw std::runtime_error(std::string("clit_basicsr: too many elements in one call of the CUDA kernel ") + name);
+  const cudaError_t earlier = cudaGetLastError();
+  if (earlier != cudaSuccess)
+    throw std::runtime_error(std::string("clit_basicsr: a CUDA operation before the kernel ") + name +
+        " failed: " + cudaGetErrorString(earlier));
   kernel<<<dim3(blocks), block, shared, reinterpret_cast<cudaStream_t>(stream)>>>(P(arguments)...);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)

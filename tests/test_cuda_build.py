@@ -5,12 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import kernel_checks
 import pytest
 import torch
+from helpers import sass
 from torch._subclasses import FakeTensorMode
 
 from clit_basicsr.base.errors import UserError
@@ -30,11 +32,81 @@ for name in sys.argv[2:]:
 """
 
 
+# Name and parameter of a kernel; at most so many registers on sm_80, 89 and 90; bytes of its widest store, whether that
+# is its only one; instructions of the tensor cores. As nvcc 13.0 has it; * is any type, h half precision.
+KERNELS = [
+    ('attention', '0', '*', 48, 4, False, 0),
+    ('attention', '32', '*', 64, 4, False, 0),
+    ('attention_backward', '1', '*', 48, 4, False, 0),
+    ('attention_backward', '8', '*', 48, 16, False, 0),
+    ('weigh', '1', '*', 40, 4, False, 0),
+    ('weigh', '8', '*', 48, 16, True, 0),
+    ('weigh_backward', '0', '*', 48, 4, False, 0),
+    ('weigh_backward', '32', '*', 80, 16, False, 0),
+    ('gather', '1', '*', 48, 4, True, 0),
+    ('gather', '8', '*', 64, 16, True, 0),
+    ('interpolate', None, '*', 56, 4, False, 0),
+    ('interpolate_backward', None, '*', 126, 4, False, 0),
+    ('dense_attention', '0', '*', 48, 4, False, 0),
+    ('dense_attention', '32', '*', 64, 4, False, 0),
+    ('dense_attention_tiles', '8', 'h', 128, 16, True, 16),
+    ('dense_attention_tiles', '16', 'h', 182, 16, True, 32),
+    ('dense_attention_tiles', '32', 'h', 255, 16, True, 64),
+    ('dense_linear', '8', 'h', 255, 2, True, 96),
+    ('dense_linear', '16', 'h', 255, 2, True, 64),
+    ('dense_linear', '32', 'h', 252, 2, True, 48),
+]
+# Loads and stores of local memory: in the innermost loops, and in all. Of the others there is none.
+SPILLS = {
+    ('dense_attention_tiles', '32'): (6, 6),
+    ('dense_linear', '8'): (0, 31),
+    ('dense_linear', '16'): (0, 4),
+    ('gather', '8'): (3, 3),  # in one of both half types on sm_89
+}
+
+
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
+    """The library for all architectures, its machine code legible."""
     if native.compiler('cuda') is None:
         pytest.skip('no nvcc here: the CUDA kernels have been neither compiled nor run')
-    return native.build(tmp_path_factory.mktemp('cuda'), 'cuda')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('NVCC_APPEND_FLAGS', '--no-compress')
+        return native.build(tmp_path_factory.mktemp('cuda'), 'cuda')
+
+
+@pytest.fixture(scope='module')
+def compiled(built):
+    """(name, parameter) -> {(architecture, type): kernel}."""
+    found = defaultdict(dict)
+    for architecture, kernels in sass.kernels(built.read_bytes()).items():
+        for mangled, kernel in kernels.items():
+            name, dtype, parameter = re.search(r'\d([a-z][a-z_]*)_kernelI(f|N3c10\w+?E)(?:Li(\d+)E)?', mangled).groups()
+            found[name, parameter][architecture, dtype] = kernel
+    return found
+
+
+def test_the_table_names_every_kernel(compiled):
+    assert set(compiled) == {(name, parameter) for name, parameter, *_ in KERNELS}
+    assert set(SPILLS) <= set(compiled)
+
+
+@pytest.mark.parametrize(('name', 'parameter', 'types', 'registers', 'widest', 'only', 'products'), KERNELS)
+def test_machine_code(compiled, name, parameter, types, registers, widest, only, products):
+    """A change of the sources or the compiler must not undo wide stores and loads, or spill into the loops."""
+    found = compiled[name, parameter]
+    assert len(found) == 3 * (3 if types == '*' else 2)
+    in_loops, in_all = SPILLS.get((name, parameter), (0, 0))
+    for key, kernel in found.items():
+        stores, loads = ({width for move, width in kernel.moves if move == kind} for kind in ('STG', 'LDG'))
+        width = min(widest, 2) if widest == 4 and name != 'gather' and key[1] != 'f' else widest
+        assert max(stores) == width, key
+        assert not only or len(stores) == 1, key
+        assert (16 in loads) == (parameter in ('8', '16', '32')), key
+        assert kernel.products == products, key
+        assert kernel.registers <= registers, key
+        assert kernel.spills_in_loops <= in_loops, key
+        assert sum(n for (move, _), n in kernel.moves.items() if move in ('LDL', 'STL')) <= in_all, key
 
 
 def test_every_architecture_is_compiled(built):

@@ -55,6 +55,7 @@ def emulation(tmp_path_factory):
         pytest.skip('the emulation of the CUDA kernels needs g++')
     path = tmp_path_factory.mktemp('emulation') / 'clit_emulated.so'
     command = ['g++', '-std=c++20', '-O1', '-U_FORTIFY_SOURCE', '-fPIC', '-shared', '-DCLIT_EMULATION']
+    command += ['-fsanitize=alignment', '-static-libubsan']  # told on the error output
     command += [f'-DTORCH_TARGET_VERSION={native.TARGET}', f'-I{EMULATION}', f'-I{native.CSRC}']
     command += [f'-I{TORCH / "include"}', str(EMULATION / 'emulation.cpp'), '-o', str(path), f'-L{TORCH / "lib"}']
     done = subprocess.run([*command, '-ltorch', '-ltorch_cpu', '-lc10'], capture_output=True, text=True)
@@ -64,8 +65,10 @@ def emulation(tmp_path_factory):
 
 
 @pytest.fixture
-def emulated(emulation, monkeypatch):
-    """Backend 'cuda' takes CPU tensors and launches the emulated kernels; at least one must have run."""
+def emulated(emulation, monkeypatch, capfd):
+    """Backend 'cuda' takes CPU tensors and launches the emulated kernels; at least one must have run, and none may have
+    read or written wide words at addresses that a GPU would refuse.
+    """
     monkeypatch.setattr(cuda_backend, 'unavailable', lambda device=None: None)
     monkeypatch.setattr(backends, '_usable', set())
     monkeypatch.setattr(cuda_backend, 'reason', lambda call: None)
@@ -74,6 +77,7 @@ def emulated(emulation, monkeypatch):
     yield
     emulation.order(0)
     assert emulation.launches() > before
+    assert 'runtime error' not in capfd.readouterr().err
 
 
 @pytest.fixture

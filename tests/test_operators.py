@@ -11,7 +11,7 @@ from clit_basicsr.archs.lit_arch import LIT
 from clit_basicsr.ops import PositionalBias, backends, operators, use_backend
 from clit_basicsr.ops.backends import constant
 from clit_basicsr.ops.geometry.axes import convolution_taps, make_axis
-from clit_basicsr.ops.geometry.coords import Frame
+from clit_basicsr.ops.geometry.coords import Frame, nearest_index, pixel_centers
 
 FAST = [name for name in backends.NAMES if name not in ('reference', 'cuda')]  # cuda has tests of its own
 ENCODER = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
@@ -103,6 +103,24 @@ def test_a_kernel_called_at_a_graph_break_is_not_compiled():
     assert torch.equal(out, broken(*arguments))
     (rest,) = graphs
     assert 'sin()' in rest and 'softmax' not in rest
+
+
+def test_formulas_that_decide_ties_are_left_as_they_are():
+    """A compiler that rounds a product and a sum together would move ties, so it gets to see neither."""
+    graphs = []
+
+    def collect(graph, inputs):
+        graphs.append(graph.code)
+        return graph
+
+    def nearest(start):
+        return nearest_index(pixel_centers(15, dtype=torch.float32) + start, 10)  # x1.5: every third is a tie
+
+    start = torch.zeros(15)
+    assert torch.equal(torch.compile(nearest, fullgraph=True, backend=collect)(start), nearest(start))
+    (code,) = graphs
+    assert 'clit.centers_of' in code and 'clit.nearest_pixel' in code
+    assert 'round' not in code and ' * ' not in code
 
 
 @pytest.mark.parametrize('backend', FAST)

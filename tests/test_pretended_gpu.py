@@ -75,6 +75,14 @@ def test_operators(name, dtype):
         kernel_checks.check(name, dtype, 'cuda', size=(4, 3), queries=9, shape=(64, 2, 3, 8))
 
 
+def test_a_training_step_copies_nothing_to_the_gpu_but_its_batch():
+    """A CUDA graph would copy the same again."""
+    net = build('LIT')
+    with pretended_gpu() as gpu:
+        before = gpu.copies, step(to_gpu(net), torch.device('cuda'))
+        assert gpu.copies - before[0] == 3  # images, coordinates, cells
+
+
 CASES = [*((name, 'auto') for name in NETWORKS), ('LIT', 'reference'), ('LIT', 'torch'), ('CLIT', 'torch')]
 
 

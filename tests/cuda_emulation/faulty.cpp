@@ -18,6 +18,8 @@ void half_a_warp_exchanges(float* out, bool) {
 void one_thread_skips_the_barrier(float*, bool) {
   if (threadIdx.x != 3) __syncthreads();
 }
+// Not refused but told, by what the compiler adds.
+void writes_to_a_crooked_address(float*, bool) { reinterpret_cast<uint4*>(clit::shared_memory() + 1)->x = 1; }
 void writes_beyond_its_memory(float*, bool) { clit::shared_memory()[64] = 1; }
 
 bool is_refused(void (*kernel)(float*, bool)) {
@@ -46,5 +48,6 @@ int main() {
   bool noticed = is_right(true, 0) && is_right(true, 5) && !is_right(false, 0) && !is_right(false, 5);
   for (auto kernel : {&half_a_warp_exchanges, &one_thread_skips_the_barrier, &writes_beyond_its_memory})
     noticed = is_refused(kernel) && noticed;
+  is_refused(&writes_to_a_crooked_address);
   return noticed ? 0 : 1;
 }

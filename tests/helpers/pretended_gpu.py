@@ -89,6 +89,7 @@ class Mode(TorchFunctionMode):
 
     def __init__(self) -> None:
         self.waits: list[str] = []
+        self.copies = 0  # from the CPU to the GPU, with or without waiting
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -127,6 +128,7 @@ class Mode(TorchFunctionMode):
         device = name if name != 'to' else device or tensor.device
         kind = torch.device(device).type
         if kind == 'cuda' and not isinstance(tensor, OnGpu):
+            self.copies += 1
             if not non_blocking:
                 self.waits.append('to a GPU')
             tensor = OnGpu(tensor.detach().clone())

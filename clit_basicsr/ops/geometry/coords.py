@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.library import register_fake
+
+from clit_basicsr.ops.registration import operator
 
 
 class Frame(NamedTuple):
@@ -49,7 +52,7 @@ class Piece(NamedTuple):
 def pixel_centers(n: int, start: int = 0, stop: int | None = None, *, device=None, dtype=torch.float32) -> Tensor:
     """Centres of the pixels start ... stop - 1 of a grid of n pixels, (stop - start,), in [-1, 1]."""
     index = torch.arange(start, n if stop is None else stop, device=device, dtype=dtype)
-    return index * (2 / n) + (-1 + 1 / n)
+    return centers_of(index, n) if torch.compiler.is_compiling() else _centers(index, n)
 
 
 def make_coord(size: tuple[int, int], rows=(0, None), cols=(0, None), *, device=None, dtype=torch.float32) -> Tensor:
@@ -60,10 +63,10 @@ def make_coord(size: tuple[int, int], rows=(0, None), cols=(0, None), *, device=
 
 
 def numbers(values: Sequence[float], like: Tensor) -> Tensor:
-    """A vector of these numbers, of the dtype and on the device of ``like``. Unlike ``new_tensor`` it is made without
-    waiting for a GPU.
+    """A vector of these numbers, of the dtype and on the device of ``like``. It is made there: the host neither waits
+    nor copies anything, which a CUDA graph could not repeat.
     """
-    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def in_larger(coord: Tensor, ratio: Tensor | float) -> Tensor:
@@ -78,7 +81,41 @@ def in_larger(coord: Tensor, ratio: Tensor | float) -> Tensor:
 
 def nearest_index(coord: Tensor, n: int) -> Tensor:
     """Index of the pixel whose centre is nearest to coord, on a grid of n; ties go to the even index."""
+    return nearest_pixel(coord.detach(), n) if torch.compiler.is_compiling() else _nearest(coord, n)
+
+
+def _nearest(coord: Tensor, n: int) -> Tensor:
     return (((coord + 1) * n - 1) / 2).round().long().clamp(0, n - 1)
+
+
+def _centers(index: Tensor, n: int) -> Tensor:
+    return index * (2 / n) + (-1 + 1 / n)
+
+
+# The same as operators, which torch.compile leaves as they are: of their parts it would make one kernel, in which a
+# product and a sum are rounded once, not twice, and ties would move.
+
+
+@operator
+def nearest_pixel(coord: Tensor, n: int) -> Tensor:
+    """See :func:`nearest_index`."""
+    return _nearest(coord, n)
+
+
+@register_fake(nearest_pixel)
+def _(coord, n):
+    return coord.new_empty(coord.shape, dtype=torch.int64)
+
+
+@operator
+def centers_of(index: Tensor, n: int) -> Tensor:
+    """Centres of pixels, see :func:`pixel_centers`; index (...) in floating point."""
+    return _centers(index, n)
+
+
+@register_fake(centers_of)
+def _(index, n):
+    return index.new_empty(index.shape)
 
 
 def nearest_center(coord: Tensor, n: int) -> Tensor:

@@ -58,8 +58,8 @@ def dense_first_layer(
             low, high = (int(rows.nearest[i]) - band.origin[0] for i in (0, -1))
             begin, end = max(low - halo, 0), high + halo + 1
             q, k, v = (t[:, begin:end] for t in band.maps)
-            axes = _moved(rows, band.origin[0] + begin), _moved(cols, band.origin[1])
-            arguments = q, k, v, packed, layer.bias, *map(list, axes)
+            rows, cols = _moved(rows, band.origin[0] + begin), _moved(cols, band.origin[1])
+            arguments = q, k, v, packed, layer.bias, list(rows), list(cols)
             if runs is not None:
                 top, left = band.origin[0] + begin, band.origin[1]
                 own = [runs[0][top : top + q.shape[1]], runs[1][left : left + q.shape[2]]]

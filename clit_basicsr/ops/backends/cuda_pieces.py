@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,29 +18,29 @@ class Line(NamedTuple):
 
     Attributes:
         axis: the fields of :class:`~clit_basicsr.ops.geometry.axes.Axis` behind ``nearest``.
-        pixels: (pieces,), the pixel of each piece; ``pixel``: the same on the device.
-        edges: (pieces + 1,), where the queries of each piece begin, and their number; ``begin``: the same on the
-            device.
+        pixels: (pieces,), the pixel of each piece, on the CPU; ``pixel``: the same on the device.
+        edges: (pieces + 1,), where the queries of each piece begin, and their number, on the CPU; ``begin``: the
+            same on the device.
         most: the most queries of any piece.
     """
 
     axis: tuple[Tensor, ...]
-    pixels: np.ndarray
-    edges: np.ndarray
+    pixels: Tensor
+    edges: Tensor
     pixel: Tensor
     begin: Tensor
     most: int
 
     @classmethod
-    def make(cls, fields: Axis, edges: np.ndarray, pixels: np.ndarray) -> 'Line':
+    def make(cls, fields: Axis, edges: Tensor, pixels: Tensor, most: int) -> 'Line':
         _, taps, weights, bias = (t.contiguous() for t in fields)
-        on_device = [torch.from_numpy(numbers).to(taps.device, non_blocking=True) for numbers in (pixels, edges)]
-        return cls((taps, weights.float(), bias.float()), pixels, edges, *on_device, int(np.diff(edges).max()))
+        pixel, begin = (numbers.to(taps.device, non_blocking=True) for numbers in (pixels, edges))
+        return cls((taps, weights.float(), bias.float()), pixels, edges, pixel, begin, most)
 
     @property
     def cut(self) -> bool:
         """Whether some pixel has several pieces, so that neighbouring pieces need not be neighbouring pixels."""
-        return len(self.pixels) > self.pixels[-1] + 1 - self.pixels[0]
+        return self.pixels.shape[0] > int(self.pixels[-1] + 1 - self.pixels[0])
 
     def part(self, pieces: range) -> slice:
         """The queries of these pieces."""
@@ -64,31 +63,37 @@ def make_lines(rows: Axis, cols: Axis, room: int) -> tuple[Line, Line]:
     """The two axes in pieces, any two of which make at most ``room`` queries: whole pixels if possible, else rows
     of one.
     """
-    # By numpy, whose calls on arrays of this size take a fraction of torch's.
-    nearest_y, nearest_x = rows[0].numpy(), cols[0].numpy()
-    step_x = max(1, min(room, int(np.diff(_edges(nearest_x)).max())))
+    edges_y, edges_x = _edges(rows[0]), _edges(cols[0])
+    count_y, count_x = edges_y.diff(), edges_x.diff()
+    step_x = max(1, min(room, int(count_x.max())))
     step_y = max(1, room // step_x)
-    return Line.make(rows, *_pieces(nearest_y, step_y)), Line.make(cols, *_pieces(nearest_x, step_x))
+    y, x = _pieces(edges_y, count_y, rows[0][:1], step_y), _pieces(edges_x, count_x, cols[0][:1], step_x)
+    return Line.make(rows, *y), Line.make(cols, *x)
 
 
-def _edges(nearest: np.ndarray) -> np.ndarray:
-    """Where the queries of each pixel begin, and their number. nearest: (n,), ascending."""
-    return np.searchsorted(nearest, np.arange(nearest[0], nearest[-1] + 2))
+def _edges(nearest: Tensor) -> Tensor:
+    """Where the queries of each pixel begin, and their number. nearest: (n,), ascending, on the CPU."""
+    return torch.searchsorted(nearest.contiguous(), torch.arange(int(nearest[0]), int(nearest[-1]) + 2))
 
 
-def _pieces(nearest: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts an axis at every pixel, and within a pixel into equal pieces of ``step`` queries at most: edges
-    (pieces + 1,) and pixel (pieces,). A pixel without queries has one piece.
+def _pieces(edges: Tensor, count: Tensor, first: Tensor, step: int) -> tuple[Tensor, Tensor, int]:
+    """Cuts each pixel's queries into equal pieces of ``step`` at most; a pixel without queries is one piece.
+
+    Args:
+        edges, count: (pixels + 1,), where the queries of each pixel begin, and (pixels,), how many they are.
+        first: (1,), the first pixel.
+
+    Returns:
+        edges (pieces + 1,), pixel of each piece (pieces,), the most queries of any.
     """
-    edges, pixel = _edges(nearest), np.arange(nearest[0], nearest[-1] + 1)
-    count = np.diff(edges)
-    if count.max() <= step:
-        return edges, pixel
-    length = -(-count // np.maximum(-(-count // step), 1))
-    pieces = np.maximum(-(-count // np.maximum(length, 1)), 1)
-    place = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    begin = np.repeat(edges[:-1], pieces) + place * np.repeat(length, pieces)
-    return np.append(begin, edges[-1]), np.repeat(pixel, pieces)
+    pixel, most = first + torch.arange(count.shape[0]), int(count.max())
+    if most <= step:
+        return edges, pixel, most
+    length = -(-count // (-(-count // step)).clamp(min=1))
+    pieces = (-(-count // length.clamp(min=1))).clamp(min=1)
+    place = torch.arange(int(pieces.sum())) - torch.repeat_interleave(pieces.cumsum(0) - pieces, pieces)
+    begin = torch.repeat_interleave(edges[:-1], pieces) + place * torch.repeat_interleave(length, pieces)
+    return torch.cat((begin, edges[-1:])), torch.repeat_interleave(pixel, pieces), int(length.max())
 
 
 def tile_size(y: Line, x: Line, count: int, any_pieces: bool) -> tuple[int, int]:
@@ -98,13 +103,13 @@ def tile_size(y: Line, x: Line, count: int, any_pieces: bool) -> tuple[int, int]
         any_pieces: whether a tile may have several pieces of a pixel; else it has neighbouring pixels or one piece.
     """
     count = max(1, count if any_pieces else min(count, MOST_PRODUCTS))
-    width = 1 if not any_pieces and x.cut else min(len(x.pixels), count)
-    return width, 1 if not any_pieces and y.cut else min(len(y.pixels), count // width)
+    width = 1 if not any_pieces and x.cut else min(x.pixels.shape[0], count)
+    return width, 1 if not any_pieces and y.cut else min(y.pixels.shape[0], count // width)
 
 
 def tiles(batch: int, y: Line, height: int, x: Line, width: int) -> Iterator[tuple[int, range, range]]:
     for b in range(batch):
-        for top in range(0, len(y.pixels), height):
-            for left in range(0, len(x.pixels), width):
-                down = range(top, min(top + height, len(y.pixels)))
-                yield b, down, range(left, min(left + width, len(x.pixels)))
+        for top in range(0, y.pixels.shape[0], height):
+            for left in range(0, x.pixels.shape[0], width):
+                down = range(top, min(top + height, y.pixels.shape[0]))
+                yield b, down, range(left, min(left + width, x.pixels.shape[0]))

@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensorMode
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops import backends, operators
-from clit_basicsr.ops.backends import cuda_backend, native
+from clit_basicsr.ops.backends import cuda_backend, cuda_device, native
 from clit_basicsr.ops.backends.contract import Call
 
 ROOT = Path(__file__).parents[1]
@@ -168,8 +168,8 @@ def test_the_tensors_own_device_is_asked_for_what_it_can_do(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0) if device.index == 0 else (7, 5))
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: f'card {device.index}')
-    assert cuda_backend._device_reason(torch.device('cuda:0')) is None
-    assert 'which card 1 does not have' in cuda_backend._device_reason(torch.device('cuda:1'))
+    assert cuda_device.device_reason(torch.device('cuda:0')) is None
+    assert 'which card 1 does not have' in cuda_device.device_reason(torch.device('cuda:1'))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
@@ -202,9 +202,9 @@ def two_gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(cuda_backend, 'not_built', lambda name, gpus: None)
     monkeypatch.setattr(cuda_backend, '_wrong_trials', trial)
-    cuda_backend._trial.cache_clear()
+    cuda_device._trial.cache_clear()
     yield tried
-    cuda_backend._trial.cache_clear()
+    cuda_device._trial.cache_clear()
 
 
 def test_what_a_trial_launch_says_is_the_reason_and_torch_serves(two_gpus):
@@ -242,7 +242,7 @@ def test_one_library_is_for_all_gpus_of_the_machine(monkeypatch):
     capabilities = [(9, 0), (7, 5), (8, 6), (9, 0)]
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, 'get_device_capability', capabilities.__getitem__)
-    assert cuda_backend.gpus() == (86, 90)
+    assert cuda_device.gpus() == (86, 90)
 
 
 def test_a_compiler_that_cannot_be_run_is_told_as_that(tmp_path, monkeypatch):

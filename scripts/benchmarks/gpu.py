@@ -26,7 +26,7 @@ import torch
 
 from clit_basicsr.ops import backends, use_backend
 from clit_basicsr.ops.attention.reference import PositionalBias
-from clit_basicsr.ops.backends import contract, cuda_backend, native, torch_backend, torch_conv
+from clit_basicsr.ops.backends import contract, cuda_backend, cuda_device, native, torch_backend, torch_conv
 from clit_basicsr.ops.geometry.axes import convolution_taps, make_axis
 from clit_basicsr.ops.geometry.coords import Frame
 
@@ -313,7 +313,7 @@ def constants() -> Iterator[str]:
 def resources() -> Iterator[str]:
     """What the compiler gave each kernel for this GPU: registers, and bytes of stack, where registers are spilled."""
     tool = shutil.which('cuobjdump', path='/usr/local/cuda/bin') or shutil.which('cuobjdump')
-    library = native.find('cuda', cuda_backend.gpus())
+    library = native.find('cuda', cuda_device.gpus())
     if tool is None or library is None:
         yield row(what='registers', remark='not known: cuobjdump is missing' if tool is None else 'no library')
         return

@@ -7,7 +7,6 @@ chunk of queries or a tile of pixels at a time.
 """
 
 from collections.abc import Iterator
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from clit_basicsr.ops.backends.constant import constant_result
 from clit_basicsr.ops.backends.contract import Call, Tuning, not_built, unsupported
+from clit_basicsr.ops.backends.cuda_device import device_reason, gpus, no_device, trial_reason
 from clit_basicsr.ops.backends.cuda_pieces import Axis, make_lines, tile_size, tiles
 from clit_basicsr.ops.backends.torch_backend import pack as pack_by_heads
 
@@ -59,7 +59,7 @@ NAME = 'cuda'
 
 
 def unavailable(device: torch.device | None = None) -> str | None:
-    return _no_device() or _device_reason(device) or not_built(NAME, gpus()) or _trial_reason(device)
+    return no_device() or device_reason(device) or not_built(NAME, gpus()) or _trial_reason(device)
 
 
 def reason(call: Call) -> str | None:
@@ -74,53 +74,12 @@ def tuning(device: torch.device) -> Tuning:
 
 
 @constant_result
-def _device_reason(device: torch.device | None) -> str | None:
-    """Why a CUDA device, by default the current one, cannot run the kernels."""
-    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
-        return f'its kernels need compute capability 8.0, which {torch.cuda.get_device_name(device)} does not have'
-    return None
-
-
-@constant_result
-def _no_device() -> str | None:
-    if torch.version.hip:
-        return f'its kernels are for NVIDIA GPUs, and this torch is for ROCm {torch.version.hip}'
-    return None if torch.cuda.is_available() else f'torch {torch.__version__} finds no CUDA device'
-
-
-@constant_result
-def gpus() -> tuple[int, ...]:
-    """The compute capabilities (90 is 9.0) of all GPUs that can run the kernels: one library serves them."""
-    found = {torch.cuda.get_device_capability(n) for n in range(torch.cuda.device_count())}
-    return tuple(10 * major + minor for major, minor in sorted(found) if (major, minor) >= (8, 0))
-
-
-@constant_result
 def _trial_reason(device: torch.device | None) -> str | None:
-    """Why kernels that are built and loaded do not run on a device after all: the driver may be older than the
-    compiler, or unable to translate the kernels for a newer GPU.
-    """
-    if torch.cuda.is_current_stream_capturing():  # a graph: nothing can be tried, and it was warmed up before
-        return None
-    index = None if device is None else device.index
-    return _trial(torch.cuda.current_device() if index is None else index)
-
-
-@cache
-def _trial(index: int) -> str | None:
-    """One small launch of a plain kernel and of those with tensor cores: what is wrong with them on that device."""
-    device = torch.device('cuda', index)
-    torch.cuda.synchronize(device)  # an error of earlier work is raised here, as what it is
-    try:
-        wrong = _wrong_trials(device)
-    except RuntimeError as e:
-        return f'a trial launch on {torch.cuda.get_device_name(device)} failed: {e}'
-    names = ' and '.join(wrong)
-    return f'a trial launch on {torch.cuda.get_device_name(device)} gave wrong results: {names}' if wrong else None
+    return trial_reason(device, _wrong_trials)
 
 
 def _wrong_trials(device: torch.device) -> list[str]:
-    """Which of the functions are wrong about one query of one pixel."""
+    """Which functions are wrong about one query of one pixel: a plain kernel, and those with tensor cores."""
     with torch.autocast('cuda', enabled=False), torch.no_grad():
         ones = torch.ones(1, 1, 1, HEAD_DIM, device=device, dtype=torch.bfloat16)
         table = torch.zeros(1, 1, 1, 1, device=device)

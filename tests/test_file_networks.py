@@ -163,7 +163,7 @@ def test_a_file_names_only_networks_of_this_package(tmp_path, monkeypatch):
     monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'Downloads', Downloads)
     for kind in ('Downloads', 'SpyNet', 'DFDNet', 'VGGStyleDiscriminator'):
         torch.save({'params': {}, 'network_g': {'type': kind}}, tmp_path / 'a.pth')
-        refused(lambda: load_checkpoint(tmp_path / 'a.pth'), 'a.pth', kind, 'CLIT, IPE', 'option file')
+        refused(lambda: load_checkpoint(tmp_path / 'a.pth'), 'a.pth', kind, 'CLIT, HIIF', 'option file')
     assert main(['info', str(tmp_path / 'a.pth')]) == 1
     assert built == []
     build_network({'type': 'Downloads', 'path': 'x'})  # an option file may

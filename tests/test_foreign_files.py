@@ -15,7 +15,7 @@ from helpers.tiny_network import OPTIONS, build, make_experiment
 from PIL import Image
 from torch import nn
 
-from clit_basicsr import published
+from clit_basicsr import published, weights
 from clit_basicsr.archs import load_checkpoint, save_checkpoint
 from clit_basicsr.archs.encoders import build_encoder, load_pretrained
 from clit_basicsr.base.checkpoints import read_checkpoint
@@ -121,9 +121,10 @@ def test_a_folder_of_checkpoints_is_told_with_an_example(tmp_path, monkeypatch):
 
 def test_no_network_at_all_has_a_remedy(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weights, 'FOLDER', tmp_path)  # a package without networks
     Image.new('RGB', (4, 4)).save('photo.jpg')
     assert main(['upscale', 'photo.jpg', '-s', '2', '-o', 'b.png']) == 1
-    assert 'Train one first: scripts/quickstart.sh' in capsys.readouterr().err
+    assert 'To train one: scripts/quickstart.sh' in capsys.readouterr().err
     assert main(['upscale', 'photo.jpg', '-s', '2', '-o', 'b.png', '--model', 'photo.jpg']) == 1
     assert 'photo.jpg is not a checkpoint but a JPEG picture' in capsys.readouterr().err
 

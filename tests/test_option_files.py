@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from clit_basicsr.archs import build_network
+from clit_basicsr.base.checkpoints import read_checkpoint
 from clit_basicsr.cli import options
 from clit_basicsr.cli.option_file import read_option_file
 
@@ -15,7 +16,9 @@ FOLDER = Path(__file__).parent.parent / 'options'
 PATHS = [path for path in FOLDER.rglob('*.yml') if 'mmagic' not in path.parts]
 FILES = sorted(str(path.relative_to(FOLDER)) for path in PATHS)
 TRAINING = [name for name in FILES if not Path(name).name.startswith(('test', 'quickstart'))]
-TESTS = [name for name in FILES if Path(name).name.startswith('test')]
+# Of the package's own network, on other sets than the paper's tables.
+LIGHT = 'test_clit_light.yml'
+TESTS = [name for name in FILES if Path(name).name.startswith('test') and name != LIGHT]
 # The decoders of the paper, each of which has an option file for each of the paper's encoders.
 DECODERS = ('LIT', 'CLIT', 'LIIF', 'LTE', 'MetaSR', 'UltraSR', 'IPE')
 TYPES = {name.lower(): name for name in DECODERS}
@@ -93,8 +96,18 @@ def test_test_options(name, tmp_path, monkeypatch):
         assert opt['network_g'] == trained['network_g']
 
 
+def test_options_of_the_network_in_the_package(tmp_path, monkeypatch):
+    opt = completed(LIGHT, tmp_path, monkeypatch, is_train=False)
+    for name, one in ((one['name'], one) for one in opt['datasets'].values()):
+        assert name == f'{Path(one["dataroot_gt"]).parent.name}_x{one["scale"]:g}' and one['downsampling'] == 'matlab'
+    assert opt['network_g'] == read_option_file(str(FOLDER / 'train_clit_light.yml'))['network_g']
+    packed = read_checkpoint(FOLDER.parent / opt['path']['pretrain_network_g'])['network_g']
+    packed['encoder'].pop('res_scale')  # 1, as without it
+    assert packed == opt['network_g']
+
+
 def test_comments_name_their_own_file():
-    for name in TRAINING + TESTS:
+    for name in [*TRAINING, *TESTS, LIGHT]:
         text = (FOLDER / name).read_text()
         named = set(re.findall(r'-opt (\S+)', text))
         assert named == {f'options/{name}'}

@@ -96,7 +96,7 @@ class Thera(ImplicitNet):
         """
         count = self.components.shape[1]
         weight, bias = self.hyper.weight, cast(Tensor, self.hyper.bias)
-        self.components *= SLOW / FAST
+        self.components.mul_(SLOW / FAST)
         weight[: 3 * count] *= FAINT * (COMPONENTS['air'] / count) ** 0.5
         self.components[:, 0] = 0
         weight[:3] = weight[3 * count] = 0

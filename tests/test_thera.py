@@ -1,6 +1,7 @@
 """Thera: parity with the published code, the field by tables, the published file, and its loss."""
 
 import json
+import math
 import pickle
 
 import numpy as np
@@ -201,11 +202,34 @@ def test_other_pickles_are_refused(content, tmp_path, capsys):
     assert 'must not run' not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('variant', ['air', 'plus'])
+def test_training_begins_at_the_lr_pixels(variant):
+    """Exactly without the other components, nearly with them; the published beginning is brighter by the mean."""
+    lq, encoder = torch.rand(2, 3, 6, 7), {'type': 'EDSR', 'num_feat': 8, 'num_block': 1}
+    torch.manual_seed(0)
+    net, old = (Thera(encoder, variant, init=init).eval() for init in ('nearest', 'published'))
+    for scale in (2, (3, 2.5)):
+        out = net.upscale(lq, scale=scale)
+        # On a border of two LR pixels the higher one is the nearest.
+        y, x = (thera_field.dense_axis(n, n_hr, 0, n_hr)[0] for n, n_hr in zip((6, 7), out.shape[-2:], strict=True))
+        nearest = lq[:, :, y][..., x]
+        assert 0 < (out - nearest).square().mean().sqrt() < 0.2
+        assert (old.upscale(lq, scale=scale) - nearest).mean() > 0.3
+        if variant == 'air':
+            only = Thera(encoder, num_components=1).eval()
+            assert (only.upscale(lq, scale=scale) - nearest).abs().max() < 1e-6
+    count = net.components.shape[1]
+    assert net.components[:, 0].tolist() == [0, 0]
+    assert 2 * math.pi < net.components.norm(dim=0).max() <= 4 * math.pi
+    assert (old.components.norm(dim=0) > 4 * math.pi).sum() > count / 2
+
+
 def test_wrong_options():
     encoder = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1}
     for options, message in (
         ({'variant': 'max'}, 'variant must be one of air, plus, pro'),
         ({'num_components': 0}, 'at least 1'),
+        ({'init': 'zero'}, 'init must be one of nearest, published; got zero'),
         ({'tail': {'widths': [8]}}, 'tail does not fit Thera air'),
         ({'variant': 'pro', 'tail': {'embed_dim': 9, 'depths': [1], 'num_heads': [2]}}, 'divisor of embed_dim'),
     ):

@@ -21,6 +21,13 @@ from clit_basicsr.ops.geometry.sampling import read_pixels
 
 # Components of the field by variant (J).
 COMPONENTS = {'air': 32, 'plus': 512, 'pro': 512}
+# Largest frequency of the published initialisation, radians per LR pixel.
+FAST = 16 * math.pi
+# What an untrained network begins with.
+INITS = ('nearest', 'published')
+# Of ``init: nearest``: largest frequency, the finest that an image at x4 holds, and size of the field beside the
+# constant, as a part of the published field's of 32 components.
+SLOW, FAINT = 4 * math.pi, 0.1
 # Queries whose 4 J numbers are held at a time in training; they are made again on the way back.
 TRAINING_QUERIES = 4096
 # Makes a query on the border of two LR pixels go to the higher one in spite of the rounding of fp32 coordinates.
@@ -45,6 +52,9 @@ class Thera(ImplicitNet):
         num_components (int | None): Components J of a field; None: 32 (air) or 512. Default: None.
         tail (dict | None): Other sizes of the tail: ``widths`` (plus); ``embed_dim``, ``depths``, ``num_heads``,
             ``drop_path_rate`` (pro). Default: None.
+        init (str): What training begins with, if it begins without weights. 'nearest', our own: nearly the nearest LR
+            pixel, and frequencies that an image at x4 can hold; 'published': the authors', whose pictures stay too
+            bright by the mean for many iterations. Default: 'nearest'.
         upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.
     """
 
@@ -57,6 +67,7 @@ class Thera(ImplicitNet):
         variant: str = 'air',
         num_components: int | None = None,
         tail: dict | None = None,
+        init: str = 'nearest',
         upscale: float = 4,
     ) -> None:
         super().__init__(encoder, upscale)
@@ -64,12 +75,32 @@ class Thera(ImplicitNet):
         count = COMPONENTS[variant] if num_components is None else num_components
         if count < 1:
             raise UserError(f'num_components must be at least 1; got {count}.')
+        if init not in INITS:
+            raise UserError(f'init must be one of {", ".join(INITS)}; got {init}.')
         # Amplitudes, component slow and colour fast, then phases.
         self.hyper = nn.Conv2d(self.tail.out_channels, 4 * count, 1)
         self.components = nn.Parameter(_in_disc(count))  # (2, J): radians per LR pixel in y and in x
         self.kappa = nn.Parameter(torch.tensor(math.sqrt(math.log(4)) / (2 * math.pi**2)))  # diffusivity
         for layer in (*self.tail.modules(), self.hyper):
             _initialize(layer)
+        if init == 'nearest':
+            self._begin_at_nearest()
+
+    @torch.no_grad()
+    def _begin_at_nearest(self) -> None:
+        """Our own initialisation: the first component is the constant -2 m, the others are slow and faint.
+
+        The image is 0.5 f + m + the LR pixel. As published, f begins around 0, so that the image is m too bright, and
+        no component can make up for it: none is slow, so that each has a mean near 0 over an LR pixel, whatever its
+        amplitude. It takes many iterations until one of them has become the constant -2 m.
+        """
+        count = self.components.shape[1]
+        weight, bias = self.hyper.weight, cast(Tensor, self.hyper.bias)
+        self.components.mul_(SLOW / FAST)
+        weight[: 3 * count] *= FAINT * (COMPONENTS['air'] / count) ** 0.5
+        self.components[:, 0] = 0
+        weight[:3] = weight[3 * count] = 0
+        bias[:3], bias[3 * count] = -2 * bias.new_tensor(DIV2K_MEAN), math.pi / 2
 
     @property
     def feature_channels(self) -> int:
@@ -202,8 +233,8 @@ def _read(feat: Tensor, frame: Frame, pixel: Tensor) -> Tensor:
 
 
 def _in_disc(count: int) -> Tensor:
-    """Frequencies (2, count), uniform in a disc of radius 16 pi."""
-    radius, angle = 16 * math.pi * torch.rand(count).sqrt(), 2 * math.pi * torch.rand(count)
+    """Frequencies (2, count), uniform in a disc."""
+    radius, angle = FAST * torch.rand(count).sqrt(), 2 * math.pi * torch.rand(count)
     return torch.stack((radius * angle.sin(), radius * angle.cos()))
 
 

@@ -8,8 +8,9 @@ and table.csv grow with each system. The same command continues where it was sto
 again, and an unfinished one resumes. Names are those of SYSTEMS.
 
 Widths are 96 where the papers have 256, and everything else as in the papers, apart from LIT and CLIT with C = 48 and
-5 x 5 positions. The table gives the parameters beside the figures. All are trained with L1 and Adam, the learning rate
-along a cosine in each stage. `lit_cumulative` and `clit` divide their iterations into stages as the paper does.
+5 x 5 positions, and Thera plus: its tail has half the blocks, as the encoder has, with 3/4 of the width, and its fields
+have 192 components. The table gives the parameters beside the figures. All are trained with L1 and Adam, the learning
+rate along a cosine in each stage. `lit_cumulative` and `clit` divide their iterations into stages as the paper does.
 """
 
 import argparse
@@ -30,6 +31,8 @@ from clit_basicsr.base.files import replacing
 SCALES = (2, 3, 4, 6, 8, 12)
 WIDTH = 96
 LIT = {'dim': 48, 'num_heads': 4, 'grid_size': 5, 'hidden_dims': [WIDTH] * 4}
+GALERKIN = {'dim': WIDTH, 'num_heads': 6, 'hidden_dim': WIDTH}  # heads of 16 channels, as with 256
+PLUS = {'num_components': 192, 'tail': {'widths': [48] * 3 + [72] * 3 + [96] * 2}}
 SMALL, LARGE = [1, 4], [4, 12]
 
 
@@ -48,6 +51,10 @@ SYSTEMS = {
     'lte': System('LTE', {'type': 'LTE', 'dim': WIDTH, 'hidden_dims': [WIDTH] * 3}),
     'ultrasr': System('UltraSR', {'type': 'UltraSR', 'dim': WIDTH}),
     'ipe': System('IPE', {'type': 'IPE', 'hidden_dims': [WIDTH] * 4}),
+    'srno': System('SRNO', {'type': 'SRNO', **GALERKIN}),
+    'hiif': System('HIIF', {'type': 'HIIF', **GALERKIN}),
+    'thera_air': System('Thera air', {'type': 'Thera'}),
+    'thera_plus': System('Thera plus', {'type': 'Thera', 'variant': 'plus', **PLUS}),
     'lit': System('LIT', {'type': 'LIT', **LIT}),
     'lit_cumulative': System(
         'LIT, cumulative', {'type': 'LIT', **LIT}, [(1 / 2, 1, [[SMALL]]), (1 / 2, 1, [[SMALL], [LARGE]])]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from clit_basicsr.base.checkpoints import GENERATOR, read_checkpoint
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.hosts.basicsr.resume import remedy
 
 
 @HOOKS.register_module()
@@ -70,7 +71,11 @@ def load_file(filename: str, map_location: Any = None) -> dict:
     except Exception as error:
         read_checkpoint(filename)  # says what is wrong with it
         raise UserError(f'{filename} cannot be read ({" ".join(str(error).split())[:150]})') from error
-    return of_mmagic(content) if isinstance(content, dict) else content
+    if not isinstance(content, dict):
+        raise UserError(f'{filename} is not a checkpoint: it holds a {type(content).__name__}')
+    if 'optimizers' in content:
+        raise UserError(f'{filename} has no weights{remedy("params", content)}')
+    return of_mmagic(content)
 
 
 def of_mmagic(content: dict) -> dict:

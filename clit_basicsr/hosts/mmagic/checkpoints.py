@@ -19,6 +19,7 @@ from torch import Tensor
 from clit_basicsr.base.checkpoints import GENERATOR, read_checkpoint
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.hosts.basicsr.resume import remedy
+from clit_basicsr.hosts.mmagic.resume import OPTIONS, check_resumable
 
 
 @HOOKS.register_module()
@@ -40,6 +41,18 @@ class PlainCheckpointHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if hasattr(model, 'network_g'):
             checkpoint['network_g'] = model.network_g
+        options = getattr(runner.train_loop, 'training_options', None)
+        if options is not None:
+            checkpoint[OPTIONS] = options()
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Raises UserError for what a training cannot be resumed from, see :mod:`.resume`."""
+        if not runner._resume:
+            return
+        check_resumable(checkpoint)
+        check = getattr(runner.train_loop, 'check_resume', None)
+        if check is not None:
+            check(checkpoint)
 
 
 def add_plain_checkpoints(runner: Any) -> None:

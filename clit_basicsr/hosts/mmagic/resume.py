@@ -1,8 +1,6 @@
-"""Whether a training may be resumed from a checkpoint of MMagic: by the rules of ``basicsr train``, in MMagic's names."""
+"""Whether a training may be resumed from a checkpoint of MMagic: the rules of ``basicsr train``, in MMagic's names."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from mmengine.dist import get_world_size
 

@@ -50,6 +50,7 @@ def test_configs_are_accepted_for_training_and_test(name, check, tmp_path, monke
     check(cfg, training=True)
     assert cfg.experiment_name == Path(name).stem
     assert cfg.work_dir == f'./work_dirs/{cfg.experiment_name}'
+    assert cfg.default_hooks.checkpoint.get('out_dir') is None  # or runs of one name in two folders would share one
     loaders = [loader.dataset for loader in cfg.test_dataloader]
     for dataset in loaders:
         Path(dataset.dataroot_gt).mkdir(parents=True, exist_ok=True)

@@ -110,6 +110,11 @@ def test_sizes_differ_along_the_axes(model, target):
         assert torch.equal(sample.output.pred_img, (image * 255).clamp(0, 255).flip(0))  # BGR
 
 
+def test_a_scale_of_a_sample_is_not_replaced(model):
+    with pytest.raises(UserError, match=r'of at least 1; got \(0, 0\)'):
+        predict(model, torch.zeros(1, 3, 5, 6), scale=0)
+
+
 def test_images_may_be_bgr_as_mmagic_reads_them(model):
     lq = torch.randint(0, 256, (1, 3, 6, 8)).float()
     rgb = predict(model, lq, scale=2)[0].output.pred_img

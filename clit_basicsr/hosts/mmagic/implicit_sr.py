@@ -133,7 +133,9 @@ class ImplicitSR(BaseEditModel):
         """
         check_not_padded(data_samples)
         size = common(data_samples, 'target_size')
-        scale = common(data_samples, 'scale') or self.test_options.get('scale') or self.generator.default_scale
+        scale = common(data_samples, 'scale')
+        if scale is None:
+            scale = self.test_options.get('scale') or self.generator.default_scale
         if size is not None:
             scale = [large / small for large, small in zip(size, inputs.shape[-2:], strict=True)]
         elif not isinstance(scale, (list, tuple)):

@@ -192,7 +192,10 @@ def refused(folder):
 # Changes of a training that is resumed from iteration 50, its 10th of stage 3, and what is said of them.
 OTHERWISE = {
     'batch': ({'train_dataloader': {'batch_size': 3}}, 'train_dataloader:batch_size: 3, but 2 when the checkpoint was'),
-    'network': ({'model': {'generator': {'num_heads': 4}}}, 'model:generator:num_heads: 4, but 2 when'),
+    'network': (
+        {'model': {'generator': {'encoder': {'res_scale': 0.5}}}},
+        'model:generator:encoder:res_scale: 0.5, but left',
+    ),
     'finished': ({'train_cfg': {'stages': [dict(STAGES[0], lr=0.1), *STAGES[1:]]}}, 'train_cfg:stages:0:lr: 0.1, but'),
     'foreign': ({'load_from': 'ours.pth'}, 'is not one that MMagic saved in a training'),
     'optimizer': ({'load_from': 'weights.pth'}, 'has no state of the optimizer'),

@@ -136,6 +136,7 @@ WRONG = [
     ({'optim_wrapper.paramwise_cfg': {'custom_keys': {'encoder': {'lr_mult': 0.1}}}}, 'leave lr_mult out'),
     ({'default_hooks.checkpoint.intervall': 5}, 'the nearest one is default_hooks:checkpoint:interval'),
     ({'default_hooks.checkpoint.by_epoch': True}, 'default_hooks:checkpoint:by_epoch must be False'),
+    ({'default_hooks': {}}, 'default_hooks:checkpoint:by_epoch must be False'),
     ({'default_hooks.logger.interval': 0}, 'default_hooks:logger:interval must be at least 1'),
 ]
 

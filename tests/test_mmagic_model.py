@@ -261,6 +261,8 @@ def test_a_file_that_cannot_be_read_is_one_line(mmagic, tmp_path):
     (tmp_path / 'cut.pth').write_bytes(b'PK\x03\x04 and no more')
     with pytest.raises(UserError, match=r'cut\.pth'):
         CheckpointLoader.load_checkpoint(str(tmp_path / 'cut.pth'))
+    with pytest.raises(UserError, match='last_checkpoint in the work_dir is empty'):
+        CheckpointLoader.load_checkpoint('')
 
 
 WRONG = {

@@ -74,7 +74,7 @@ def check_hooks(cfg: Any) -> None:
         hook = hooks.get(name)
         if isinstance(hook, dict) and 'interval' in hook and hook['interval'] != -1:
             check_number(hook['interval'], f'default_hooks:{name}:interval', 1, whole=True)
-    hook = hooks.get('checkpoint')
+    hook = hooks.get('checkpoint', {'type': 'CheckpointHook'})  # mmengine's default, by epochs
     if not isinstance(hook, dict) or hook.get('type') != 'CheckpointHook':
         return
     known = [*parameters(CheckpointHook), *parameters(Runner.save_checkpoint), 'type', 'priority', '_scope_']

@@ -24,7 +24,8 @@ from clit_basicsr.hosts.mmagic.resume import OPTIONS, check_resumable
 
 @HOOKS.register_module()
 class PlainCheckpointHook(Hook):
-    """Makes a checkpoint plain before it is saved, and adds ``network_g``, from which the commands know the network.
+    """Makes a checkpoint plain before it is saved, and adds ``network_g``, from which the commands know the network,
+    and the options that a resumed training may not change.
 
     ``CumulativeTrainLoop`` and ``basicsr mmtrain`` register it; elsewhere it goes into ``custom_hooks``. The log's
     history is left out: the averages that a resumed run logs begin anew.
@@ -78,6 +79,8 @@ def load_file(filename: str, map_location: Any = None) -> dict:
     Raises:
         UserError: the file cannot be read, with the reason.
     """
+    if not filename:  # mmengine writes the name into that file in place
+        raise UserError('last_checkpoint in the work_dir is empty; name a checkpoint: --cfg-options load_from=...')
     filename = os.path.expanduser(filename)
     try:
         content = load_from_local(filename, map_location)

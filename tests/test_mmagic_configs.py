@@ -50,6 +50,7 @@ def test_configs_are_accepted_for_training_and_test(name, check, tmp_path, monke
     check(cfg, training=True)
     assert cfg.experiment_name == Path(name).stem
     assert cfg.work_dir == f'./work_dirs/{cfg.experiment_name}'
+    assert cfg.default_hooks.checkpoint.get('out_dir') is None  # or runs of one name in two folders would share one
     loaders = [loader.dataset for loader in cfg.test_dataloader]
     for dataset in loaders:
         Path(dataset.dataroot_gt).mkdir(parents=True, exist_ok=True)
@@ -118,6 +119,25 @@ WRONG = [
     ({'val_evaluator': None}, 'val_evaluator is missing (there is val_dataloader and val_cfg)'),
     ({'train_cfg': None}, 'train_cfg is missing'),
     ({'model': None}, 'model is missing'),
+    ({'trian_cfg': {}}, 'the nearest one is train_cfg'),
+    ({'model.pixel_loss': {'type': 'L1Los'}}, "model:pixel_loss:type: 'L1Los' is not known; the nearest is 'L1Loss'"),
+    ({'model.test_cfg': {'scale': 0}}, 'model:test_cfg:scale: must be a number of at least 1'),
+    ({'model.test_cfg': {'tile': 5}}, 'model:test_cfg:tile must be a block of tile_size and tile_pad'),
+    ({'model.test_cfg': {'self_ensemble': 'no'}}, "model:test_cfg:self_ensemble must be true or false, got 'no'"),
+    ({'train_cfg.val_interval': 0}, 'train_cfg:val_interval must be at least 1'),
+    ({'train_cfg.nonfinite_limit': 'x'}, 'train_cfg:nonfinite_limit must be a number'),
+    ({'train_dataloader.batch_size': 0}, 'train_dataloader:batch_size must be at least 1'),
+    ({'val_dataloader.0.num_workers': -1}, 'val_dataloader:0:num_workers must be at least 0'),
+    ({'train_dataloader.persistent_workers': True, 'train_dataloader.num_workers': 0}, 'needs num_workers above 0'),
+    ({'randomness.sed': 3}, 'the nearest one is randomness:seed'),
+    ({'randomness.seed': -1}, 'randomness:seed must be at least 0'),
+    ({'log_level': 'LOUD'}, 'log_level must be one of CRITICAL, ERROR, WARNING, INFO, DEBUG'),
+    ({'optim_wrapper.optimizer.lr': 0.1}, 'optim_wrapper:optimizer:lr: each of train_cfg:stages has its own lr'),
+    ({'optim_wrapper.paramwise_cfg': {'custom_keys': {'encoder': {'lr_mult': 0.1}}}}, 'leave lr_mult out'),
+    ({'default_hooks.checkpoint.intervall': 5}, 'the nearest one is default_hooks:checkpoint:interval'),
+    ({'default_hooks.checkpoint.by_epoch': True}, 'default_hooks:checkpoint:by_epoch must be False'),
+    ({'default_hooks': {}}, 'default_hooks:checkpoint:by_epoch must be False'),
+    ({'default_hooks.logger.interval': 0}, 'default_hooks:logger:interval must be at least 1'),
 ]
 
 
@@ -163,6 +183,11 @@ def test_missing_test_sets_are_named_and_left_out(check, tmp_path, monkeypatch, 
         (['mmtest', 'broken.py', 'absent.pth'], 'checkpoint absent.pth does not exist'),
         (['mmtrain', 'broken.py'], 'config broken.py cannot be read (NameError'),
         (['mmtrain', 'config.json', '--cfg-options', 'model.generator.dims=4'], 'is model:generator:dim'),
+        (['mmtrain', 'config.json', '--cfg-options', 'batch_size'], '--cfg-options takes key=value'),
+        (['mmtrain', 'config.json', '--cfg-options', 'train_cfg.stages.9.lr=1'], '--cfg-options: Index 9 exceeds'),
+        (['mmtrain', 'config.json', '--work-dir', 'broken.py'], 'work_dir broken.py cannot be written to'),
+        (['mmtest', 'config.json', 'broken.py', '--out', 'broken.py/a.json'], 'cannot be written to'),
+        (['mmtest', 'config.json', 'broken.py', '--out', 'figures.txt'], 'its name must end in .json'),
     ],
 )
 def test_the_command_says_so_and_makes_nothing(arguments, said, tmp_path, monkeypatch, capsys):

@@ -110,6 +110,11 @@ def test_sizes_differ_along_the_axes(model, target):
         assert torch.equal(sample.output.pred_img, (image * 255).clamp(0, 255).flip(0))  # BGR
 
 
+def test_a_scale_of_a_sample_is_not_replaced(model):
+    with pytest.raises(UserError, match=r'of at least 1; got \(0, 0\)'):
+        predict(model, torch.zeros(1, 3, 5, 6), scale=0)
+
+
 def test_images_may_be_bgr_as_mmagic_reads_them(model):
     lq = torch.randint(0, 256, (1, 3, 6, 8)).float()
     rgb = predict(model, lq, scale=2)[0].output.pred_img
@@ -256,3 +261,41 @@ def test_a_file_that_cannot_be_read_is_one_line(mmagic, tmp_path):
     (tmp_path / 'cut.pth').write_bytes(b'PK\x03\x04 and no more')
     with pytest.raises(UserError, match=r'cut\.pth'):
         CheckpointLoader.load_checkpoint(str(tmp_path / 'cut.pth'))
+    with pytest.raises(UserError, match='last_checkpoint in the work_dir is empty'):
+        CheckpointLoader.load_checkpoint('')
+
+
+WRONG = {
+    'foreign': (lambda own: {'state_dict': {'backbone.w': torch.ones(2)}}, 'no weights of a generator'),
+    'bare': (lambda own: dict(own), 'no weights of a generator'),
+    'partial': (lambda own: {'params': {key: own[key] for key in own if 'conv_in' not in key}}, '2 missing'),
+    'narrow': (lambda own: {'params': {key: torch.ones(7) for key, value in own.items()}}, 'of another size'),
+    'more': (lambda own: {'params': {**own, 'extra.weight': torch.ones(2)}}, '1 unknown (extra.weight)'),
+    'nan': (lambda own: {'params': {key: value * float('nan') for key, value in own.items()}}, 'not finite'),
+    'state': (lambda own: {'iter': 3, 'epoch': 0, 'optimizers': [], 'schedulers': []}, 'it is a training state'),
+    'list': (lambda own: list(own), 'it holds a list'),
+}
+
+
+@pytest.mark.parametrize('kind', WRONG)
+def test_a_checkpoint_that_does_not_fit_is_refused(mmagic, model, tmp_path, kind):
+    """mmengine itself would answer with random weights."""
+    from mmengine.runner import load_checkpoint
+
+    content, said = WRONG[kind]
+    torch.save(content(model.generator.state_dict()), tmp_path / 'wrong.pth')
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(model, str(tmp_path / 'wrong.pth'))
+    assert said in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_a_checkpoint_with_fewer_branches_is_accepted(mmagic, model, tmp_path):
+    """As in BasicSR: of a network of the stage before."""
+    from mmengine.runner import load_checkpoint
+
+    small = build_network({**SMALL_CLIT, 'num_branches': 1})
+    torch.save({'params': small.state_dict()}, tmp_path / 'small.pth')
+    load_checkpoint(model, str(tmp_path / 'small.pth'))
+    own = model.generator.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in small.state_dict().items())
+    assert len(own) > len(small.state_dict())

@@ -109,6 +109,8 @@ def scenarios(folder):
         codes[f'nan {name}'] = fork(command_with_nan(here, bad), 1, here / 'log', timeout=300)
     here = prepare(folder / 'refused')
     codes['refused'] = fork(refused(here), 1, here / 'log', timeout=300)
+    here = prepare(folder / 'otherwise')
+    codes['otherwise'] = fork(resumed_otherwise(folder, here), 1, here / 'log', timeout=300)
     (folder / 'codes.json').write_text(json.dumps(codes))
 
 
@@ -183,6 +185,43 @@ def refused(folder):
             print(f'== {name}', flush=True)
             codes.append(cli.main(('mmtrain', 'config.json')))
         return 0 if set(codes) == {1} else 3
+
+    return work
+
+
+# Changes of a training that is resumed from iteration 50, its 10th of stage 3, and what is said of them.
+OTHERWISE = {
+    'batch': ({'train_dataloader': {'batch_size': 3}}, 'train_dataloader:batch_size: 3, but 2 when the checkpoint was'),
+    'network': (
+        {'model': {'generator': {'encoder': {'res_scale': 0.5}}}},
+        'model:generator:encoder:res_scale: 0.5, but left',
+    ),
+    'finished': ({'train_cfg': {'stages': [dict(STAGES[0], lr=0.1), *STAGES[1:]]}}, 'train_cfg:stages:0:lr: 0.1, but'),
+    'foreign': ({'load_from': 'ours.pth'}, 'is not one that MMagic saved in a training'),
+    'optimizer': ({'load_from': 'weights.pth'}, 'has no state of the optimizer'),
+    'betas': (
+        {'optim_wrapper': {'optimizer': {'betas': [0.5, 0.6]}}},
+        'Changed since the checkpoint was saved: optim_wrapper:optimizer:0:betas: [0.5, 0.6], before [0.9, 0.99].',
+    ),
+}
+
+
+def resumed_otherwise(folder, here):
+    """Resumes with other options; all but the last are errors."""
+
+    def work(rank):
+        os.chdir(here)
+        file = checkpoint(folder, 'mmagic', 50)
+        shutil.copy(checkpoint(folder, 'basicsr', 50), 'ours.pth')
+        content = torch.load(file, weights_only=True)
+        torch.save({key: value for key, value in content.items() if key != 'optimizer'}, 'weights.pth')
+        codes = []
+        for name, (changes, _) in OTHERWISE.items():
+            resumed = {**config(options(datasets__train__num_worker_per_gpu=0)), 'resume': True, 'load_from': file}
+            write(here, merged(resumed, {**changes, 'work_dir': name}))
+            print(f'== {name}', flush=True)
+            codes.append(cli.main(('mmtrain', 'config.json')))
+        return 0 if codes == [1] * (len(OTHERWISE) - 1) + [0] else 3
 
     return work
 
@@ -364,10 +403,26 @@ def test_a_loss_that_is_not_finite_leaves_the_weights(folder):
     assert error.startswith('basicsr: error: iteration 7: the loss is not finite')
 
 
+def said(log, name):
+    """What one of several runs in a log wrote."""
+    parts = re.split(r'^== ', log.read_text(), flags=re.MULTILINE)
+    (part,) = (part for part in parts if part.startswith(f'{name}\n'))
+    assert 'Traceback' not in part
+    return part
+
+
 @pytest.mark.parametrize('name', REFUSED)
 def test_what_the_loop_refuses_is_one_line(folder, name):
-    parts = re.split(r'^== ', (folder / 'refused/log0').read_text(), flags=re.MULTILINE)
-    (part,) = (part for part in parts if part.startswith(f'{name}\n'))
+    part = said(folder / 'refused/log0', name)
     errors = [line for line in part.splitlines() if line.startswith('basicsr: error: ')]
     assert len(errors) == 1 and REFUSED[name][1] in errors[0]
-    assert 'Traceback' not in part
+
+
+@pytest.mark.parametrize('name', OTHERWISE)
+def test_a_training_is_not_resumed_as_another(folder, name):
+    assert OTHERWISE[name][1] in said(folder / 'otherwise/log0', name)
+
+
+def test_a_resumed_run_follows_its_config(folder):
+    content = torch.load(folder / 'otherwise/betas/iter_60.pth', weights_only=True)
+    assert [list(group['betas']) for group in content['optimizer']['param_groups']] == [[0.5, 0.6]]

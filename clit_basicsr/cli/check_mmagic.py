@@ -18,6 +18,7 @@ from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import nearest
 from clit_basicsr.base.option_types import check_block, check_keys, joined, options_of
+from clit_basicsr.cli.check_mmagic_values import check_loader, check_values
 from clit_basicsr.cli.check_networks import check_network
 from clit_basicsr.data.schedule import TrainingPlan
 from clit_basicsr.hosts.basicsr.plugin import is_ours
@@ -32,7 +33,7 @@ RUNNER_KEYS = (
     *('work_dir', 'load_from', 'resume', 'randomness', 'visualizer', 'env_cfg', 'log_processor', 'log_level'),
     *('default_scope', 'experiment_name', 'data_preprocessor', 'auto_scale_lr', 'launcher', 'model_wrapper_cfg'),
 )
-LIKELY_A_TYPO = 0.9
+LIKELY_A_TYPO = 0.88
 LOADER_KEYS = (
     *inspect.signature(DataLoader).parameters,
     *('num_batch_per_epoch', 'disable_subprocess_warning'),  # of mmengine
@@ -64,10 +65,13 @@ def check_config(cfg: Any, training: bool) -> None:
         check_phase(cfg, name, needed=name == ('train' if training else 'test'))
     check_object(cfg.model, 'model', registry.MODELS)
     check_generator(cfg.model)
+    if isinstance(cfg.model.get('pixel_loss'), dict):
+        check_object(cfg.model.pixel_loss, 'model:pixel_loss', registry.MODELS)
     for where, block, known in blocks(cfg, training):
         check_object(block, where, known)
     if training:
         check_plan(cfg)
+    check_values(cfg, training)
 
 
 def skip_missing_sets(cfg: Any) -> None:
@@ -97,6 +101,7 @@ def blocks(cfg: Any, training: bool) -> Iterator[tuple[str, Any, Any]]:
     for phase in ('train', 'val') if training else ('test',):
         for place, loader in listed(f'{phase}_dataloader', cfg.get(f'{phase}_dataloader')):
             check_keys(loader, place, LOADER_KEYS)
+            check_loader(loader, place)
             yield f'{place}:dataset', loader.get('dataset'), registry.DATASETS
             if loader.get('sampler') is not None:
                 yield f'{place}:sampler', loader['sampler'], registry.DATA_SAMPLERS

@@ -234,13 +234,18 @@ def check_fits_host_model(opt: dict) -> None:
 
 
 def check_validation(val: dict) -> None:
-    tile = val.get('tile')
-    if tile is not None:
-        check_keys(tile, 'val:tile', ('tile_size', 'tile_pad'))
-        check_number(tile.get('tile_size'), 'val:tile:tile_size', 1, whole=True)
-        check_number(tile.get('tile_pad', 32), 'val:tile:tile_pad', 0, whole=True)
+    check_tile(val.get('tile'), 'val:tile')
     if val.get('suffix') is not None:
         check_name(val['suffix'], 'val:suffix')
+
+
+def check_tile(tile: Any, where: str) -> None:
+    if tile is not None:
+        if not isinstance(tile, dict):
+            raise UserError(f'{where} must be a block of tile_size and tile_pad, got {tile!r}')
+        check_keys(tile, where, ('tile_size', 'tile_pad'))
+        check_number(tile.get('tile_size'), f'{where}:tile_size', 1, whole=True)
+        check_number(tile.get('tile_pad', 32), f'{where}:tile_pad', 0, whole=True)
 
 
 def check_dataset(dataset: dict, where: str, checked: Checked) -> None:

@@ -17,7 +17,6 @@ def config(options):
     network = options['network_g']
     sets = [dataset for phase, dataset in options['datasets'].items() if phase.startswith('val')]
     frequency = options['logger']['save_checkpoint_freq']
-    optimizer = {'lr': 1e-3, **options['train']['optim_g']}
     found = {
         'default_scope': 'mmagic',
         'work_dir': 'work',
@@ -34,7 +33,7 @@ def config(options):
             'start_stage': options['train'].get('start_stage', 1),
             'val_interval': options['val']['val_freq'],
         },
-        'optim_wrapper': {'type': 'OptimWrapper', 'optimizer': optimizer},
+        'optim_wrapper': {'type': 'OptimWrapper', 'optimizer': options['train']['optim_g']},
         'val_dataloader': [loader(dataset) for dataset in sets],
         'val_evaluator': [
             {'type': 'Evaluator', 'metrics': [{'type': 'PSNRFloat', 'prefix': dataset['name']}]} for dataset in sets

@@ -154,11 +154,23 @@ def load_network(
     if not strict:
         report_partial_weights(self.opt, net, weights, load_path)
         self._print_different_keys_loading(net, weights, strict)
+    load_weights(net, weights, load_path, strict)
+
+
+def load_weights(net: nn.Module, weights: dict[str, Tensor], source: str, strict: bool = True) -> None:
+    """`load_state_dict`, with one line about weights that do not fit.
+
+    Args:
+        source: where they are from, for the message.
+
+    Raises:
+        UserError: they are those of another architecture; some may have been loaded.
+    """
     try:
         net.load_state_dict(weights, strict=strict)
     except RuntimeError as error:
         difference = differences(net.state_dict(), weights)
-        raise UserError(f'{load_path} does not fit the network {type(net).__name__}: {difference}') from error
+        raise UserError(f'{source} does not fit the network {type(net).__name__}: {difference}') from error
 
 
 def remedy(param_key: str, content: dict) -> str:

@@ -18,11 +18,14 @@ from torch import Tensor
 
 from clit_basicsr.base.checkpoints import GENERATOR, read_checkpoint
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.hosts.basicsr.resume import remedy
+from clit_basicsr.hosts.mmagic.resume import OPTIONS, check_resumable
 
 
 @HOOKS.register_module()
 class PlainCheckpointHook(Hook):
-    """Makes a checkpoint plain before it is saved, and adds ``network_g``, from which the commands know the network.
+    """Makes a checkpoint plain before it is saved, and adds ``network_g``, from which the commands know the network,
+    and the options that a resumed training may not change.
 
     ``CumulativeTrainLoop`` and ``basicsr mmtrain`` register it; elsewhere it goes into ``custom_hooks``. The log's
     history is left out: the averages that a resumed run logs begin anew.
@@ -39,6 +42,18 @@ class PlainCheckpointHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if hasattr(model, 'network_g'):
             checkpoint['network_g'] = model.network_g
+        options = getattr(runner.train_loop, 'training_options', None)
+        if options is not None:
+            checkpoint[OPTIONS] = options()
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Raises UserError for what a training cannot be resumed from, see :mod:`.resume`."""
+        if not runner._resume:
+            return
+        check_resumable(checkpoint)
+        check = getattr(runner.train_loop, 'check_resume', None)
+        if check is not None:
+            check(checkpoint)
 
 
 def add_plain_checkpoints(runner: Any) -> None:
@@ -64,13 +79,19 @@ def load_file(filename: str, map_location: Any = None) -> dict:
     Raises:
         UserError: the file cannot be read, with the reason.
     """
+    if not filename:  # mmengine writes the name into that file in place
+        raise UserError('last_checkpoint in the work_dir is empty; name a checkpoint: --cfg-options load_from=...')
     filename = os.path.expanduser(filename)
     try:
         content = load_from_local(filename, map_location)
     except Exception as error:
         read_checkpoint(filename)  # says what is wrong with it
         raise UserError(f'{filename} cannot be read ({" ".join(str(error).split())[:150]})') from error
-    return of_mmagic(content) if isinstance(content, dict) else content
+    if not isinstance(content, dict):
+        raise UserError(f'{filename} is not a checkpoint: it holds a {type(content).__name__}')
+    if 'optimizers' in content:
+        raise UserError(f'{filename} has no weights{remedy("params", content)}')
+    return of_mmagic(content)
 
 
 def of_mmagic(content: dict) -> dict:

@@ -15,9 +15,11 @@ from clit_basicsr.archs.encoders import load_pretrained
 from clit_basicsr.archs.encoders.trunk import Trunk
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.archs.precision import in_precision
+from clit_basicsr.base.checkpoints import GENERATOR, check_finite
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.option_types import check_keys
 from clit_basicsr.base.precisions import check_precision
+from clit_basicsr.hosts.basicsr.resume import load_weights
 from clit_basicsr.hosts.mmagic.networks import network_g
 from clit_basicsr.models.clipped_scales import ClippedScales
 from clit_basicsr.models.implicit_sr_model import self_ensemble
@@ -83,6 +85,23 @@ class ImplicitSR(BaseEditModel):
             self.network_g['encoder'] = loaded.options  # with the normalisation that came with the weights
             print_log(loaded.message, 'current')
 
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
+        """Refuses a checkpoint that does not fit: mmengine would go on with random weights after a warning.
+
+        Parts are loaded into ``generator`` itself, with ``strict=False``.
+
+        Raises:
+            UserError: the generator's weights are not all there, or are of another network, or not finite.
+        """
+        start = prefix + GENERATOR
+        given = {name.removeprefix(start): value for name, value in state_dict.items() if name.startswith(start)}
+        if not given and self.generator.state_dict():
+            kind = type(self.generator).__name__
+            raise UserError(f'the checkpoint holds no weights of a generator, so there is nothing to load into {kind}')
+        check_finite(given, 'the weights of the checkpoint')
+        load_weights(self.generator, given, 'the checkpoint')
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def forward_train(self, inputs: Tensor, data_samples: DataSample, **kwargs: Any) -> dict[str, Tensor]:
         """The loss at the sampled pixels of a batch of RandomScaleDataset.
 
@@ -114,7 +133,9 @@ class ImplicitSR(BaseEditModel):
         """
         check_not_padded(data_samples)
         size = common(data_samples, 'target_size')
-        scale = common(data_samples, 'scale') or self.test_options.get('scale') or self.generator.default_scale
+        scale = common(data_samples, 'scale')
+        if scale is None:
+            scale = self.test_options.get('scale') or self.generator.default_scale
         if size is not None:
             scale = [large / small for large, small in zip(size, inputs.shape[-2:], strict=True)]
         elif not isinstance(scale, (list, tuple)):

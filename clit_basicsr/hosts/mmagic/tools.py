@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ def run_tool(name: str, program: str, arguments: Sequence[str], check: Callable[
 
     from clit_basicsr.hosts.mmagic.checkpoints import add_plain_checkpoints
 
-    read, build = Config.fromfile, Runner.from_cfg
+    read, build, parse, merge_options = Config.fromfile, Runner.from_cfg, tool.parse_args, Config.merge_from_dict
 
     def fromfile(filename: str, *options: Any, **named: Any) -> Any:
         try:
@@ -48,19 +49,57 @@ def run_tool(name: str, program: str, arguments: Sequence[str], check: Callable[
             text = ' '.join(str(error).split())[:300]
             raise UserError(f'config {filename} cannot be read ({type(error).__name__}: {text})') from error
 
+    def merge(self: Any, options: dict, *rest: Any, **named: Any) -> None:
+        try:
+            merge_options(self, options, *rest, **named)
+        except (KeyError, TypeError, ValueError) as error:
+            text = ' '.join(str(error.args[0] if error.args else error).split())[:300]
+            raise UserError(f'--cfg-options: {text}') from error
+
+    def parse_args() -> Any:
+        try:
+            args = parse()
+        except ValueError as error:
+            raise UserError('--cfg-options takes key=value, such as train_dataloader.batch_size=8') from error
+        if getattr(args, 'out', None):
+            check_target(args.out)
+        return args
+
     def from_cfg(cfg: Any) -> Any:
         check(cfg)
+        check_writable(cfg.work_dir, f'work_dir {cfg.work_dir}')
         join_processes(cfg)
         runner = build(cfg)
         add_plain_checkpoints(runner)  # for MMagic's own models and loops too, which could not be resumed otherwise
         return runner
 
     with (
+        replaced(tool, 'parse_args', parse_args),
         replaced(Config, 'fromfile', fromfile),
+        replaced(Config, 'merge_from_dict', merge),
         replaced(Runner, 'from_cfg', from_cfg),
         replaced(sys, 'argv', [program, *arguments]),
     ):
         tool.main()
+
+
+def check_target(file: str) -> None:
+    """Raises UserError for ``--out`` that could not be written, before the test and not after it."""
+    if not file.endswith(('.json', '.yaml', '.yml', '.pkl', '.pickle')):
+        raise UserError(f'--out {file}: its name must end in .json, .yaml, .yml, .pkl or .pickle')
+    if os.path.isdir(file):
+        raise UserError(f'--out {file} is a folder; name a file')
+    check_writable(os.path.dirname(file) or '.', f'--out {file}')
+
+
+def check_writable(folder: str, what: str) -> None:
+    """Raises UserError for a folder that cannot be made, or not be written to."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f'{what} cannot be written to: {error.strerror}') from error
 
 
 def load_tool(name: str) -> ModuleType:

@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.schedule import Stage, TrainingPlan
+from clit_basicsr.hosts.basicsr.following import follow_options, own_options
 from clit_basicsr.hosts.mmagic.checkpoints import add_plain_checkpoints
 from clit_basicsr.hosts.mmagic.implicit_sr import ImplicitSR
+from clit_basicsr.hosts.mmagic.resume import check_same_training, training_options
 from clit_basicsr.models.branches import initialise_branches, set_trained_branches
 from clit_basicsr.models.cumulative_sr_model import CumulativeSRModel
 from clit_basicsr.models.freezing import freeze, frozen_names, take_averages
@@ -69,6 +71,8 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
     ) -> None:
         self.plan = TrainingPlan.parse({'stages': stages, 'start_stage': start_stage})
         self.schedule = self.plan.schedule
+        self.given = {'dataloader': dict(dataloader), 'train': {'stages': list(stages), 'start_stage': start_stage}}
+        self.own_options: list[dict] = []  # of the optimizer, before a resume brings those of the checkpoint
         self.stage_index = -1  # before the first
         loader = self._build_loader(runner, dataloader, stages)
         super().__init__(runner, NotStarted(loader), self.plan.total_iter, val_begin, val_interval, dynamic_intervals)
@@ -166,9 +170,21 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
         if self._iter > self._max_iters:
             raise UserError(f'the checkpoint is of iteration {self._iter}, beyond the last one, {self._max_iters}.')
 
+    def training_options(self) -> dict:
+        """What a checkpoint keeps of them."""
+        optimizer = self.own_options or own_options(self.runner.optim_wrapper.optimizer)
+        return training_options(**self.given, network_g=self.model.network_g, optimizer=optimizer)
+
+    def check_resume(self, checkpoint: dict) -> None:
+        """Raises UserError if the training to be resumed is another one; what may change is logged."""
+        self.own_options = own_options(self.runner.optim_wrapper.optimizer)
+        for line in check_same_training(checkpoint, self.training_options()):
+            self.runner.logger.warning(f'Changed since the checkpoint was saved: {line}.')
+
     def _return_into_stage(self) -> None:
         """Into the stage that the checkpoint was saved in; optimizer and weights are restored."""
         self._set_up_stage(self.schedule.stage_of(self._iter - 1)[0])
+        follow_options(self.runner.optim_wrapper.optimizer, self.own_options)
         self.runner.logger.info(f'Resumed in {self.plan.describe(self.stage_index)}.')
 
     def _enter_stage(self, index: int, first: int) -> None:

@@ -1,6 +1,5 @@
 # what every config here shares: hooks, logs, pictures, seed
 default_scope = 'mmagic'
-save_dir = './work_dirs'
 
 randomness = dict(seed=0)
 
@@ -11,7 +10,6 @@ default_hooks = dict(
     checkpoint=dict(
         type='CheckpointHook',
         interval=5000,
-        out_dir=save_dir,
         by_epoch=False,
         max_keep_ckpts=10,
     ),

@@ -203,12 +203,13 @@ def test_lmdbs_that_cannot_be_read_give_a_line(lmdb, monkeypatch):
     with pytest.raises(UserError, match=r"a\.lmdb: image 'ä': a key of an LMDB is ASCII text"):
         source.read('ä')
 
-    def fail(self, *args, **kwargs):
-        raise lmdb_library.CorruptedError('MDB_CORRUPTED: page not found')
+    class Corrupted:
+        def begin(self, *args, **kwargs):
+            raise lmdb_library.CorruptedError('MDB_CORRUPTED: page not found')
 
     with monkeypatch.context() as patch:
-        patch.setattr(lmdbs, 'get', fail)
-        with pytest.raises(UserError, match=r"^\S*a\.lmdb: image 'a' cannot be read \(MDB_CORRUPTED[^\n]*\.$"):
+        patch.setattr(lmdbs, 'environment', lambda root: Corrupted())
+        with pytest.raises(UserError, match=r"^\S*a\.lmdb: 'a' cannot be read \(MDB_CORRUPTED[^\n]*\.$"):
             source.read('a')
     lmdbs.close(lmdb)
 

@@ -93,7 +93,8 @@ def get(root: str, key: bytes) -> memoryview | None:
         with environment(root).begin(buffers=True) as transaction:
             return transaction.get(key)
     except lmdb.Error as error:
-        raise UserError(f'{root}: cannot be read ({error}); copy the LMDB or make it again.') from error
+        name = key.decode(errors='backslashreplace')
+        raise UserError(f'{root}: {name!r} cannot be read ({error}); copy the LMDB or make it again.') from error
 
 
 def is_as_written(root: str, key: bytes, content: bytes) -> bool | None:

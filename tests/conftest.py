@@ -55,7 +55,7 @@ def emulation(tmp_path_factory):
         pytest.skip('the emulation of the CUDA kernels needs g++')
     path = tmp_path_factory.mktemp('emulation') / 'clit_emulated.so'
     command = ['g++', '-std=c++20', '-O1', '-U_FORTIFY_SOURCE', '-fPIC', '-shared', '-DCLIT_EMULATION']
-    command += ['-fsanitize=alignment', '-static-libubsan']  # told on the error output
+    command += ['-fsanitize=alignment', '-static-libubsan']  # reported on the error output
     command += [f'-DTORCH_TARGET_VERSION={native.TARGET}', f'-I{EMULATION}', f'-I{native.CSRC}']
     command += [f'-I{TORCH / "include"}', str(EMULATION / 'emulation.cpp'), '-o', str(path), f'-L{TORCH / "lib"}']
     done = subprocess.run([*command, '-ltorch', '-ltorch_cpu', '-lc10'], capture_output=True, text=True)

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clit_basicsr.archs.precision import at_least_single
+
 
 class HeadNorm(nn.Module):
     """(t - mean) / (standard deviation + 1e-5) over the channels of a head, unbiased; one affine map for each head."""
@@ -56,8 +58,7 @@ class GalerkinBlock(nn.Module):
         _, k, v = self._heads(x)
         k, v = self.k_norm(k), self.v_norm(v)
         with torch.autocast(x.device.type, enabled=False):  # in half precision the sum overflows
-            k, v = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (k, v))
-            return k.transpose(2, 3) @ v
+            return at_least_single(k).transpose(2, 3) @ at_least_single(v)
 
     def forward(self, x: Tensor, mean: Tensor) -> Tensor:
         """x (B, Q, C) and the mean (B, H, d, d) of :meth:`products` over all queries -> (B, Q, C)."""

@@ -47,6 +47,11 @@ def own_precision(net: nn.Module) -> AbstractContextManager:
     return torch.autocast(like.device.type, like.dtype)
 
 
+def at_least_single(t: Tensor) -> Tensor:
+    """The tensor itself, or in single precision where it is in half precision."""
+    return t.float() if t.dtype in DTYPES.values() else t
+
+
 def convolution_layout(lq: Tensor) -> Tensor:
     """An image (B, 3, h, w) in the memory layout that suits the first convolution: channels last in half precision, as
     tensor cores and the local attention read. Later layers keep the layout they find, so nothing is moved again.

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from clit_basicsr.archs.encoders.trunk import DIV2K_MEAN
 from clit_basicsr.archs.features import Features, Prepared
 from clit_basicsr.archs.implicit import ImplicitNet, expand_cell, in_pieces
+from clit_basicsr.archs.precision import at_least_single
 from clit_basicsr.archs.thera_field import Field, fill_picture
 from clit_basicsr.archs.thera_tails import build_tail
 from clit_basicsr.base.errors import UserError
@@ -195,19 +196,15 @@ class Thera(ImplicitNet):
     def _hyper(self, z: Tensor, layer: Callable[..., Tensor], weight: Tensor) -> Tensor:
         """The last layer as F.conv2d or F.linear: phases are angles, which need single precision."""
         with torch.autocast(z.device.type, enabled=False):
-            return layer(*(_at_least_single(t) for t in (z, weight, cast(Tensor, self.hyper.bias))))
+            return layer(*(at_least_single(t) for t in (z, weight, cast(Tensor, self.hyper.bias))))
 
     def _fill(self, out: Tensor, feat: Features, piece: Piece, scales) -> None:
         weights = self.hyper.weight.flatten(1), cast(Tensor, self.hyper.bias), self.components, self.kappa
-        weight, bias, components, kappa = map(_at_least_single, weights)
+        weight, bias, components, kappa = map(at_least_single, weights)
         field = Field(weight, bias, components, kappa, DIV2K_MEAN)
         with torch.autocast(out.device.type, enabled=False):
             for one, own in zip(out, feat.images(), strict=True):
                 fill_picture(one, field, own, piece)
-
-
-def _at_least_single(t: Tensor) -> Tensor:
-    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def locate(coord: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from clit_basicsr.base import file_kinds
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.base.file_kinds import SAFETENSORS
-from clit_basicsr.base.flax_file import SUFFIX as FLAX
+from clit_basicsr.base.file_kinds import FLAX, SAFETENSORS
 from clit_basicsr.base.flax_file import read_flax
 from clit_basicsr.base.safetensors_file import read_safetensors
 

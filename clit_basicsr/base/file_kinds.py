@@ -7,6 +7,7 @@ import zipfile
 from clit_basicsr.base.errors import UserError
 
 SAFETENSORS = '.safetensors'
+FLAX = '.pkl'  # of the published Thera
 SUFFIXES = ('.pth', '.pt', SAFETENSORS)  # of checkpoints
 GIVE_THE_CHECKPOINT = 'give the checkpoint (.pth, .pt or .safetensors)'
 UNPACK = 'unpack it and give the checkpoint in it'

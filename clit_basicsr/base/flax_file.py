@@ -13,7 +13,6 @@ from torch import Tensor
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.file_kinds import check_regular
 
-SUFFIX = '.pkl'
 # All that a pickle may name: (module, name) -> what stands for it here.
 ADMITTED: dict[tuple[str, str], Any] = {
     ('flax.core.frozen_dict', 'FrozenDict'): dict,

@@ -6,7 +6,7 @@ import argparse
 
 from clit_basicsr.base.console import say
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.base.file_kinds import SUFFIXES, check_regular
+from clit_basicsr.base.file_kinds import FLAX, SAFETENSORS, SUFFIXES, check_regular
 from clit_basicsr.base.files import temporary_name
 from clit_basicsr.cli import arguments, outputs
 
@@ -16,7 +16,6 @@ EXAMPLES = (
     'basicsr convert clit.pth clit.safetensors',
     'basicsr convert clit.pth published.pth --to-published',
 )
-FLAX = '.pkl'  # of the published Thera, as in base/flax_file.py, which needs torch
 WEIGHTS = ('params_ema', 'params')
 
 
@@ -96,7 +95,7 @@ def _chosen(content: dict, param_key: str | None, path: str) -> dict:
 
 def _published(content: dict, path: str) -> dict:
     suffix = FLAX if content['network_g'].get('type') == 'Thera' else '.pth'
-    if path.endswith('.safetensors') or (suffix == FLAX) != path.endswith(FLAX):
+    if path.endswith(SAFETENSORS) or (suffix == FLAX) != path.endswith(FLAX):
         raise UserError(f'the published layout is a {suffix} file; {path} is not.')
     weights = content[next(key for key in WEIGHTS if key in content)]
     unused, spec = content.get('published_unused'), content.get('published_args')

@@ -34,7 +34,7 @@ class GalerkinNet(ImplicitNet):
         num_heads: heads H, a divisor of C.
         norm: of keys and values.
         rows: HR rows of a strip with sums of its own, as the published code tests; None: the whole picture.
-        max_scale: scale whose HR pixel is the smallest that the decoder is told of; None: no limit.
+        max_scale: scale whose HR pixel is the smallest that the decoder sees; None: no limit.
         upscale: see :class:`ImplicitNet`.
     """
 

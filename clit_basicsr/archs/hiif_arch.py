@@ -44,7 +44,7 @@ class HIIF(GalerkinNet):
         hidden_dim (int): Width of the perceptrons' hidden layers. Default: 256.
         rows (int | None): HR rows of a strip with sums of its own, 300 in the published tests (100 on DIV2K at x2);
             None: the picture as a whole. Default: None.
-        max_scale (float | None): Scale whose HR pixel is the smallest that the decoder is told of; None: no limit.
+        max_scale (float | None): Scale whose HR pixel is the smallest that the decoder sees; None: no limit.
             Default: 4, as in the published tests.
         upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.
     """

@@ -26,7 +26,7 @@ class SRNO(GalerkinNet):
         num_heads (int): Heads of the attention. Default: 16.
         hidden_dim (int): Width of the last layer but one. Default: 256.
         rows (int | None): See :class:`clit_basicsr.archs.galerkin.GalerkinNet`. Default: None.
-        max_scale (float | None): Scale whose HR pixel is the smallest that the decoder is told of, 4 in the published
+        max_scale (float | None): Scale whose HR pixel is the smallest that the decoder sees, 4 in the published
             code's ``--mcell``; None: no limit. Default: None.
         upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.
     """

@@ -27,8 +27,18 @@ from clit_basicsr.cli import arguments, orphans  # noqa: F401  the latter notes 
 from clit_basicsr.cli.allocator import keep_freed_memory
 
 COMMANDS = (
-    *('train', 'test', 'upscale', 'attention', 'compare', 'zoom', 'convert', 'prepare', 'options', 'info'),
-    *('mmtrain', 'mmtest'),
+    'train',
+    'test',
+    'upscale',
+    'attention',
+    'compare',
+    'zoom',
+    'convert',
+    'prepare',
+    'options',
+    'info',
+    'mmtrain',
+    'mmtest',
 )
 # They gain hardly anything from keeping freed memory and would take more at their peak, see allocator.py.
 TRAININGS = ('train', 'mmtrain')

@@ -28,7 +28,7 @@ class PlainCheckpointHook(Hook):
     and the options that a resumed training may not change.
 
     ``CumulativeTrainLoop`` and ``basicsr mmtrain`` register it; elsewhere it goes into ``custom_hooks``. The log's
-    history is left out: the averages that a resumed run logs begin anew.
+    history is left out: the averages that a resumed run logs start again.
     """
 
     priority = 'LOWEST'

@@ -36,7 +36,7 @@ def half(tmp_path_factory):
 
 
 SIGNALLED = """
-import os, signal, sys
+import multiprocessing, os, signal, sys
 from clit_basicsr.cli import main
 from clit_basicsr.models import ImplicitSRModel
 step = ImplicitSRModel.optimize_parameters
@@ -44,6 +44,11 @@ number = getattr(signal, os.environ.get('SIGNAL', 'SIGTERM'))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 def optimize_parameters(self, current_iter):
     if current_iter == int(sys.argv[1]):
+        if number == signal.SIGTERM:  # a batch system sends it to every process of a run
+            workers = multiprocessing.active_children()
+            assert workers
+            for worker in workers:
+                os.kill(worker.pid, number)
         os.kill(os.getpid(), number)
     step(self, current_iter)
 ImplicitSRModel.optimize_parameters = optimize_parameters

@@ -38,7 +38,7 @@ def fix_order_of_training(train: Any) -> None:
     train.CPUPrefetcher, train.CUDAPrefetcher = sampler.prefetchers(prefetch)
     prefetch.PrefetchGenerator.run = sampler.run_and_hand_on_errors
     prefetch.PrefetchGenerator.__next__ = sampler.next_or_raise
-    sys.modules['basicsr.data'].worker_init_fn = sampler.keep_torch_seeds  # type: ignore[attr-defined]
+    sys.modules['basicsr.data'].worker_init_fn = sampler.start_worker  # type: ignore[attr-defined]
 
 
 def fix_checkpoints(train: Any, base_model: Any) -> None:

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from clit_basicsr.hosts.basicsr.stopping import outlive_first_sigterm
+
 PART = 1 << 16  # indices of a permutation that are Python numbers at the same time
 
 
@@ -143,8 +145,11 @@ def plan(opt: dict, dataset: Dataset, world_size: int, rank: int, ratio: float) 
     )
 
 
-def keep_torch_seeds(worker_id: int, num_workers: int, rank: int, seed: int) -> None:
-    """In place of the host's worker_init_fn: leaves the seeds that torch has just set (rank and pass are in them)."""
+def start_worker(worker_id: int, num_workers: int, rank: int, seed: int) -> None:
+    """In place of the host's worker_init_fn: leaves the seeds that torch has just set (rank and pass are in them), and
+    lets the training save a state before its workers end.
+    """
+    outlive_first_sigterm()
 
 
 def prefetchers(host: Any) -> tuple[Any, Any]:

@@ -65,7 +65,7 @@ class OrderlyStop:
         return f'the last state is {saved}; {RESUME}' if saved else 'no state has been saved yet'
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.process:  # a worker of a data loader
+        if os.getpid() != self.process:  # a worker of a data loader that has just been forked
             os._exit(128 + number)
         if self.requested or not self.iteration:
             raise Terminated('terminated; ' + self.last_saved())
@@ -83,3 +83,17 @@ class OrderlyStop:
         epoch = (self.iteration - 1) // opt['iters_per_epoch']
         self.model.save(epoch, self.iteration)
         raise Terminated(f'terminated after iteration {self.iteration:,}; ' + self.last_saved())
+
+
+def outlive_first_sigterm() -> None:
+    """For a worker of a data loader: a batch system's SIGTERM reaches every process of a run, and the training still
+    needs its batches until it has saved a state. A second one, or the first after the training has died, ends it.
+    """
+    parent = os.getppid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getppid() != parent:
+            os._exit(128 + number)
+        signal.signal(number, lambda number, frame: os._exit(128 + number))
+
+    signal.signal(signal.SIGTERM, handle)

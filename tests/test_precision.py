@@ -16,6 +16,7 @@ from clit_basicsr.archs.precision import in_precision
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import main
 from clit_basicsr.cli.check_options import check_precisions
+from clit_basicsr.ops import use_backend
 from clit_basicsr.ops.attention.local import channels_last
 
 CPU = torch.device('cpu')
@@ -113,7 +114,7 @@ def test_half_precision_on_the_cpu_is_refused_by_the_command(folder, capsys, nam
 @pytest.mark.parametrize(
     ('changes', 'is_train', 'message'),
     [
-        ({'train__precision': 'bf16'}, True, 'train:precision: bf16 is for GPUs'),
+        ({'train__precision': 'fp16'}, True, 'train:precision: fp16 is for GPUs'),
         ({'val__precision': 'fp16'}, True, 'val:precision: fp16 is for GPUs'),
         ({'val__precision': 'bf16'}, False, 'val:precision: bf16 is for GPUs'),
         ({'train__precision': 'bf16'}, False, None),  # a test does not train
@@ -128,3 +129,34 @@ def test_half_precision_in_an_option_file_of_a_run_on_the_cpu(changes, is_train,
         return
     with pytest.raises(UserError, match=message):
         check_precisions(opt)
+
+
+@pytest.mark.parametrize(('bf16', 'amx'), [(False, False), (True, False), (False, True)])
+def test_training_in_half_precision_on_the_cpu_needs_its_instructions(bf16, amx, monkeypatch):
+    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: bf16)
+    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
+    opt = {**changed(train__precision='bf16'), 'is_train': True}
+    if bf16 or amx:
+        check_precisions(opt)
+        return
+    with pytest.raises(UserError, match='train:precision: bf16 is for GPUs and for processors with AVX512-BF16 or AMX'):
+        check_precisions(opt)
+
+
+def test_a_training_step_in_half_precision_keeps_the_kernels(net):
+    """Convolutions and perceptrons are rounded; the attention is the C++ kernels' in single precision."""
+    lq, coord, cell = torch.rand(2, 3, 12, 10), torch.rand(2, 40, 2) * 2 - 1, torch.full((2, 2), 0.05)
+    steps = []
+    for name, backend in ((None, 'cpu'), ('bf16', 'cpu'), ('bf16', 'torch')):
+        net.zero_grad()
+        with in_precision(name, lq.device), use_backend(backend):
+            net(lq, coord, cell).float().square().mean().backward()
+        steps.append({key: value.grad.clone() for key, value in net.named_parameters() if value.grad is not None})
+    exact, kernels, plain = steps
+    del exact['position_encoder.proj.bias']  # zero, as softmax ignores it
+    for key, value in exact.items():
+        scale = value.abs().max()
+        assert kernels[key].dtype == torch.float32
+        assert (kernels[key] - value).abs().max() < 0.05 * scale, key
+        assert (kernels[key] - plain[key]).abs().max() < 0.05 * scale, key
+    assert any(not torch.equal(kernels[key], value) for key, value in exact.items())

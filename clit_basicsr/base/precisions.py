@@ -27,3 +27,25 @@ def check_speed(name: str | None, device: str, where: str) -> None:
             f'{where}: {name} is for GPUs; on the CPU the kernels compute in single precision, which is faster; '
             'take fp32 or leave the option out.'
         )
+
+
+def check_training_speed(name: str | None, device: str, where: str) -> None:
+    """The same for training, where convolutions take half of the time: bf16 pays on processors that multiply in it.
+
+    Args:
+        device: 'cpu' or 'cuda'.
+        where: the option, as the user writes it.
+
+    Raises:
+        UserError: this processor has no such instructions, or the type is another one.
+    """
+    if name == 'bf16' and device == 'cpu':
+        from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported
+
+        if _is_avx512_bf16_supported() or _is_amx_tile_supported():
+            return
+        raise UserError(
+            f'{where}: bf16 is for GPUs and for processors with AVX512-BF16 or AMX, which this one lacks; '
+            'take fp32 or leave the option out.'
+        )
+    check_speed(name, device, where)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.messages import nearest
 from clit_basicsr.base.option_types import check_block, check_keys, check_number, check_type, joined
-from clit_basicsr.base.precisions import check_speed
+from clit_basicsr.base.precisions import check_speed, check_training_speed
 from clit_basicsr.cli.check_host_blocks import (
     check_host_blocks,
     check_host_dataset,
@@ -205,10 +205,11 @@ def check_options(opt: dict, checked: Checked | None = None) -> None:
 
 
 def check_precisions(opt: dict) -> None:
-    """Raises UserError for half precision in a run on the CPU."""
+    """Raises UserError for half precision in a run on the CPU where it does not pay."""
     device = 'cuda' if opt['num_gpu'] else 'cpu'
-    for name in ('train', 'val') if opt['is_train'] else ('val',):
-        check_speed((opt.get(name) or {}).get('precision'), device, f'{name}:precision')
+    if opt['is_train']:
+        check_training_speed((opt.get('train') or {}).get('precision'), device, 'train:precision')
+    check_speed((opt.get('val') or {}).get('precision'), device, 'val:precision')
 
 
 def check_fits_host_model(opt: dict) -> None:

@@ -227,3 +227,5 @@ def _autocast_cuda(op):
 for _op in (attention, attend_linear, upsampled_conv, dense_linear, dense_linear_runs):
     register_autocast(_op, 'cpu', torch.float32)
     library.impl(_op, _autocast_cuda(_op), 'AutocastCUDA')
+for _op in (attention_backward, attend_linear_backward, upsampled_conv_backward):
+    register_autocast(_op, 'cpu', torch.float32)  # `backward` within autocast: on the CPU it runs in the same thread

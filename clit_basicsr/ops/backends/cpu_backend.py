@@ -37,9 +37,16 @@ def unavailable(device: torch.device | None = None) -> str | None:
 
 def reason(call: Call) -> str | None:
     cause, v = unsupported(call), call.v
-    if cause is None and v is not None and (v.device.type != 'cpu' or v.dtype not in (torch.float32, torch.float64)):
+    if cause is None and v is not None and (v.device.type != 'cpu' or not _takes(v.dtype)):
         cause = f'it takes float32 and float64 on the CPU, not {v.dtype} on {v.device.type}'
     return cause or unavailable()
+
+
+def _takes(dtype: torch.dtype) -> bool:
+    """Single and double precision; under autocast the operators convert half precision themselves."""
+    if dtype in (torch.bfloat16, torch.float16):
+        return torch.is_autocast_enabled('cpu')
+    return dtype in (torch.float32, torch.float64)
 
 
 def tuning(device: torch.device) -> Tuning:

@@ -56,8 +56,9 @@ def version() -> str:
 
 
 def long_description() -> str:
+    """README without its pictures, which a package index would not find."""
     readme = ROOT / 'README.md'
-    return readme.read_text(encoding='utf-8') if readme.exists() else ''
+    return re.sub(r'^!\[.*\n', '', readme.read_text(encoding='utf-8'), flags=re.MULTILINE) if readme.exists() else ''
 
 
 setup(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from clit_basicsr import weights
 from clit_basicsr.archs import build_network
 from clit_basicsr.base.checkpoints import read_checkpoint
 from clit_basicsr.cli import options
@@ -38,7 +39,7 @@ def completed(name, folder, monkeypatch, is_train=True):
                 Path(dataset[key]).mkdir(parents=True, exist_ok=True)
                 name = dataset.get('filename_tmpl', '{}').format('0801') if key == 'dataroot_lq' else '0801'
                 Path(dataset[key], f'{name}.png').touch()  # its name is found, its content is not read
-    if not is_train and opt['path']['pretrain_network_g']:
+    if not is_train and opt['path']['pretrain_network_g'] not in (None, *weights.names()):
         Path(opt['path']['pretrain_network_g']).parent.mkdir(parents=True)
         Path(opt['path']['pretrain_network_g']).touch()
     args = argparse.Namespace(auto_resume=False, debug=False, launcher='none', opt='options.yml')
@@ -111,3 +112,14 @@ def test_comments_name_their_own_file():
         text = (FOLDER / name).read_text()
         named = set(re.findall(r'-opt (\S+)', text))
         assert named == {f'options/{name}'}
+
+
+def test_a_network_of_the_package_by_its_name_unless_there_is_such_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    opt = {'datasets': {}, 'path': {'pretrain_network_g': 'clit-light'}}
+    options.expand_paths(opt)
+    assert opt['path']['pretrain_network_g'] == str(weights.file_of('clit-light'))
+    Path('clit-light').touch()
+    opt = {'datasets': {}, 'path': {'pretrain_network_g': 'clit-light'}}
+    options.expand_paths(opt)
+    assert opt['path']['pretrain_network_g'] == 'clit-light'

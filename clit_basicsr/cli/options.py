@@ -14,6 +14,7 @@ from os import path as osp
 from typing import Any
 
 import clit_basicsr  # noqa: F401  before the host is imported
+from clit_basicsr import weights
 from clit_basicsr.base import console
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.ranks import on_first_rank
@@ -138,6 +139,9 @@ def expand_paths(opt: dict) -> None:
     for key, value in opt['path'].items():
         if isinstance(value, str) and ('resume_state' in key or 'pretrain_network' in key):
             opt['path'][key] = osp.expanduser(value)
+    network = opt['path'].get('pretrain_network_g')
+    if isinstance(network, str) and not osp.exists(network) and network in weights.names():
+        opt['path']['pretrain_network_g'] = str(weights.file_of(network))
 
 
 def skip_missing_sets(opt: dict) -> None:

@@ -29,21 +29,18 @@ train_dataloader = dict(
         lq_size=32,
         num_queries=512,
         downsampling='pil',
+        cache_bytes=100000000,
     ),
 )
+# what is trained stays as it is; each new branch begins as a copy of the one before
+later = dict(lr=2e-4, eta_min=1e-6, freeze=True, init='copy', pixel_opt=dict(type='MSELoss'), lq_size=24)
 train_cfg = dict(
     type='CumulativeTrainLoop',
     val_interval=400,
     stages=[
-        dict(branches=1, iters=800, lr=1e-3, milestones=[500, 700], scales=[[[1, 4]]]),
-        dict(branches=2, iters=500, lr=5e-4, milestones=[300, 400], scales=[[[1, 4]], [[1, 4], [1, 4]]]),
-        dict(
-            branches=3,
-            iters=300,
-            lr=5e-4,
-            milestones=[200],
-            scales=[[[1, 4]], [[1, 4], [1, 4]], [[1, 4], [1, 4], [1, 2]]],
-        ),
+        dict(branches=1, iters=1200, lr=1e-3, milestones=[700, 1000], scales=[[[1, 4]]]),
+        dict(branches=2, iters=200, scales=[[[1, 4], [1, 4]]], **later),
+        dict(branches=3, iters=200, scales=[[[1, 4], [1, 4], [1, 2]]], **later),
     ],
 )
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='Adam', betas=(0.9, 0.999)))

@@ -39,16 +39,16 @@ class Source:
 def find_sources(folders: Sequence[str], recursive: bool) -> list[Source]:
     """The images of folders in the order in which data sets take them.
 
-    Keys start with the folder's name where there are several folders.
+    Keys start with the folder's name where there are several folders, and with names above it where those are alike:
+    ``Set5/HR`` and ``Set14/HR``.
 
     Raises:
         UserError: a folder has no images, two images have one key, or an image's header cannot be read.
     """
     found: dict[str, str] = {}
-    for folder in folders:
+    for folder, prefix in zip(folders, _prefixes(folders), strict=True):
         if not osp.isdir(folder):
             raise UserError(f'{folder} is not a folder; give the folder of the images.')
-        prefix = osp.basename(osp.abspath(folder)) + '/' if len(folders) > 1 else ''
         for path in _below(folder) if recursive else files_of(folder, 'prepare'):
             key = prefix + without_suffix(osp.relpath(path, folder)).replace(os.sep, '/')
             if key in found:
@@ -57,6 +57,19 @@ def find_sources(folders: Sequence[str], recursive: bool) -> list[Source]:
                 raise UserError(f'{path!r}: the name holds characters that a list of images cannot; rename it.')
             found[key] = path
     return [_measured(path, key) for key, path in found.items()]
+
+
+def _prefixes(folders: Sequence[str]) -> list[str]:
+    """What the keys of each folder start with: as few of the last names in its path as tell the folders apart."""
+    if len(folders) == 1:
+        return ['']
+    parts = [osp.abspath(folder).strip(os.sep).split(os.sep) for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ['/'.join(one[-count:]) + '/' for one in parts]
+        if len(set(names)) == len(names):
+            return names
+    twice = next(folder for folder, one in zip(folders, parts, strict=True) if parts.count(one) > 1)
+    raise UserError(f'{twice} is given twice; leave one out.')
 
 
 def _below(folder: str) -> list[str]:

@@ -13,7 +13,8 @@ memory  peaks, each in a process of its own
 
 Times are CPU seconds, those of the wall clock beside them, and medians. Rates are in operations per CPU second too. The
 floor is given at the median rate of the workload's run and at the fastest; floor.py counts its operations. The
-reference runs in chunks of 2,048 and of 30,000 queries; --backends leaves it out where that takes too long.
+reference runs in chunks of 2,048 and of 30,000 queries; --backends leaves it out where that takes too long. With
+``--backends cpu 'cpu bf16'`` training steps are compared in single precision and in bf16.
 ``compare_checkouts.py`` compares two versions of the package.
 """
 
@@ -34,6 +35,7 @@ from typing import Any
 import torch
 
 from clit_basicsr.archs import lit_branch
+from clit_basicsr.archs.precision import in_precision
 from clit_basicsr.cli.environment import versions
 from clit_basicsr.ops import use_backend
 
@@ -48,11 +50,12 @@ FLOORS = 'CPU seconds (multiples of the floor at the median rate, at the fastest
 
 
 def by_backend(backend: str, function: Callable[[], Any]) -> None:
-    """Calls by a backend; the references in chunks of so many queries."""
+    """Calls by a backend; the references in chunks of so many queries, 'cpu bf16' in that precision."""
     queries = lit_branch.MAX_QUERIES
     lit_branch.MAX_QUERIES = REFERENCES.get(backend, queries)
+    precision = 'bf16' if backend.endswith(' bf16') else None
     try:
-        with use_backend(backend.split()[0]):
+        with use_backend(backend.split()[0]), in_precision(precision, torch.device('cpu')):
             function()
     finally:
         lit_branch.MAX_QUERIES = queries

@@ -73,10 +73,12 @@ setup(
     classifiers=[
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Programming Language :: Python :: 3.14',
         'Topic :: Scientific/Engineering :: Image Processing',
         'Typing :: Typed',
     ],
-    python_requires='>=3.11,<3.13',
+    python_requires='>=3.11,<3.15',
     packages=find_packages(include=['clit_basicsr', 'clit_basicsr.*']),
     package_data={
         'clit_basicsr': ['py.typed'],

@@ -2,7 +2,7 @@
 # Creates .venv/ at the root of the repository; quickstart.sh and test.sh start with it. Does nothing if .venv is up to date.
 #
 #   --mmagic, or CLIT_MMAGIC=1   installs MMagic too, the other host; later runs keep it
-#   PYTHON=/path/to/python3.11   the interpreter; default: the first python3.12 or python3.11 on the PATH
+#   PYTHON=/path/to/python3.12   the interpreter, 3.11 to 3.14; default: the first on the PATH, 3.12 and 3.11 preferred
 #   CLIT_TORCH=cpu|cuda|ARGS     the build of torch; ARGS is passed to pip unchanged, e.g.
 #                                'torch==2.13.0 --index-url https://download.pytorch.org/whl/cu126'
 #                                Default: cuda with an NVIDIA driver (nvidia-smi works), otherwise cpu.
@@ -24,15 +24,15 @@ pin() { grep -i "^$1==" requirements.txt; }
 
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-python3.12 python3.11 python3 python}; do
-    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+  for candidate in ${PYTHON:-python3.12 python3.11 python3.13 python3.14 python3 python}; do
+    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' \
       2>/dev/null; then
       echo "$candidate"
       return
     fi
   done
-  fail "${PYTHON:+$PYTHON is not usable: }Python 3.11 or 3.12 with venv is needed (Debian, Ubuntu: apt install" \
-    'python3.11-venv); set PYTHON to its path if it is installed elsewhere'
+  fail "${PYTHON:+$PYTHON is not usable: }Python 3.11 to 3.14 with venv is needed (Debian, Ubuntu: apt install" \
+    'python3-venv); set PYTHON to its path if it is installed elsewhere'
 }
 
 torch_build() {
@@ -87,7 +87,9 @@ install_rest() {
   # Pins the installed torch: no later step may replace it, or fetch the CUDA packages in addition to a CPU build.
   echo "torch==$(torch_version)" >"$VENV/torch.txt"
   grep -iv '^torch==' requirements.txt >"$VENV/requirements.txt"
-  pip_install --no-build-isolation -c "$VENV/torch.txt" -r "$VENV/requirements.txt" -r requirements-dev.txt
+  # With the folder on its path, BasicSR builds on Python 3.13 and later too; its file says why.
+  PYTHONPATH=$PWD/scripts/python313${PYTHONPATH:+:$PYTHONPATH} \
+    pip_install --no-build-isolation -c "$VENV/torch.txt" -r "$VENV/requirements.txt" -r requirements-dev.txt
 }
 
 MMAGIC=${CLIT_MMAGIC:-}

@@ -44,7 +44,7 @@ number = getattr(signal, os.environ.get('SIGNAL', 'SIGTERM'))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 def optimize_parameters(self, current_iter):
     if current_iter == int(sys.argv[1]):
-        if number == signal.SIGTERM:  # a batch system sends it to every process of a run
+        if number == signal.SIGTERM and 'ALONE' not in os.environ:  # a batch system sends it to every process of a run
             workers = multiprocessing.active_children()
             assert workers
             for worker in workers:
@@ -87,6 +87,17 @@ def test_ctrl_c_says_what_was_saved_last(tmp_path, monkeypatch):
     result = run(folder, '4', 'train', '-opt', 'options.yml', program=['stopped.py'])
     assert result.returncode == 130
     assert re.search(r'basicsr: interrupted; the last state is .*2\.state; resume with', result.stderr)
+    assert 'Traceback' not in result.stderr
+
+
+@pytest.mark.parametrize('options', [{}, {'datasets__train__prefetch_mode': 'cpu'}], ids=['', 'prefetched'])
+def test_sigterm_for_the_training_alone_ends_its_workers_too(tmp_path, monkeypatch, options):
+    folder = prepare(tmp_path / 'alone', changed(**SHORT, **options))
+    (folder / 'stopped.py').write_text(SIGNALLED)
+    monkeypatch.setenv('ALONE', '1')
+    result = run(folder, '3', 'train', '-opt', 'options.yml', program=['stopped.py'])
+    assert result.returncode == 143
+    assert 'basicsr: terminated after iteration 3; ' in result.stderr.splitlines()[-1]
     assert 'Traceback' not in result.stderr
 
 

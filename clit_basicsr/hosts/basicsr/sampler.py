@@ -15,10 +15,12 @@ What BasicSR does instead, and why that is not enough:
 
 from __future__ import annotations
 
+import atexit
 import math
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -158,10 +160,21 @@ def prefetchers(host: Any) -> tuple[Any, Any]:
     Args:
         host: The module `basicsr.data.prefetch_dataloader`.
     """
+    all_of_them: WeakSet[Any] = WeakSet()
+
+    def end_workers() -> None:
+        """Before multiprocessing, at exit, sends workers one SIGTERM, which they outlive, and waits for their end."""
+        for prefetcher in all_of_them:
+            batches = getattr(prefetcher.loader, 'generator', prefetcher.loader)  # a thread's, with prefetch_mode: cpu
+            if hasattr(batches, '_shutdown_workers'):
+                batches._shutdown_workers()
+
+    atexit.register(end_workers)
 
     class CPUPrefetcher(host.CPUPrefetcher):
         def __init__(self, loader: Any) -> None:
             self.ori_loader, self.loader = loader, iter(())
+            all_of_them.add(self)
 
     class CUDAPrefetcher(host.CUDAPrefetcher):
         def __new__(cls, loader: Any, opt: dict) -> Any:
@@ -170,6 +183,7 @@ def prefetchers(host: Any) -> tuple[Any, Any]:
 
         def __init__(self, loader: Any, opt: dict) -> None:
             self.ori_loader, self.loader, self.opt, self.batch = loader, iter(()), opt, None
+            all_of_them.add(self)
             self.stream = torch.cuda.Stream()
             self.device = torch.device('cuda')
 

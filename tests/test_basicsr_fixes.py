@@ -1,6 +1,7 @@
 """Each fix of BasicSR, on the host's own models and files: what is asserted here is not so without the fixes."""
 
 import logging
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.hosts.basicsr import fixes as basicsr_fixes
 from clit_basicsr.hosts.basicsr import resume as basicsr_resume
+from clit_basicsr.hosts.basicsr import sampler
 
 OTHER = 'other.pth'  # a checkpoint without `params`
 
@@ -267,3 +269,13 @@ def test_distributed_on_the_cpu_trains_and_validates_the_bare_network(one_proces
 def test_a_network_without_parameters_is_not_wrapped(one_process, tmp_path):
     model = SRModel(make_opt(tmp_path) | {'dist': True})
     assert isinstance(model.model_to_device(nn.Upsample(scale_factor=2)), nn.Upsample)
+
+
+@pytest.mark.parametrize(('method', 'expected'), [('forkserver', 'fork'), ('spawn', None), ('fork', None)])
+def test_workers_are_forked_in_place_of_a_fork_server(monkeypatch, method, expected):
+    monkeypatch.setattr(multiprocessing, 'get_start_method', lambda allow_none: method)
+    for workers in (0, 1):
+        loader = DataLoader(OneImage(), num_workers=workers)
+        sampler.fork_workers(loader)
+        context = loader.multiprocessing_context
+        assert (context and context.get_start_method()) == (expected if workers else None)

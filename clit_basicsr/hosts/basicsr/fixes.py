@@ -33,12 +33,14 @@ def apply() -> None:
 
 
 def fix_order_of_training(train: Any) -> None:
+    data: Any = sys.modules['basicsr.data']
     prefetch: Any = sys.modules['basicsr.data.prefetch_dataloader']
+    train.build_dataloader = data.build_dataloader = sampler.with_forked_workers(train.build_dataloader)
     train.create_train_val_dataloader = sampler.planned_loaders(train.create_train_val_dataloader, train)
     train.CPUPrefetcher, train.CUDAPrefetcher = sampler.prefetchers(prefetch)
     prefetch.PrefetchGenerator.run = sampler.run_and_hand_on_errors
     prefetch.PrefetchGenerator.__next__ = sampler.next_or_raise
-    sys.modules['basicsr.data'].worker_init_fn = sampler.start_worker  # type: ignore[attr-defined]
+    data.worker_init_fn = sampler.start_worker
 
 
 def fix_checkpoints(train: Any, base_model: Any) -> None:

@@ -11,19 +11,21 @@ What BasicSR does instead, and why that is not enough:
 * An exception in the thread of `prefetch_mode: cpu` ends that thread alone; the training waits for ever.
 * Its worker_init_fn seeds numpy and random with a constant, so that every epoch draws the same crops. torch has seeded
   both from its own generator by then, differently in each worker and epoch.
+* Its workers start as Python has it by default: since 3.14 from a fork server, see :func:`fork_workers`.
 """
 
 from __future__ import annotations
 
 import atexit
 import math
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from clit_basicsr.hosts.basicsr.stopping import outlive_first_sigterm
 
@@ -145,6 +147,28 @@ def plan(opt: dict, dataset: Dataset, world_size: int, rank: int, ratio: float) 
         total_iter=int(opt['train']['total_iter']),
         start_iter=opt.get('resumed', {}).get('iter', 0),
     )
+
+
+def with_forked_workers(build_dataloader: Callable[..., DataLoader]) -> Callable[..., DataLoader]:
+    """The host's `build_dataloader`, with :func:`fork_workers`."""
+
+    def build_and_fork(*args: Any, **kwargs: Any) -> DataLoader:
+        loader = build_dataloader(*args, **kwargs)
+        fork_workers(loader)
+        return loader
+
+    return build_and_fork
+
+
+def fork_workers(loader: DataLoader) -> None:
+    """Forks a loader's workers where a fork server, the default on Linux since Python 3.14, would start them.
+
+    With it, each worker imports torch again, every pass. It is the workers' parent: a SIGTERM that reaches every
+    process ends it, and they end with it before a state is saved; and they outlive a training that was killed.
+    """
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    if loader.num_workers and method == 'forkserver':
+        loader.multiprocessing_context = 'fork'
 
 
 def start_worker(worker_id: int, num_workers: int, rank: int, seed: int) -> None:

@@ -2,9 +2,9 @@
 
     PYTHONPATH=scripts/python313 pip install --no-build-isolation -r requirements.txt
 
-Its get_version() has exec() set __version__ and returns locals()['__version__'], a KeyError since what exec() sets in a
-function is lost (PEP 667). Python imports this file when it starts, in pip and in the builds that pip starts, and exec()
-sets the caller's variables there as until 3.12. BasicSR's files stay as they are, and nothing of this is installed.
+Its get_version() has exec() set __version__ and returns locals()['__version__']: a KeyError, since what exec() sets in
+a function is lost (PEP 667). Python imports this file when it starts, in pip and in the builds that pip starts, and
+there exec() sets the caller's variables as it did until 3.12. BasicSR stays as it is, and nothing of this is installed.
 """
 
 import builtins

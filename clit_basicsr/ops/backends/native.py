@@ -289,6 +289,8 @@ def _remove_left_parts(folder: Path) -> None:
 
 
 def _runs(pid: int) -> bool:
+    if os.name == 'nt':  # where os.kill ends a process whatever the signal; unfinished libraries stay for a day
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,6 +1,6 @@
 """For Python 3.13 and later: on PYTHONPATH while pip builds BasicSR 1.4.2, whose setup.py fails there without it.
 
-    PYTHONPATH=scripts/python313 pip install --no-build-isolation -r requirements.txt
+    PYTHONPATH=$PWD/scripts/python313 pip install --no-build-isolation -r requirements.txt
 
 Its get_version() has exec() set __version__ and returns locals()['__version__']: a KeyError, since what exec() sets in
 a function is lost (PEP 667). Python imports this file when it starts, in pip and in the builds that pip starts, and

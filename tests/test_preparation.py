@@ -121,10 +121,7 @@ def test_keys_tell_sub_folders_and_several_folders_apart(images, tmp_path, capsy
 
 
 def test_folders_of_one_name_are_told_apart_by_the_names_above(tmp_path, capsys):
-    folders = [tmp_path / name / 'HR' for name in ('Set5', 'Set14')]
-    for folder in folders:
-        folder.mkdir(parents=True)
-        save(ramp(20, 30), folder / 'a.png')
+    folders = [folder_of(tmp_path / name / 'HR', 'a.png') for name in ('Set5', 'Set14')]
     prepare(*folders, '-o', tmp_path / 'both.lmdb', *ONE)
     assert ImageSource(str(tmp_path / 'both.lmdb'), LMDB).names == ['Set5/HR/a', 'Set14/HR/a']
     message = refused(capsys, *folders, f'{folders[0]}/', '-o', tmp_path / 'thrice.lmdb')

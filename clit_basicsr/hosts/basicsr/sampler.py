@@ -178,6 +178,14 @@ def start_worker(worker_id: int, num_workers: int, rank: int, seed: int) -> None
     outlive_first_sigterm()
 
 
+def end_workers(batches: Any) -> None:
+    """Ends the workers behind an iterator of a data loader, before multiprocessing, at exit, sends each one SIGTERM,
+    which they outlive, and waits for their end.
+    """
+    if hasattr(batches, '_shutdown_workers'):
+        batches._shutdown_workers()
+
+
 def prefetchers(host: Any) -> tuple[Any, Any]:
     """The host's CPUPrefetcher and CUDAPrefetcher, iterating over the loader at `reset` only.
 
@@ -186,14 +194,11 @@ def prefetchers(host: Any) -> tuple[Any, Any]:
     """
     all_of_them: WeakSet[Any] = WeakSet()
 
-    def end_workers() -> None:
-        """Before multiprocessing, at exit, sends workers one SIGTERM, which they outlive, and waits for their end."""
+    def end_all_workers() -> None:
         for prefetcher in all_of_them:
-            batches = getattr(prefetcher.loader, 'generator', prefetcher.loader)  # a thread's, with prefetch_mode: cpu
-            if hasattr(batches, '_shutdown_workers'):
-                batches._shutdown_workers()
+            end_workers(getattr(prefetcher.loader, 'generator', prefetcher.loader))  # a thread's, prefetch_mode: cpu
 
-    atexit.register(end_workers)
+    atexit.register(end_all_workers)
 
     class CPUPrefetcher(host.CPUPrefetcher):
         def __init__(self, loader: Any) -> None:

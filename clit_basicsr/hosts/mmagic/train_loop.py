@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from mmagic.registry import DATASETS, LOOPS, MODELS
-from mmengine.dist import is_distributed
+from mmengine.dist import is_distributed, is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 from torch import Tensor, nn
@@ -16,9 +17,12 @@ from torch.utils.data import DataLoader
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.schedule import Stage, TrainingPlan
 from clit_basicsr.hosts.basicsr.following import follow_options, own_options
+from clit_basicsr.hosts.basicsr.sampler import end_workers, fork_workers
+from clit_basicsr.hosts.basicsr.stopping import outlive_first_sigterm
 from clit_basicsr.hosts.mmagic.checkpoints import add_plain_checkpoints
 from clit_basicsr.hosts.mmagic.implicit_sr import ImplicitSR
 from clit_basicsr.hosts.mmagic.resume import check_same_training, training_options
+from clit_basicsr.hosts.mmagic.stopping import OrderlyStop, lock
 from clit_basicsr.models.branches import initialise_branches, set_trained_branches
 from clit_basicsr.models.cumulative_sr_model import CumulativeSRModel
 from clit_basicsr.models.freezing import freeze, frozen_names, take_averages
@@ -35,6 +39,12 @@ class NotStarted:
 
     def __iter__(self):
         return iter(())
+
+
+def _start_worker(start: Callable[[int], None] | None, worker: int) -> None:
+    if start is not None:
+        start(worker)
+    outlive_first_sigterm()
 
 
 @LOOPS.register_module()
@@ -100,7 +110,10 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
                 'does not give; take RandomScaleDataset.'
             )
         options['dataset'] = {**options['dataset'], **filled_in}
-        return runner.build_dataloader(options, seed=runner.seed)
+        loader = runner.build_dataloader(options, seed=runner.seed)
+        fork_workers(loader)
+        loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+        return loader
 
     @property
     def stage(self) -> Stage:
@@ -115,6 +128,8 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
     def run(self) -> nn.Module:
         """Trains from the iteration that was resumed, or from the first."""
         self._check()
+        if is_main_process():
+            lock(self.runner.work_dir)
         self._guard_updates()
         self.loss = self.model.pixel_loss
         self.trainable = {name for name, value in self.model.generator.named_parameters() if value.requires_grad}
@@ -127,15 +142,23 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
         sampler: Any = self.dataloader.sampler
         sampler.start(self._iter)
         batches = iter(self.dataloader)
-        while self._iter < self._max_iters and not self.stop_training:
-            self.runner.model.train()
-            self.run_iter(next(batches))
-            self._decide_current_val_interval()
-            if self.runner.val_loop is not None and self._validates_now():
-                self.runner.val_loop.run()
+        try:
+            self._iterate(batches)
+        finally:
+            end_workers(batches)
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model
+
+    def _iterate(self, batches: Iterator[dict]) -> None:
+        with OrderlyStop(self) as stop:
+            while self._iter < self._max_iters and not self.stop_training:
+                self.runner.model.train()
+                self.run_iter(next(batches))
+                stop.after_iteration()
+                self._decide_current_val_interval()
+                if self.runner.val_loop is not None and self._validates_now():
+                    stop.validate()
 
     def _validates_now(self) -> bool:
         due = self._iter % self.val_interval == 0 or self._iter == self._max_iters

@@ -7,6 +7,9 @@ PHOTO=
 if [ $# -gt 0 ] && [ -f "$1" ]; then
   PHOTO=$(realpath -- "$1")
   shift
+elif [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
+  echo "quickstart: $1 does not exist" >&2
+  exit 1
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 BEGAN=$SECONDS

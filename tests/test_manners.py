@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,3 +218,11 @@ def test_option_files_are_listed_and_copied(folder, capsys):
     assert 'exists already' in capsys.readouterr().err
     assert main(['options', 'train_clit_esdr']) == 1
     assert 'the nearest is train_clit_edsr' in capsys.readouterr().err
+
+
+def test_an_option_file_that_is_there_already_is_no_mistake(capsys, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    before = Path('options/train_clit_edsr.yml').read_bytes()
+    assert main(['options', 'train_clit_edsr']) == 0
+    assert capsys.readouterr().out == 'options/train_clit_edsr.yml is there already\n'
+    assert Path('options/train_clit_edsr.yml').read_bytes() == before

@@ -101,6 +101,14 @@ def test_sigterm_for_the_training_alone_ends_its_workers_too(tmp_path, monkeypat
     assert 'Traceback' not in result.stderr
 
 
+def test_ctrl_c_in_a_resumed_run_names_the_state_that_it_came_from(half, tmp_path, monkeypatch):
+    folder = copied(half, tmp_path)
+    monkeypatch.setenv('SIGNAL', 'SIGINT')
+    result = run(folder, '6', 'train', '-opt', 'options.yml', '--auto_resume', program=['stopped.py'])
+    assert result.returncode == 130
+    assert re.search(r'basicsr: interrupted; the last state is .*5\.state; resume with', result.stderr)
+
+
 def options_of(folder):
     return yaml.safe_load((folder / 'options.yml').read_text())
 

@@ -23,7 +23,7 @@ BLOCK = re.compile(r'<!-- runnable -->\n```(bash|python)\n(.*?)```', re.DOTALL)
 RESULTS = {
     'README.md 1': {
         'photo_x3.7.jpg': (296, 222),
-        'bigger.png': (200, 150),
+        'bigger.png': (160, 210),
         'enlarged/photo.jpg': (160, 120),
         'enlarged/beach/photo.jpg': (160, 120),
         'enlarged/letter.tif': (160, 120),

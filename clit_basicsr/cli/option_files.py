@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from clit_basicsr.base.console import say
@@ -39,6 +40,9 @@ def run(args: argparse.Namespace) -> None:
             f'no option file is called {args.name}; the nearest is {nearest(name, names)}; basicsr options lists all.'
         )
     source, output = root / f'{name}.yml', args.output or f'options/{name}.yml'
+    if os.path.exists(output) and os.path.samefile(output, source):  # in a clone of the repository
+        say(f'{output} is there already')
+        return
     outputs.check([output], args.force, [str(source)])
     with replacing(output) as temporary:
         Path(temporary).write_bytes(source.read_bytes())

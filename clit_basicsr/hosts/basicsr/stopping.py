@@ -61,7 +61,9 @@ class OrderlyStop:
 
     def last_saved(self) -> str:
         """What to say after Ctrl-C."""
-        saved = getattr(self.model, 'last_state', None) if self.model else None
+        saved = None
+        if self.model:
+            saved = getattr(self.model, 'last_state', None) or self.model.opt['path'].get('resume_state')
         return f'the last state is {saved}; {RESUME}' if saved else 'no state has been saved yet'
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

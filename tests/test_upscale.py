@@ -303,6 +303,8 @@ def test_which_network(folder, net, capsys):
     assert np.abs(files.read('c.png').pixels - levels(answer(net, color(), scale=1))).max() < 0.51
     torch.save({'params': net.state_dict()}, 'bare.pth')
     assert 'does not say which network it is of' in message('--model', 'bare.pth')
+    torch.save({'iter': 5, 'optimizers': [], 'schedulers': []}, '5.state')
+    assert '5.state is a training state, without weights; give models/net_g_*.pth' in message('--model', '5.state')
     edsr = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1}
     save_checkpoint('edsr.pth', {'params': build_network(edsr).state_dict(), 'network_g': edsr})
     assert 'one scale only' in message('--model', 'edsr.pth')

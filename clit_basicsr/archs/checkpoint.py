@@ -62,6 +62,8 @@ def load_checkpoint(path: str | os.PathLike, param_key: str = 'params_ema') -> n
             that are not those of the network or not finite.
     """
     content = read_checkpoint(path)
+    if 'optimizers' in content:
+        raise UserError(f'{path} is a training state, without weights; give models/net_g_*.pth of the same experiment.')
     if 'network_g' not in content:
         hint = (
             'convert it first (basicsr convert)'

@@ -1,0 +1,75 @@
+"""LR images of a test set as they are, after JPEG compression and with noise, and an option file that tests on them.
+
+    python scripts/benchmarks/degraded.py datasets/benchmark/Set14/HR -o degraded
+    basicsr test -opt degraded/test.yml --force_yml path:pretrain_network_g=photo
+
+The figures of README's table. JPEG: Pillow, quality 40; noise: Gaussian, 10 of 255 levels, from a fixed seed.
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from clit_basicsr.base.files import replacing
+from clit_basicsr.cli.option_file import read_option_file
+from clit_basicsr.data.pairs import downsample
+
+SCALES = (2, 3, 4)
+OPTIONS = Path(__file__).parents[2] / 'options' / 'test_clit_light.yml'
+
+
+def jpeg(image: np.ndarray, seed: int) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, 'JPEG', quality=40)
+    return np.asarray(Image.open(file, formats=('JPEG',)).convert('RGB'))
+
+
+def noise(image: np.ndarray, seed: int) -> np.ndarray:
+    drawn = np.random.default_rng(seed).normal(0, 10, image.shape)
+    return np.clip(np.round(image + drawn), 0, 255).astype(np.uint8)
+
+
+KINDS = {'clean': lambda image, seed: image, 'jpeg40': jpeg, 'noise10': noise}
+
+
+def lr_image(hr: np.ndarray, scale: int) -> np.ndarray:
+    """Made as MATLAB's imresize makes it, of the HR image cut to a multiple of the scale."""
+    size = hr.shape[0] // scale, hr.shape[1] // scale
+    return downsample(hr[: size[0] * scale, : size[1] * scale], size, 'matlab')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('hr', type=Path, help='folder of HR images')
+    parser.add_argument('-o', '--output', type=Path, default=Path('degraded'))
+    args = parser.parse_args()
+    options = read_option_file(str(OPTIONS))
+    options['name'], options['datasets'] = 'degraded', {}
+    for kind, degrade in KINDS.items():
+        for scale in SCALES:
+            folder = (args.output / kind / f'X{scale}').resolve()
+            for path in sorted(args.hr.glob('*.png')):
+                hr = np.array(Image.open(path, formats=('PNG',)).convert('RGB'))
+                image = degrade(lr_image(hr, scale), sum(map(ord, path.stem)) + scale)
+                with replacing(str(folder / f'{path.stem}x{scale}.png')) as unfinished:
+                    Image.fromarray(image).save(unfinished, 'PNG')
+            options['datasets'][f'test_{kind}_x{scale}'] = {
+                'name': f'{kind}_x{scale}',
+                'type': 'ScaledPairDataset',
+                'dataroot_gt': str(args.hr.resolve()),
+                'dataroot_lq': str(folder),
+                'filename_tmpl': f'{{}}x{scale}',
+                'io_backend': {'type': 'disk'},
+                'scale': scale,
+                'protocol': 'benchmark',
+            }
+    with replacing(str(args.output / 'test.yml')) as unfinished:
+        Path(unfinished).write_text(yaml.safe_dump(options, sort_keys=False))
+
+
+if __name__ == '__main__':
+    main()

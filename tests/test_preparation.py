@@ -124,8 +124,7 @@ def test_folders_of_one_name_are_told_apart_by_the_names_above(tmp_path, capsys)
     folders = [folder_of(tmp_path / name / 'HR', 'a.png') for name in ('Set5', 'Set14')]
     prepare(*folders, '-o', tmp_path / 'both.lmdb', *ONE)
     assert ImageSource(str(tmp_path / 'both.lmdb'), LMDB).names == ['Set5/HR/a', 'Set14/HR/a']
-    message = refused(capsys, *folders, f'{folders[0]}/', '-o', tmp_path / 'thrice.lmdb')
-    assert f'{folders[0]} is given twice; leave one out' in message
+    assert f'{folders[0]} is given twice; leave one out' in refused(capsys, *folders, folders[0], '-o', 'thrice.lmdb')
 
 
 @pytest.mark.parametrize(

@@ -387,13 +387,13 @@ def has_worker(parent):
 
 
 def test_an_interrupt_while_the_processes_start_is_one_line(tmp_path):
-    source = folder_of(tmp_path / 'GT', 'a.png', 'b.png')
-    command = [sys.executable, '-m', 'clit_basicsr', 'prepare', str(source), '-o', str(tmp_path / 'x.lmdb')]
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    process = subprocess.Popen([*command, '--processes', '2'], start_new_session=True, **pipes)
-    process.stdout.readline()  # what will be done
-    while not has_worker(process.pid) and process.poll() is None:
-        pass
+    source, target = folder_of(tmp_path / 'GT', 'a.png', 'b.png'), tmp_path / 'x.lmdb'
+    command = [sys.executable, '-m', 'clit_basicsr', 'prepare', source, '-o', target, '--processes', '2']
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'start_new_session': True}
+    pipes['preexec_fn'] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job ignores it
+    process = subprocess.Popen(command, **pipes)
+    while not has_worker(process.pid):
+        assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate()
     assert process.returncode == 130 and error == 'basicsr: interrupted; the same command continues where it was left\n'

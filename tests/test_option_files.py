@@ -103,7 +103,6 @@ def test_options_of_the_network_in_the_package(tmp_path, monkeypatch):
         assert name == f'{Path(one["dataroot_gt"]).parent.name}_x{one["scale"]:g}' and one['downsampling'] == 'matlab'
     assert opt['network_g'] == read_option_file(str(FOLDER / 'train_clit_light.yml'))['network_g']
     packed = read_checkpoint(FOLDER.parent / opt['path']['pretrain_network_g'])['network_g']
-    packed['encoder'].pop('res_scale', None)  # 1, as without it
     assert packed == opt['network_g']
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from clit_basicsr.base.files import replacing
 from clit_basicsr.cli.option_file import read_option_file
-from clit_basicsr.data.pairs import downsample
+from clit_basicsr.data.pairs import make_pair
 
 SCALES = (2, 3, 4)
 OPTIONS = Path(__file__).parents[2] / 'options' / 'test_clit_light.yml'
@@ -36,12 +36,6 @@ def noise(image: np.ndarray, seed: int) -> np.ndarray:
 KINDS = {'clean': lambda image, seed: image, 'jpeg40': jpeg, 'noise10': noise}
 
 
-def lr_image(hr: np.ndarray, scale: int) -> np.ndarray:
-    """Made as MATLAB's imresize makes it, of the HR image cut to a multiple of the scale."""
-    size = hr.shape[0] // scale, hr.shape[1] // scale
-    return downsample(hr[: size[0] * scale, : size[1] * scale], size, 'matlab')
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('hr', type=Path, help='folder of HR images')
@@ -54,7 +48,8 @@ def main() -> None:
             folder = (args.output / kind / f'X{scale}').resolve()
             for path in sorted(args.hr.glob('*.png')):
                 hr = np.array(Image.open(path, formats=('PNG',)).convert('RGB'))
-                image = degrade(lr_image(hr, scale), sum(map(ord, path.stem)) + scale)
+                _, lr = make_pair(hr, (scale, scale), 'matlab')
+                image = degrade(lr, sum(map(ord, path.stem)) + scale)
                 with replacing(str(folder / f'{path.stem}x{scale}.png')) as unfinished:
                     Image.fromarray(image).save(unfinished, 'PNG')
             options['datasets'][f'test_{kind}_x{scale}'] = {

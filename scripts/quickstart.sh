@@ -30,7 +30,14 @@ fi
 if [ -e "experiments/$NAME/models/net_g_latest.pth" ] && [ $# -eq 0 ]; then
   echo "quickstart: experiments/$NAME is already trained; remove that folder to train again"
 else
-  "$PY" -m clit_basicsr train -opt "options/$NAME.yml" --auto_resume "$@"
+  "$PY" -m clit_basicsr train -opt "options/$NAME.yml" --auto_resume "$@" &
+  TRAINING=$!
+  trap 'kill -TERM "$TRAINING"' INT TERM  # it saves a state; a shell that ends first would leave it running
+  CODE=0
+  wait "$TRAINING" || CODE=$?
+  [ "$CODE" -le 128 ] || { CODE=0; wait "$TRAINING" || CODE=$?; }  # a signal ends the first wait
+  trap - INT TERM
+  [ "$CODE" -eq 0 ] || exit "$CODE"
 fi
 echo 'quickstart: bicubic interpolation of the same picture, for comparison'
 LOG=datasets/quickstart/bicubic.log

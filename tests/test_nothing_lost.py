@@ -44,7 +44,7 @@ number = getattr(signal, os.environ.get('SIGNAL', 'SIGTERM'))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 def optimize_parameters(self, current_iter):
     if current_iter == int(sys.argv[1]):
-        if number == signal.SIGTERM and 'ALONE' not in os.environ:  # a batch system sends it to every process of a run
+        if 'ALONE' not in os.environ:  # a batch system, or a terminal on Ctrl-C, sends it to every process of a run
             workers = multiprocessing.active_children()
             assert workers
             for worker in workers:
@@ -80,14 +80,18 @@ def test_sigterm_saves_a_state_and_the_run_goes_on_as_if_nothing_had_happened(ha
         assert torch.equal(weights(resumed)['params'][key], value), key
 
 
-def test_ctrl_c_says_what_was_saved_last(tmp_path, monkeypatch):
+def test_ctrl_c_saves_a_state_too(tmp_path, monkeypatch):
     folder = prepare(tmp_path / 'c', changed(**SHORT))
     (folder / 'stopped.py').write_text(SIGNALLED)
     monkeypatch.setenv('SIGNAL', 'SIGINT')
-    result = run(folder, '4', 'train', '-opt', 'options.yml', program=['stopped.py'])
+    result = run(folder, '5', 'train', '-opt', 'options.yml', program=['stopped.py'])
     assert result.returncode == 130
-    assert re.search(r'basicsr: interrupted; the last state is .*2\.state; resume with', result.stderr)
+    last = result.stderr.strip().splitlines()[-1]
+    assert re.fullmatch(
+        r'basicsr: interrupted; stopped after iteration 5; the last state is .*5\.state; resume with .*', last
+    )
     assert 'Traceback' not in result.stderr
+    assert list(folder.rglob('5.state'))
 
 
 @pytest.mark.parametrize('options', [{}, {'datasets__train__prefetch_mode': 'cpu'}], ids=['', 'prefetched'])

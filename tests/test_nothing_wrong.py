@@ -1,9 +1,7 @@
 """Figures that would be wrong without a word: NaN, pairs of other images, pictures of one name."""
 
-import contextlib
 import copy
 import math
-import signal
 
 import cv2
 import lmdb
@@ -326,22 +324,3 @@ def test_sizes_that_differ_under_a_host_model_are_one_line():
     pair = {'img': gray(1, 40), 'img2': gray(1, 20)}
     with pytest.raises(UserError, match='a result of 40x40 pixels cannot be compared with a GT image of 20x20'):
         calculate_metric(pair, {'type': 'calculate_psnr', 'crop_border': 2})
-
-
-def test_ctrl_c_that_python_drops_is_raised_after_the_iteration():
-    from clit_basicsr.hosts.basicsr.stopping import OrderlyStop
-
-    class Model:
-        def optimize_parameters(self, current_iter):
-            with contextlib.suppress(KeyboardInterrupt):  # as an ignored exception in a hook after a fork
-                signal.raise_signal(signal.SIGINT)
-
-        def validation(self):
-            pass
-
-    before, model = signal.getsignal(signal.SIGINT), Model()
-    with OrderlyStop() as stop:
-        stop.watch(model)
-        with pytest.raises(KeyboardInterrupt):
-            model.optimize_parameters(1)
-    assert signal.getsignal(signal.SIGINT) is before

@@ -70,8 +70,8 @@ def run_pipeline(name: str, opt: dict, args: argparse.Namespace, watch: Callable
     try:
         with stop if name == 'train' else contextlib.nullcontext():
             getattr(host, f'{name}_pipeline')(os.getcwd())
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(stop.last_saved() if name == 'train' else '') from None
+    except KeyboardInterrupt as interrupted:  # without a message where the host or torch has raised it
+        raise KeyboardInterrupt(*interrupted.args or [stop.last_saved() if name == 'train' else '']) from None
     finally:
         for name_in_host, original in zip(names, hosts, strict=True):
             setattr(host, name_in_host, original)

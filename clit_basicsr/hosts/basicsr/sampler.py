@@ -27,7 +27,7 @@ from weakref import WeakSet
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from clit_basicsr.hosts.basicsr.stopping import outlive_first_sigterm
+from clit_basicsr.base.stopping import outlive_first_signal
 
 PART = 1 << 16  # indices of a permutation that are Python numbers at the same time
 
@@ -175,7 +175,7 @@ def start_worker(worker_id: int, num_workers: int, rank: int, seed: int) -> None
     """In place of the host's worker_init_fn: leaves the seeds that torch has just set (rank and pass are in them), and
     lets the training save a state before its workers end.
     """
-    outlive_first_sigterm()
+    outlive_first_signal()
 
 
 def end_workers(batches: Any) -> None:

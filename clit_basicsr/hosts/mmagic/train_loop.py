@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.stopping import outlive_first_signal
 from clit_basicsr.data.schedule import Stage, TrainingPlan
 from clit_basicsr.hosts.basicsr.following import follow_options, own_options
 from clit_basicsr.hosts.basicsr.sampler import end_workers, fork_workers
-from clit_basicsr.hosts.basicsr.stopping import outlive_first_sigterm
 from clit_basicsr.hosts.mmagic.checkpoints import add_plain_checkpoints
 from clit_basicsr.hosts.mmagic.implicit_sr import ImplicitSR
 from clit_basicsr.hosts.mmagic.resume import check_same_training, training_options
@@ -44,7 +44,7 @@ class NotStarted:
 def _start_worker(start: Callable[[int], None] | None, worker: int) -> None:
     if start is not None:
         start(worker)
-    outlive_first_sigterm()
+    outlive_first_signal()
 
 
 @LOOPS.register_module()
@@ -151,14 +151,15 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
         return self.runner.model
 
     def _iterate(self, batches: Iterator[dict]) -> None:
-        with OrderlyStop(self) as stop:
+        with OrderlyStop(self.runner) as stop:
             while self._iter < self._max_iters and not self.stop_training:
                 self.runner.model.train()
                 self.run_iter(next(batches))
-                stop.after_iteration()
+                stop.after_iteration(self._iter)
                 self._decide_current_val_interval()
                 if self.runner.val_loop is not None and self._validates_now():
-                    stop.validate()
+                    with stop.validation():
+                        self.runner.val_loop.run()
 
     def _validates_now(self) -> bool:
         due = self._iter % self.val_interval == 0 or self._iter == self._max_iters

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from clit_basicsr.archs.encoders import RawPixels, build_encoder
 from clit_basicsr.archs.features import Features, LocalAttention, Prepared
 from clit_basicsr.archs.precision import convolution_layout, own_precision
-from clit_basicsr.archs.sizes import hr_range, lr_range, output_size, parse_tile
+from clit_basicsr.archs.sizes import hr_range, image_size, lr_range, output_size, parse_tile
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops.decoder import runs_compiled
 from clit_basicsr.ops.geometry.coords import Bounds, Frame, Piece, in_larger, make_coord, numbers
@@ -201,7 +201,7 @@ class ImplicitNet(nn.Module):
         """A whole picture of any size, answered piece by piece.
 
         Args:
-            lq: (B, 3, h, w), RGB in [0, 1].
+            lq: (B, 3, h, w), RGB in [0, 1], or uint8 or uint16.
             size: (H, W) of the result; or
             scale: its factor, a number or (y, x), at least 1: H = round(h * scale), half to even.
             tile: ``{tile_size, tile_pad}`` in LR pixels: the encoder, too, sees one padded tile at a time. The result
@@ -212,9 +212,10 @@ class ImplicitNet(nn.Module):
             Tensor: (B, 3, H, W), not clamped.
 
         Raises:
-            UserError: neither or both of size and scale, or one that is not at least the LR size.
+            UserError: neither or both of size and scale, or one that is not at least the LR size; or see
+                :func:`~clit_basicsr.archs.sizes.image_size`.
         """
-        size, factors = output_size((lq.shape[2], lq.shape[3]), size, scale)
+        size, factors = output_size(image_size(lq, self), size, scale)
         out = _empty(lq, *size)
         tiles, scales = self.survey(partial(self._encoded_tiles, lq, size, tile), self.plan_scales(factors))
         for feat, piece in tiles():
@@ -241,7 +242,7 @@ class ImplicitNet(nn.Module):
             Rows, columns and pixels (B, 3, rows, columns) of a tile of the result, not clamped. The tiles come row by
             row and cover the result exactly once.
         """
-        size, factors = output_size((lq.shape[2], lq.shape[3]), size, scale)
+        size, factors = output_size(image_size(lq, self), size, scale)
         tiles, scales = self.survey(partial(self._encoded_tiles, lq, size, tile), self.plan_scales(factors))
         for feat, piece in tiles():
             yield slice(*piece.rows), slice(*piece.cols), self._answer(feat, piece, scales)
@@ -269,9 +270,7 @@ class ImplicitNet(nn.Module):
         return self._answer(feat, piece, scales)
 
     def _with_margin(self, lq: Tensor) -> Tensor:
-        if lq.dim() != 4 or lq.shape[1] != 3:
-            raise ValueError(f'lq must be (B, 3, h, w), got {tuple(lq.shape)}')
-        return mirror_pad(lq, self.encoder.padded_size(*lq.shape[-2:]))
+        return mirror_pad(lq, self.encoder.padded_size(*image_size(lq, self)))
 
     def _encoded_tiles(self, lq: Tensor, size: tuple[int, int], tile: dict | None) -> Iterator[tuple[Features, Piece]]:
         """Features and piece of the result of each tile; neighbours whose padded windows are equal share features."""

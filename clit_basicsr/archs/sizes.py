@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops.geometry.coords import Bounds, nearest_index, pixel_centers
@@ -21,6 +22,30 @@ class Tiling(NamedTuple):
 
     size: int
     pad: int
+
+
+def image_size(lq: Tensor, net: nn.Module) -> tuple[int, int]:
+    """Size (h, w) of the LR images (B, 3, h, w) that a network gets.
+
+    Raises:
+        UserError: something else is given, or images of another device or of a precision that does not fit.
+    """
+    if not isinstance(lq, Tensor):
+        raise UserError(
+            f'lq must be a tensor (B, 3, h, w), got {type(lq).__name__}; clit_basicsr.upscale takes arrays, Pillow '
+            'images and files.'
+        )
+    if lq.dim() != 4 or lq.shape[1] != 3:
+        hint = '; lq[None] is a batch of one image' if lq.dim() == 3 and lq.shape[0] == 3 else ''
+        raise UserError(f'lq must be (B, 3, h, w), got {tuple(lq.shape)}{hint}.')
+    if not (lq.is_floating_point() or lq.dtype in (torch.uint8, torch.uint16)):
+        raise UserError(f'lq must be floating point in [0, 1], uint8 or uint16; got {lq.dtype}.')
+    like = next(net.parameters(), None)
+    if like is not None and lq.device != like.device:
+        raise UserError(f'lq is on {lq.device}, the network on {like.device}; use lq.to({str(like.device)!r}).')
+    if like is not None and lq.dtype == torch.float64 != like.dtype:
+        raise UserError(f'lq is in double precision, the network in {like.dtype}; use lq.float().')
+    return lq.shape[2], lq.shape[3]
 
 
 def output_size(
@@ -70,6 +95,8 @@ def parse_tile(tile: dict | None, longest: int, reach: int) -> Tiling:
     """
     if tile is None:
         return Tiling(longest, longest)
+    if not isinstance(tile, dict):
+        raise UserError(f'tile must be a dict with tile_size and tile_pad; got {tile!r}.')
     tile_size, tile_pad = int(tile.get('tile_size', 0)), int(tile.get('tile_pad', 32))
     if tile_size < 1 or tile_pad < reach:
         raise UserError(

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of every sub-command."""
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog='basicsr',
         description='BasicSR with LIT and CLIT, arbitrary-scale super-resolution.',
         epilog='basicsr COMMAND --help lists the options of a command.',

@@ -2,8 +2,18 @@
 
 import argparse
 
+from typing import NoReturn
+
 from clit_basicsr.base import devices
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.pictures import networks
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake as one line, as every other mistake is; argparse's own error prints the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message}; {self.prog} --help explains the options')
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """``clit_basicsr.upscale``: from Python what ``basicsr upscale`` does to a file; ``clit_basicsr.load``."""
 
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from clit_basicsr.archs.implicit import ImplicitNet, output_size
+from clit_basicsr.archs.implicit import ImplicitNet
+from clit_basicsr.archs.sizes import as_numbers, output_size
 from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.precisions import check_precision
@@ -27,7 +29,7 @@ def load(name_or_path: str | os.PathLike | None, device: str) -> ImplicitNet:
 
 
 def _read(model: str | os.PathLike | None, device: torch.device) -> ImplicitNet:
-    return load_network(find_checkpoint(None if model is None else os.fspath(model)), device)
+    return load_network(find_checkpoint(os.fspath(model) if isinstance(model, os.PathLike) else model), device)
 
 
 def upscale(
@@ -42,8 +44,8 @@ def upscale(
     progress: bool = False,
 ) -> Any:
     """See :func:`clit_basicsr.upscale`."""
-    if tile is not None and tile < 1:
-        raise UserError(f'tile: a tile has at least 1 pixel; got {tile}.')
+    if tile is not None and not (len(side := as_numbers(tile, operator.index)) == 1 and side[0] >= 1):
+        raise UserError(f'tile: the side of a tile is a whole number of pixels, at least 1; got {tile!r}.')
     check_precision(precision, 'precision')
     where = None if device is None else choose_device(device)
     if isinstance(model, nn.Module):

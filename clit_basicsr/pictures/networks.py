@@ -37,6 +37,8 @@ def find_checkpoint(model: str | None = None) -> str:
     """
     if model is None:
         return _default()
+    if not isinstance(model, str):
+        raise UserError(f'model: give a network, the path of a checkpoint, or a name; got {type(model).__name__}.')
     if osp.isfile(model):
         if weights.holds(model):  # by its path: verified all the same
             weights.file_of(osp.splitext(osp.basename(model))[0])

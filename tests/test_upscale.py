@@ -356,7 +356,10 @@ def test_the_tiles_that_were_used_are_printed(folder, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_nothing(folder):
+@pytest.mark.parametrize(
+    ('number', 'code', 'said'), [(signal.SIGINT, 130, 'interrupted'), (signal.SIGTERM, 143, 'terminated')]
+)
+def test_a_signal_leaves_nothing(folder, number, code, said):
     """A real process, interrupted among its tiles."""
     save('a.png', np.asarray(data.astronaut()))
     command = [sys.executable, '-m', 'clit_basicsr', 'upscale', 'a.png', '-s', '8', '--tile', '16', '-o', 'b.png']
@@ -373,10 +376,10 @@ def test_ctrl_c_leaves_nothing(folder):
     seen = ''
     while 'tile' not in seen:
         seen += os.read(terminal, 20).decode(errors='replace')
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
     rest = os.read(terminal, 65536).decode(errors='replace')
     os.close(terminal)
-    assert 'basicsr: interrupted' in rest
+    assert f'basicsr: {said}' in rest
     assert 'Traceback' not in seen + rest
     assert sorted(os.listdir()) == ['a.png', 'experiments']

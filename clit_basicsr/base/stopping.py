@@ -1,4 +1,4 @@
-"""Ending a training in an orderly way: SIGTERM (a batch system's) and Ctrl-C save a state first."""
+"""Ending in an orderly way: in a training, SIGTERM (a batch system's) and Ctrl-C save a state first."""
 
 from __future__ import annotations
 
@@ -101,6 +101,26 @@ class OrderlyStop:
         if self.received[0] == signal.SIGINT:
             raise KeyboardInterrupt(message)
         raise Terminated(f'terminated; {message}')
+
+
+@contextmanager
+def unwinding_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises Terminated within the block, so that unfinished files are removed, as on Ctrl-C."""
+    process = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:
+            os._exit(128 + number)
+        raise Terminated('terminated')
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def outlive_first_signal() -> None:

@@ -23,6 +23,7 @@ import clit_basicsr
 from clit_basicsr.base import console
 from clit_basicsr.base.errors import Terminated, UserError
 from clit_basicsr.base.messages import nearest
+from clit_basicsr.base.stopping import unwinding_on_sigterm
 from clit_basicsr.cli import arguments, orphans  # noqa: F401  the latter notes the parent process: before torch is imported
 from clit_basicsr.cli.allocator import keep_freed_memory
 
@@ -65,9 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.set_level(console.QUIET if args.quiet else console.VERBOSE if args.verbose else console.NORMAL)
         if args.verbose:
             print(f'{DISTRIBUTION} {clit_basicsr.__version__}, Python {sys.version}, {sys.platform}', file=sys.stderr)
-        if args.command not in TRAININGS:
+        if args.command in TRAININGS:  # which save a state first
+            module_of(args.command).run(args)
+        else:
             keep_freed_memory()
-        module_of(args.command).run(args)
+            with unwinding_on_sigterm():
+                module_of(args.command).run(args)
     except UserError as error:
         if console.is_verbose():
             traceback.print_exc()

@@ -1,7 +1,6 @@
 """Arguments that several commands share, with the same letters and the same help."""
 
 import argparse
-
 from typing import NoReturn
 
 from clit_basicsr.base import devices

@@ -10,7 +10,7 @@ from collections import Counter
 from os import path as osp
 
 from clit_basicsr.base.console import hides_bars, say
-from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.errors import Terminated, UserError
 from clit_basicsr.base.messages import scale_text
 from clit_basicsr.cli import arguments
 from clit_basicsr.data.downsamplings import DOWNSAMPLINGS
@@ -105,6 +105,8 @@ def run(args: argparse.Namespace) -> None:
             already = prepare(left, processes, args.force, bar.update)
     except KeyboardInterrupt:
         raise KeyboardInterrupt('the same command continues where it was left') from None
+    except Terminated:
+        raise Terminated('terminated; the same command continues where it was left') from None
     continued = f' ({already} from the run before)' if already else ''
     say(f'{written}: {items} {_kind(args)} written and verified in {time.monotonic() - began:.1f} s{continued}')
 

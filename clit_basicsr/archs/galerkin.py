@@ -41,6 +41,7 @@ class GalerkinNet(ImplicitNet):
     image_skip = True
     pixel: float  # length of a pixel in distances
     uses_all_queries = True
+    needs_double = True
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from clit_basicsr.archs.precision import convolution_layout, own_precision
 from clit_basicsr.archs.sizes import hr_range, image_size, lr_range, output_size, parse_tile
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops.decoder import runs_compiled
-from clit_basicsr.ops.geometry.coords import Bounds, Frame, Piece, in_larger, make_coord, numbers
+from clit_basicsr.ops.geometry.coords import Bounds, Frame, Piece, exact, in_larger, make_coord, numbers
 from clit_basicsr.ops.geometry.mirror import mirror_pad
 from clit_basicsr.ops.geometry.sampling import sample_bilinear
 
@@ -50,6 +50,8 @@ class ImplicitNet(nn.Module):
     image_skip = False
     # Whether a value depends on all queries of the call and not on its own place alone.
     uses_all_queries = False
+    # Whether more than positions is computed in double precision, which Apple's GPUs lack.
+    needs_double = False
     # Branches that cumulative training may add one by one.
     num_branches: int = 1
 
@@ -139,9 +141,9 @@ class ImplicitNet(nn.Module):
             hr = [round(2 / side) for side in cell.reshape(-1, 2)[0].tolist()]
             scales = self.plan_scales((hr[0] / h, hr[1] / w))
         if size != (h, w):  # the same places in the image with its margin
-            ratio = numbers((h / size[0], w / size[1]), coord.double())
+            ratio = numbers((h / size[0], w / size[1]), exact(coord))
             coord = in_larger(coord, ratio)
-            cell = (cell * ratio).to(cell.dtype)
+            cell = (exact(cell) * ratio).to(cell)
         return prepared._replace(scales=scales), coord, cell
 
     def prepare_maps(self, feat: Features, scales) -> Any:

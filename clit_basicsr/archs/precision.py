@@ -6,7 +6,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.precisions import check_precision
+from clit_basicsr.ops.geometry.coords import WITHOUT_DOUBLE
 
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -45,6 +47,14 @@ def own_precision(net: nn.Module) -> AbstractContextManager:
     if like is None or like.dtype not in DTYPES.values():
         return nullcontext()
     return torch.autocast(like.device.type, like.dtype)
+
+
+def check_double(net: nn.Module, device: torch.device) -> None:
+    """Raises UserError for a network (``needs_double``) that computes in a precision which the device lacks."""
+    if device.type in WITHOUT_DOUBLE and getattr(net, 'needs_double', False):
+        raise UserError(
+            f'{type(net).__name__} computes in double precision too, which Apple GPUs lack; take the device cpu.'
+        )
 
 
 def at_least_single(t: Tensor) -> Tensor:

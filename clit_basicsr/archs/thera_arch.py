@@ -61,6 +61,7 @@ class Thera(ImplicitNet):
 
     # Of two pixels at the same distance the higher one answers, the tiles are cut behind either of them.
     reach = 1
+    needs_double = True
 
     def __init__(
         self,

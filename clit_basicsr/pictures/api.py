@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from clit_basicsr.archs.implicit import ImplicitNet
+from clit_basicsr.archs.precision import check_double
 from clit_basicsr.archs.sizes import as_numbers, output_size
 from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
@@ -72,6 +73,7 @@ def _borrowed(net: ImplicitNet, device: torch.device | None) -> Iterator[None]:
     try:
         net.eval()
         if device is not None:
+            check_double(net, device)
             net.to(device)
         yield
     finally:

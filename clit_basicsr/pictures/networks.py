@@ -80,14 +80,16 @@ def load_network(path: str, device: torch.device) -> ImplicitNet:
     """The network of a checkpoint, on the device, in evaluation mode.
 
     Raises:
-        UserError: see :func:`load_checkpoint`; or the network has one fixed scale.
+        UserError: see :func:`load_checkpoint` and :func:`check_double`; or the network has one fixed scale.
     """
     from clit_basicsr.archs import load_checkpoint
     from clit_basicsr.archs.implicit import ImplicitNet
+    from clit_basicsr.archs.precision import check_double
 
     net = load_checkpoint(path)
     if not isinstance(net, ImplicitNet):
         raise UserError(f'{path} is a {type(net).__name__}, which works at one scale only; use LIT, CLIT or a peer.')
+    check_double(net, device)
     return net.to(device)
 
 

@@ -27,6 +27,8 @@ class Frame(NamedTuple):
     origin: tuple[int, int] = (0, 0)
 
 
+# Apple's GPUs have no double precision.
+WITHOUT_DOUBLE = ('mps',)
 # The first pixel along an axis, and one past the last.
 Bounds = tuple[int, int]
 
@@ -69,14 +71,19 @@ def numbers(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.stack([like.new_full((), value) for value in values])
 
 
+def exact(coord: Tensor) -> Tensor:
+    """Coordinates in double precision; on the CPU where their device has none. ``.to(coord)`` brings results back."""
+    return (coord.cpu() if coord.device.type in WITHOUT_DOUBLE else coord).double()
+
+
 def in_larger(coord: Tensor, ratio: Tensor | float) -> Tensor:
     """Coordinates of the same places in an image that goes on downwards and to the right.
 
     Args:
         coord: (..., 2) or of one axis, in [-1, 1].
-        ratio: the sides of the image in units of those of the larger one, float64.
+        ratio: the sides of the image in units of those of the larger one, as :func:`exact` gives numbers.
     """
-    return ((coord.double() + 1) * ratio - 1).to(coord.dtype)
+    return ((exact(coord) + 1) * ratio - 1).to(coord)
 
 
 def nearest_index(coord: Tensor, n: int) -> Tensor:

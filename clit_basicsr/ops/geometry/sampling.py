@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clit_basicsr.ops.geometry.coords import Frame, nearest_index, pixel_centers
+from clit_basicsr.ops.geometry.coords import Frame, exact, nearest_index, pixel_centers
 
 
 def sampling_position(coord: Tensor, n: int) -> Tensor:
@@ -12,7 +12,7 @@ def sampling_position(coord: Tensor, n: int) -> Tensor:
 
     One fused multiply-add, as in torch's vectorised ``grid_sample``: unfused, the position is off by 1e-4 at n = 200.
     """
-    return ((coord + 1).double() * (n / 2) - 0.5).to(coord.dtype)
+    return (exact(coord + 1) * (n / 2) - 0.5).to(coord)
 
 
 def read_pixels(feat: Tensor, y: Tensor, x: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def pack(checkpoint: str, name: str, card: dict[str, Any], figures: list[dict], 
         raise UserError(f'card: {", ".join(filled)} must not be in it; the script fills it in.')
     target, beside = weights.FOLDER / f'{name}.safetensors', weights.FOLDER / f'{name}.json'
     if target.exists() and not force:
-        raise UserError(f'{target} exists already; -f overwrites it.')
+        raise UserError(f'{target} already exists; use -f to overwrite it.')
     net = load_checkpoint(checkpoint)
     tensors = halved(net)
     network_g = json.dumps(plain(read_checkpoint(checkpoint)['network_g']))

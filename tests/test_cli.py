@@ -375,7 +375,7 @@ def test_another_command_of_the_same_name_is_reported(tmp_path, monkeypatch, cap
     cli.warn_of_other_command()
     told = capsys.readouterr().err
     assert told.count('\n') == 1
-    assert 'basicsr has a command named basicsr too (basicsr.command:main)' in told
+    assert 'basicsr also installs a command named basicsr (basicsr.command:main)' in told
 
 
 def test_run_as_a_module_in_the_working_directory(folder):

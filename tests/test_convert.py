@@ -41,7 +41,7 @@ def convert(capsys, *arguments):
 
 def test_convert_overwrites_only_with_f_and_its_input_never(workplace, capsys):
     before = (workplace / 'a.pth').read_bytes()
-    assert 'b.pth exists already; -f overwrites it' in convert(capsys, 'a.pth', 'b.pth')[1]
+    assert 'b.pth already exists; use -f to overwrite it' in convert(capsys, 'a.pth', 'b.pth')[1]
     assert (workplace / 'b.pth').read_bytes() == b'something precious'
     for force in ((), ('-f',)):
         assert 'inputs are never overwritten' in convert(capsys, 'a.pth', './a.pth', *force)[1]

@@ -40,7 +40,7 @@ def test_without_o_the_result_is_beside_the_picture_and_over_no_file(folder, cap
     before = path.read_bytes()
     save('my pictures/photo.jpg', color(8, 12))
     assert main(['upscale', 'my pictures/photo.jpg', *options]) == 1
-    assert 'exists already' in capsys.readouterr().err
+    assert 'already exists' in capsys.readouterr().err
     assert path.read_bytes() == before
 
 
@@ -215,7 +215,7 @@ def test_option_files_are_listed_and_copied(folder, capsys):
     root = cli.module_of('options').option_files()[0]
     assert (folder / 'options/train_clit_edsr.yml').read_bytes() == (root / 'train_clit_edsr.yml').read_bytes()
     assert main(['options', 'train_clit_edsr.yml']) == 1
-    assert 'exists already' in capsys.readouterr().err
+    assert 'already exists' in capsys.readouterr().err
     assert main(['options', 'train_clit_esdr']) == 1
     assert 'the nearest is train_clit_edsr' in capsys.readouterr().err
 

@@ -349,7 +349,7 @@ def test_mmagics_own_liif_trains_and_its_encoder_is_taken_over(folder):
 
 def test_a_loss_that_is_not_finite_leaves_the_weights(folder):
     log = (folder / 'nan-one/log0').read_text()
-    assert 'Iteration 5: the loss is not finite; the step is left out.' in log
+    assert 'Iteration 5: the loss is not finite; the step is skipped.' in log
     losses, rates = steps(folder / 'nan-one')
     assert [math.isnan(loss) for loss in losses] == [number == 5 for number in range(1, 10)]
     assert len(rates) == 8

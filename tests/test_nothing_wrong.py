@@ -115,7 +115,7 @@ def test_a_training_with_nan_losses_stops_and_one_bad_batch_does_not_spoil_it(tm
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith('basicsr: error: iteration 8: the loss is not finite')
     assert 'images/0.png' in last and 'net_g_6.pth' in last
-    assert 'Iteration 3: the loss is not finite; the step is left out.' in result.stderr
+    assert 'Iteration 3: the loss is not finite; the step is skipped.' in result.stderr
     saved = torch.load(folder / 'experiments/tiny/models/net_g_6.pth')
     assert all(value.isfinite().all() for value in saved['params'].values())
     assert 'Traceback' not in result.stderr

@@ -66,9 +66,9 @@ def test_forced_options_reach_lists_and_make_parents():
 @pytest.mark.parametrize(
     ('entry', 'message'),
     [
-        ('train', 'it is written key=value'),
-        ('train:=3', 'it is written key=value'),
-        ('=3', 'it is written key=value'),
+        ('train', 'expected key=value'),
+        ('train:=3', 'expected key=value'),
+        ('=3', 'expected key=value'),
         ('train:stages:2:iters=3', '2 is not an index of a list of 2'),
         ('train:stages:-3=3', '-3 is not an index of a list of 2'),
         ('train:stages:first:iters=3', 'first is not an index'),

@@ -152,8 +152,8 @@ def test_notes_tell_what_was_done(tmp_path):
         ('a.gif', 3, (6, 9), 'cannot be written as .gif'),
         ('a', 3, (6, 9), 'use .png'),
         ('a.jpg', 4, (6, 9), 'no transparency'),
-        ('a.webp', 3, (9, 16384), 'ends at 16383'),
-        ('a.jpg', 3, (65501, 9), 'ends at 65500'),
+        ('a.webp', 3, (9, 16384), 'limited to 16383'),
+        ('a.jpg', 3, (65501, 9), 'limited to 65500'),
     ],
 )
 def test_what_a_format_cannot_hold_is_told_before(path, channels, size, message):

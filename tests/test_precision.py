@@ -106,7 +106,7 @@ def test_half_precision_on_the_cpu_is_refused_by_the_command(folder, capsys, nam
     save('a.png', color())
     assert main(['upscale', 'a.png', '-s', '2', '-o', 'b.png', '--precision', name, '--device', 'cpu']) == 1
     error = capsys.readouterr().err
-    assert f'--precision: {name} is for GPUs' in error and 'take fp32' in error
+    assert f'--precision: {name} is for GPUs' in error and 'use fp32' in error
     assert not (folder / 'b.png').exists()
 
 

@@ -196,7 +196,7 @@ def test_a_killed_run_continues_and_ends_the_same(tmp_path, capsys, kind):
     assert values(tmp_path / 'killed.lmdb') == values(tmp_path / 'whole.lmdb')
     assert not (tmp_path / 'killed.lmdb.partial').exists()
     prepare(*command[1:])
-    assert 'complete already' in capsys.readouterr().out
+    assert 'already complete' in capsys.readouterr().out
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(images, tmp_path, capsys):
@@ -254,7 +254,7 @@ def test_damage_is_found_and_the_image_named(images, tmp_path, capsys, kind):
         ('GT -o GT/sub -f --crop-size 30', 'is not replaced, because b.png in it was not made by basicsr prepare'),
         ('GT -o x --crop-size 30 --step 0', '--step: at least 1; got 0'),
         ('GT -o x --scales 2 3 2.0000001', 'two of them would both be X2'),
-        ('GT -o GT/x -r --crop-size 30', 'GT/x is inside of GT, whose sub-folders are read'),
+        ('GT -o GT/x -r --crop-size 30', 'GT/x is inside GT, whose sub-folders are read'),
         ('gone -o x.lmdb', 'gone is not a folder'),
         ('--verify GT', 'GT has no data.mdb, so it is not a BasicSR LMDB'),
         ('--info', 'give the folders of the images'),
@@ -316,7 +316,7 @@ def test_what_came_during_the_work_is_not_replaced(tmp_path, capsys, monkeypatch
         complete(self, keys)
 
     monkeypatch.setattr(outputs.LmdbOutput, 'complete', complete)
-    assert 'x.lmdb exists already; -f replaces it' in refused(capsys, source, '-o', out, *ONE)
+    assert 'x.lmdb already exists; -f replaces it' in refused(capsys, source, '-o', out, *ONE)
     assert os.listdir(out) == ['mine']
 
 
@@ -326,7 +326,7 @@ def test_an_output_of_which_files_were_lost_is_not_complete(tmp_path, capsys, ar
     prepare(*command)
     lost = next(path for name in ('data.mdb', 'a*.png') for path in tmp_path.glob(f'x*/**/{name}'))
     lost.unlink()
-    assert 'exists already; -f replaces it' in refused(capsys, *command)
+    assert 'already exists; -f replaces it' in refused(capsys, *command)
     prepare(*command, '-f')
     assert lost.exists()
 
@@ -396,4 +396,4 @@ def test_an_interrupt_while_the_processes_start_is_one_line(tmp_path):
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate()
-    assert process.returncode == 130 and error == 'basicsr: interrupted; the same command continues where it was left\n'
+    assert process.returncode == 130 and error == 'basicsr: interrupted; the same command continues where it left off\n'

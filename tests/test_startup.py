@@ -132,7 +132,7 @@ MISTAKES = (
     ('upscal', 'unknown command'),
     ('upscale', 'required: input'),
     ('upscale gone.png -s 2 -o b.png', 'gone.png does not exist'),
-    ('upscale here.png -s 0.5 -o b.png', 'a factor is at least 1'),
+    ('upscale here.png -s 0.5 -o b.png', 'a factor must be at least 1'),
     ('upscale here.png -s 2 -o b.png -m', 'expected one argument'),
     ('upscale here.png -s 2 -q -v', 'not allowed with'),
     ('upscale here.png -s 2 --shard 4/3', '--shard: give I/N'),
@@ -153,7 +153,7 @@ MISTAKES = (
     ('info gone.pth', 'gone.pth does not exist'),
     ('train', 'required: -opt'),
     ('train -opt gone.yml', 'gone.yml: No such file'),
-    ('test -opt here.yml --force_yml name', 'it is written key=value'),
+    ('test -opt here.yml --force_yml name', 'expected key=value'),
 )
 RIGHT = ('--help', '--version', '-V', *(f'{name} --help' for name in cli.COMMANDS))
 

@@ -93,7 +93,7 @@ def test_sizes_as_people_say_them(folder, net, options, size):
         (('--width', '8'), 'only enlarges'),
         (('--height', '3'), '-s 1 restores'),
         (('-s', '1e6'), 'GB'),
-        (('-s', '1e300'), 'ends at 2147483647'),
+        (('-s', '1e300'), 'limited to 2147483647'),
         (('-s', '1e308'), 'a.png: scale 1e+308 is too large'),
         (('-s', '2', '--tile', '0'), 'at least 1 pixel'),
         (('-s', '2', '--device', 'abacus'), 'cannot be used here'),
@@ -151,7 +151,7 @@ def test_nothing_is_overwritten_without_f(folder, capsys, monkeypatch):
         patch.setattr('clit_basicsr.pictures.networks.load_network', lambda *_: pytest.fail('too late'))
         assert main(['upscale', 'a.png', '-s', '2', '-o', 'b.png']) == 1
         assert main(['upscale', 'a.png', 'b.png', '-s', '2', '-o', 'out']) == 1
-    assert capsys.readouterr().err.count('exists already; -f overwrites it') == 2
+    assert capsys.readouterr().err.count('already exists; use -f to overwrite it') == 2
     assert (folder / 'b.png').read_bytes() == before
     assert os.listdir('out') == ['b.png']
     assert main(['upscale', 'a.png', 'b.png', '-s', '2', '-o', 'out', '-f']) == 0
@@ -299,7 +299,7 @@ def test_which_network(folder, net, capsys):
     save_checkpoint('experiments/other/models/net_g_999.pth', wrong)
     assert 'trained here: other, tiny; in the package: clit-light' in message('--model', 'else')
     assert main(['upscale', 'a.png', '-s', '1', '-o', 'c.png', '--model', 'other']) == 0
-    assert 'other/models/net_g_1000.pth: LIT on cpu, fp32' in capsys.readouterr().out.replace(os.sep, '/')
+    assert 'other/models/net_g_1000.pth: LIT on cpu, single precision' in capsys.readouterr().out.replace(os.sep, '/')
     assert np.abs(files.read('c.png').pixels - levels(answer(net, color(), scale=1))).max() < 0.51
     torch.save({'params': net.state_dict()}, 'bare.pth')
     assert 'does not say which network it is of' in message('--model', 'bare.pth')

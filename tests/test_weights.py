@@ -79,7 +79,7 @@ def test_a_packed_network_is_the_averaged_one_in_half_precision(packed, capsys):
     assert [(one['scale'], one['psnr']) for one in card['figures']] == [('2', 37.812), ('2x3.5', 34.2)]
     before = card['sha256']
     assert pack('clit-light') == 1  # what is there stays
-    assert 'exists already; -f overwrites it' in capsys.readouterr().err
+    assert 'already exists; use -f to overwrite it' in capsys.readouterr().err
     assert pack('clit-light', '-f') == 0
     assert weights.card_of('clit-light')['sha256'] == before  # the same weights, the same file
 
@@ -96,7 +96,7 @@ def test_which_network_is_taken(packed, capsys):
         return np.abs(pixels - levels(answer(net, color(), scale=2.5))).max() < 0.51
 
     first, pixels = answered()
-    assert first == 'clit-light: LIT on cpu, fp32' and is_of(clit_basicsr.load(), pixels)
+    assert first == 'clit-light: LIT on cpu, single precision' and is_of(clit_basicsr.load(), pixels)
     assert np.array_equal(answered('--model', 'clit-light')[1], pixels)
     assert np.array_equal(clit_basicsr.upscale('a.png', 2.5), pixels)
     torch.manual_seed(3)

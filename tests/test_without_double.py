@@ -98,9 +98,7 @@ def test_positions_by_way_of_the_cpu_are_the_same(monkeypatch):
 
 @pytest.mark.parametrize('name', sorted(set(NETWORKS) - set(SINGLE)))
 def test_networks_that_need_more_say_so(name, device):
-    with pytest.raises(
-        UserError, match=r'computes in double precision too, which Apple GPUs lack; take the device cpu'
-    ):
+    with pytest.raises(UserError, match=r'computes in double precision too, which Apple GPUs lack; use the device cpu'):
         precision.check_double(build(name), torch.device('meta'))
 
 

@@ -111,8 +111,8 @@ def test_branches_that_no_stage_trains_are_named(folder, monkeypatch):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('train:\n  lr: 1\n  lr: 0.1\n', 'line 3: lr stands in line 2 already'),
-        ('name: a\nval: {}\nname: b\n', 'line 3: name stands in line 1 already'),
+        ('train:\n  lr: 1\n  lr: 0.1\n', 'line 3: lr already appears in line 2'),
+        ('name: a\nval: {}\nname: b\n', 'line 3: name already appears in line 1'),
         ('a: ' + '[' * 50_000, 'nested more than 50 deep'),
         ('a: ' + '- ' * 50_000, 'line 1'),
         (

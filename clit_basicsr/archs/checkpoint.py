@@ -70,7 +70,7 @@ def load_checkpoint(path: str | os.PathLike, param_key: str = 'params_ema') -> n
             if 'model' in content
             else 'those that basicsr train and basicsr convert write do'
         )
-        raise UserError(f'{path} does not say which network it is of (no network_g in it); {hint}.')
+        raise UserError(f'{path} does not say which network it belongs to (it has no network_g); {hint}.')
     key = param_key if param_key in content else 'params'
     if key not in content:
         raise UserError(f'{path} holds no weights (neither params nor params_ema).')

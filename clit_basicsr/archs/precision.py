@@ -53,7 +53,7 @@ def check_double(net: nn.Module, device: torch.device) -> None:
     """Raises UserError for a network (``needs_double``) that computes in a precision which the device lacks."""
     if device.type in WITHOUT_DOUBLE and getattr(net, 'needs_double', False):
         raise UserError(
-            f'{type(net).__name__} computes in double precision too, which Apple GPUs lack; take the device cpu.'
+            f'{type(net).__name__} computes in double precision too, which Apple GPUs lack; use the device cpu.'
         )
 
 

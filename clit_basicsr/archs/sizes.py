@@ -57,7 +57,7 @@ def output_size(
         UserError: neither or both are given, the result would be smaller than the LR image, or infinitely large.
     """
     if (size is None) == (scale is None):
-        raise UserError('give either the size of the result or the scale, not both and not neither.')
+        raise UserError('give either the size of the result or the scale, not both.')
     h, w = lq_size
     if size is None:
         given = as_numbers(scale, float)

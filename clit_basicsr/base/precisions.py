@@ -25,7 +25,7 @@ def check_speed(name: str | None, device: str, where: str) -> None:
     if name in HALF and device == 'cpu':
         raise UserError(
             f'{where}: {name} is for GPUs; on the CPU the kernels compute in single precision, which is faster; '
-            'take fp32 or leave the option out.'
+            'use fp32 or leave the option out.'
         )
 
 
@@ -46,6 +46,6 @@ def check_training_speed(name: str | None, device: str, where: str) -> None:
             return
         raise UserError(
             f'{where}: bf16 is for GPUs and for processors with AVX512-BF16 or AMX, which this one lacks; '
-            'take fp32 or leave the option out.'
+            'use fp32 or leave the option out.'
         )
     check_speed(name, device, where)

@@ -127,8 +127,8 @@ def warn_of_other_command() -> None:
         owner = entry.dist.metadata['Name'] if entry.dist else DISTRIBUTION
         if re.sub(r'[-_.]+', '-', owner).lower() != DISTRIBUTION:
             print(
-                f'basicsr: {owner} has a command named basicsr too ({entry.value}); this is the one of {DISTRIBUTION}, '
-                'which python -m clit_basicsr always is',
+                f'basicsr: {owner} also installs a command named basicsr ({entry.value}); this one is from '
+                f'{DISTRIBUTION}; python -m clit_basicsr always runs it',
                 file=sys.stderr,
             )
 

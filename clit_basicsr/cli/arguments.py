@@ -21,9 +21,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_loudness(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
-    group.add_argument('-q', '--quiet', action='store_true', help='say nothing but errors, warnings and results')
+    group.add_argument('-q', '--quiet', action='store_true', help='print only errors, warnings and results')
     group.add_argument(
-        '-v', '--verbose', action='store_true', help='say versions first, and with an error where it was'
+        '-v', '--verbose', action='store_true', help='print versions first, and a traceback with an error'
     )
 
 
@@ -42,13 +42,15 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('-opt', '--opt', required=True, metavar='FILE', help='option file, YAML')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
     parser.add_argument(
-        '--auto_resume', action='store_true', help='resume from the newest checkpoint of this experiment'
+        '--auto_resume', action='store_true', help='train: resume from the newest state of this experiment'
     )
-    parser.add_argument('--debug', action='store_true', help='validate, save and log within a few iterations')
+    parser.add_argument(
+        '--debug', action='store_true', help='run as debug_NAME; train: validate, save and log every few iterations'
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='given by the launcher')
     parser.add_argument(
         '--force_yml',
         nargs='+',
         metavar='KEY=VALUE',
-        help='options in place of those in the file: train:ema_decay=0.999 train:stages:0:lr=1e-4',
+        help='override options of the file: train:ema_decay=0.999 train:stages:0:lr=1e-4',
     )

@@ -145,7 +145,7 @@ def check_metrics(metrics: Any) -> None:
         metric = find(METRIC_REGISTRY, type_of(block, where), f'{where}:type')
         parameters = inspect.signature(metric).parameters
         if 'img' not in parameters:
-            raise UserError(f'{where}:type: {block["type"]} does not measure a picture; take calculate_psnr_float')
+            raise UserError(f'{where}:type: {block["type"]} does not measure pictures; use calculate_psnr_float')
         of_each_set = ('protocol', 'scale') if getattr(metric, 'takes_float_tensors', False) else ()
         given = ('img', 'img2', 'kwargs', *of_each_set)
         known = [key for key in parameters if key not in given]

@@ -22,9 +22,11 @@ def check_name(name: Any, where: str) -> None:
     if not isinstance(name, str):
         raise UserError(f'{where} must be a word, got {name!r}')
     if not name.strip():
-        raise UserError(f'{where} is empty; give it a name, which its folder gets')
+        raise UserError(f"{where} is empty; the run's folder is named after it")
     if name != name.strip() or name.startswith(('.', '-')):
-        raise UserError(f'{where}: {name!r} begins or ends with a character that a name may not; use letters first')
+        raise UserError(
+            f'{where}: {name!r} begins or ends with a character that is not allowed there; begin with a letter'
+        )
     if '/' in name or '\\' in name or any(not one.isprintable() for one in name):
         raise UserError(f'{where}: {name[:40]!r} names a folder, so it may hold no /, \\ or control characters')
     if len(name.encode()) > LONGEST_NAME:

@@ -220,7 +220,7 @@ def check_fits_host_model(opt: dict) -> None:
         if getattr(METRIC_REGISTRY.get(block['type']), 'takes_float_tensors', False):
             raise UserError(
                 f'val:metrics:{name}:type: {block["type"]} measures float images, which {opt["model_type"]} does not '
-                'hand over; take calculate_psnr or calculate_ssim, or model_type: ImplicitSRModel'
+                'hand over; use calculate_psnr or calculate_ssim, or model_type: ImplicitSRModel'
             )
     for key in ('upscale', 'scale'):
         own = opt['network_g'].get(key)
@@ -230,7 +230,7 @@ def check_fits_host_model(opt: dict) -> None:
     if train and getattr(dataset_class(train), 'takes_batch_numbers', False):
         raise UserError(
             f'datasets:train:type: {train["type"]} gives single pixels, but {opt["model_type"]} trains on whole '
-            'pictures; take model_type: ImplicitSRModel, or a data set of BasicSR'
+            'pictures; use model_type: ImplicitSRModel, or a data set of BasicSR'
         )
 
 

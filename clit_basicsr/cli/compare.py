@@ -59,9 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '-o',
         '--output',
         metavar='PNG',
-        help='the figure; default: beside the picture, with _compare.png for its ending',
+        help='the figure; default: beside the picture, named <picture>_compare.png',
     )
-    arguments.add_device_and_force(parser, 'a figure that exists')
+    arguments.add_device_and_force(parser, 'an existing figure')
 
 
 def run(args: argparse.Namespace) -> None:

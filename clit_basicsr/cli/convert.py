@@ -20,8 +20,13 @@ WEIGHTS = ('params_ema', 'params')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('input', help='a published checkpoint, or one of ours (.pth or .safetensors)')
-    parser.add_argument('output', help='the file to write: .pth, .pt or .safetensors')
+    parser.add_argument(
+        'input',
+        help='a published checkpoint (.pth; Thera: .pkl), or one of this package or of MMagic (.pth, .safetensors)',
+    )
+    parser.add_argument(
+        'output', help='the file to write: .pth, .pt or .safetensors; published ones .pth, of Thera .pkl'
+    )
     parser.add_argument('--to-published', action='store_true', help='write the layout of the published repositories')
     parser.add_argument(
         '--param_key',
@@ -31,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if not args.output.endswith((*SUFFIXES, FLAX) if args.to_published else SUFFIXES):
-        raise UserError(f'{args.output}: the output is a checkpoint; give a name that ends in {", ".join(SUFFIXES)}.')
+    suffixes = (*SUFFIXES, FLAX) if args.to_published else SUFFIXES
+    if not args.output.endswith(suffixes):
+        raise UserError(f'{args.output}: the output is a checkpoint; give a name that ends in {", ".join(suffixes)}.')
     outputs.check([args.output], args.force, [args.input])
     check_regular(args.input)
     from clit_basicsr.archs.checkpoint import save_checkpoint
@@ -70,8 +76,8 @@ def _read(path: str) -> dict:
         content = published.from_file(path)
     if 'network_g' not in content:
         raise UserError(
-            f'{path} does not say which network it is of (no network_g in it); only checkpoints that basicsr train and '
-            'basicsr convert write, and published ones, can be converted.'
+            f'{path} does not say which network it belongs to (it has no network_g); only checkpoints that '
+            'basicsr train and basicsr convert write, and published ones, can be converted.'
         )
     for key in [key for key in WEIGHTS if key in content]:
         weights = weights_in(content, key, path)

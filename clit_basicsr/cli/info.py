@@ -8,7 +8,7 @@ from pathlib import Path
 from clit_basicsr import weights
 from clit_basicsr.base.file_kinds import check_regular
 
-HELP = 'Show what is in a checkpoint, or, without one, what can run here.'
+HELP = 'Describe a checkpoint, or, without one, what this machine can run.'
 EXAMPLES = (
     'basicsr info                                             # what can run here',
     'basicsr info clit-light                                  # a network of the package, with its card',

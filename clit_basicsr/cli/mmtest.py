@@ -6,7 +6,7 @@ import argparse
 
 from clit_basicsr.cli import mmagic_tool
 
-HELP = 'Test with MMagic as a config says.'
+HELP = 'Test a network with MMagic, as described by a config.'
 EXAMPLES = (
     'basicsr mmtest CONFIG work_dirs/mine/iter_3500000.pth --out figures.json',
     'basicsr mmtest CONFIG experiments/train_clit_edsr/models/net_g_latest.pth',

@@ -6,7 +6,7 @@ import argparse
 
 from clit_basicsr.cli import mmagic_tool
 
-HELP = 'Train with MMagic as a config says.'
+HELP = 'Train a network with MMagic, as described by a config.'
 EXAMPLES = (
     'basicsr mmtrain options/mmagic/clit-edsr-norm_c64b16_1xb32-3500k_div2k.py --resume',
     'basicsr mmtrain CONFIG --cfg-options train_dataloader.batch_size=8 --work-dir work_dirs/mine',

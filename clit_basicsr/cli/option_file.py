@@ -111,7 +111,8 @@ def check_node(node: yaml.Node, path: str, sizes: dict[int, int]) -> int:
             if key.value in keys and key.tag != 'tag:yaml.org,2002:merge':
                 first = keys[key.value].start_mark.line + 1
                 raise UserError(
-                    f'{path}, line {key.start_mark.line + 1}: {key.value} stands in line {first} already; keep one'
+                    f'{path}, line {key.start_mark.line + 1}: {key.value} already appears in line {first}; keep one '
+                    'of them'
                 )
             keys[key.value] = key
     elif isinstance(node, yaml.SequenceNode):
@@ -140,7 +141,7 @@ def force(opt: dict, entries: list[str] | None) -> None:
         path, equals, text = entry.partition('=')
         keys = [key.strip() for key in path.split(':')]
         if not equals or not all(keys):
-            raise UserError(f'--force_yml {entry!r}: it is written key=value or block:key=value')
+            raise UserError(f'--force_yml {entry!r}: expected key=value or block:key=value')
         block: Any = opt
         for depth, key in enumerate(keys[:-1]):
             key = key_of(block, key, entry)

@@ -25,7 +25,7 @@ FOLDERS = (PACKAGE / 'option_files', PACKAGE.parent / 'options')
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('name', nargs='?', help='the file to copy; without it, all are listed')
     parser.add_argument('-o', '--output', metavar='FILE', help='where to; default: options/NAME.yml')
-    arguments.add_force(parser, 'a file that exists')
+    arguments.add_force(parser, 'an existing file')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -56,4 +56,4 @@ def option_files() -> tuple[Path, list[str]]:
         # configs of MMagic read others by relative paths: a copy of one alone would not work
         if names := sorted(path.with_suffix('').as_posix() for path in paths if path.parts[0] != 'mmagic'):
             return root, names
-    raise UserError('the option files are not there; install the package again.')
+    raise UserError('the option files are missing; reinstall the package.')

@@ -22,7 +22,7 @@ def check(paths: list[str], force: bool, sources: Sequence[str] = ()) -> None:
             raise UserError(f'{path} is an input, and inputs are never overwritten; give another output (-o).')
     if existing and not force:
         more = f' (and {len(existing) - 1} more)' if len(existing) > 1 else ''
-        raise UserError(f'{existing[0]}{more} exists already; -f overwrites it.')
+        raise UserError(f'{existing[0]}{more} already exists; use -f to overwrite it.')
     for path in existing:
         if osp.isdir(path):
             raise UserError(f'{path} is a folder, not a file to overwrite.')

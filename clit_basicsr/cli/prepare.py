@@ -34,10 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="raw: LMDB of uncompressed rows, fastest for crops; lmdb: BasicSR's LMDB of encoded images; folder: PNG "
         'files. Default: raw if OUT ends in .lmdb, otherwise folder',
     )
-    cut = parser.add_argument_group('sub-images, as of extract_subimages of BasicSR')
+    cut = parser.add_argument_group("sub-images, as BasicSR's extract_subimages makes them")
     cut.add_argument('--crop-size', type=int, metavar='N', help='side of the sub-images, pixels')
-    cut.add_argument('--step', type=int, metavar='N', help='between their starts, pixels; default: half of crop-size')
-    cut.add_argument('--thresh-size', type=int, metavar='N', help='rests of at most N pixels are left out; default: 0')
+    cut.add_argument(
+        '--step', type=int, metavar='N', help='distance between sub-images in pixels; default: half of --crop-size'
+    )
+    cut.add_argument(
+        '--thresh-size', type=int, metavar='N', help='remainders of at most N pixels are dropped; default: 0'
+    )
     lr = parser.add_argument_group('LR images, 8 bit')
     lr.add_argument(
         '-s', '--scales', type=float, nargs='+', metavar='S', help='OUT/X2, OUT/X3 ...: LR images at these scales'
@@ -68,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         # Sub-folders hold what was made, and a second run would take that for images.
         within = osp.commonpath([osp.realpath(folder), osp.realpath(args.output)]) == osp.realpath(folder)
         if args.recursive and kind == 'folder' and within:
-            raise UserError(f'-o {args.output} is inside of {folder}, whose sub-folders are read; give another output.')
+            raise UserError(f'-o {args.output} is inside {folder}, whose sub-folders are read; give another output.')
     from tqdm import tqdm
 
     from clit_basicsr.data.preparation.recipe import Recipe, SubImages, folder_name
@@ -84,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     work = Work(tuple(find_sources(args.input, args.recursive)), recipe, paths)
     left = work if args.force else work.unfinished()
     if left is None:
-        say(f'{", ".join(paths)}: complete already; -f makes it again')
+        say(f'{", ".join(paths)}: already complete; -f makes it again')
         return
     left.check_outputs(args.force)
     left.check_space()
@@ -104,9 +108,9 @@ def run(args: argparse.Namespace) -> None:
         ) as bar:
             already = prepare(left, processes, args.force, bar.update)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt('the same command continues where it was left') from None
+        raise KeyboardInterrupt('the same command continues where it left off') from None
     except Terminated:
-        raise Terminated('terminated; the same command continues where it was left') from None
+        raise Terminated('terminated; the same command continues where it left off') from None
     continued = f' ({already} from the run before)' if already else ''
     say(f'{written}: {items} {_kind(args)} written and verified in {time.monotonic() - began:.1f} s{continued}')
 

@@ -25,7 +25,7 @@ from clit_basicsr.pictures.formats import FORMATS, QUALITY
 if TYPE_CHECKING:
     from clit_basicsr.archs.implicit import ImplicitNet
 
-HELP = 'Enlarge pictures by any factor from 1 up.'
+HELP = 'Enlarge pictures by any factor of at least 1.'
 EXAMPLES = (
     'basicsr upscale photo.jpg -s 3.7                        # photo_x3.7.jpg',
     'basicsr upscale holiday/ -o enlarged/ --width 3840 -r    # every picture, sub-folders too',
@@ -42,13 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '-o',
         '--output',
         metavar='OUT',
-        help='the file to write, or the folder: names and formats stay, what cannot be written becomes .png; default: '
+        help='the file to write, or the folder: names and formats are kept; formats that cannot be written become '
+        '.png; default: '
         'beside each picture, photo_x3.7.jpg or photo_1920x1080.jpg',
     )
     sizes.add_arguments(parser)
     arguments.add_model(parser)
     parser.add_argument(
-        '--tile', type=int, metavar='N', help='side of the tiles that the encoder sees, pixels; default: by free memory'
+        '--tile', type=int, metavar='N', help="side of the encoder's tiles in pixels; default: by free memory"
     )
     parser.add_argument(
         '--quality', type=int, default=QUALITY, metavar='1-100', help=f'of JPEG and WebP; default: {QUALITY}'
@@ -62,9 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--precision',
         choices=PRECISIONS,
-        help='in which the network computes; bf16 and fp16 are for GPUs; default: fp32, as torch is set',
+        help='in which the network computes; bf16 and fp16 are for GPUs; default: single precision, convolutions on '
+        'GPUs in TF32',
     )
-    arguments.add_device_and_force(parser, 'pictures that exist')
+    arguments.add_device_and_force(parser, 'existing pictures')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     from clit_basicsr.pictures.memory import reporting_full_memory
 
     net = networks.load_network(path, device)
-    say(f'{networks.label_of(path)}: {type(net).__name__} on {device}, {args.precision or "fp32"}')
+    say(f'{networks.label_of(path)}: {type(net).__name__} on {device}, {args.precision or "single precision"}')
     began, failed = time.monotonic(), 0
     for i, (source, output) in enumerate(jobs, 1):
         count = f'[{i}/{len(jobs)}] ' if len(jobs) > 1 else ''
@@ -187,7 +189,7 @@ def plan_outputs(inputs: list[str], output: str | None, suffix: str, recursive: 
         ending = ending if ending.lower() in FORMATS else '.png'
         path = f'{stem}{suffix}{ending}' if output is None else osp.join(output, folder, stem + ending)
         if path in jobs:
-            raise UserError(f'{jobs[path]} and {source} would both be written to {path}; do them apart.')
+            raise UserError(f'{jobs[path]} and {source} would both be written to {path}; process them separately.')
         jobs[path] = source
     return [(source, path) for path, source in jobs.items()]
 

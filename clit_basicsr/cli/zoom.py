@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '-o',
         '--output',
         metavar='OUT',
-        help='the animation, .gif or .mp4; default: beside the picture, with _zoom.gif for its ending',
+        help='the animation, .gif or .mp4; default: beside the picture, named <picture>_zoom.gif',
     )
     parser.add_argument(
         '--at',
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'begins with a window of this width at x1, or with the whole picture if that is smaller',
     )
     arguments.add_model(parser)
-    arguments.add_device_and_force(parser, 'an animation that exists')
+    arguments.add_device_and_force(parser, 'an existing animation')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -79,7 +79,7 @@ def _zoom(args: argparse.Namespace, path: str) -> None:
     picture, shots = zoom.cut_to_film(picture, shots, frame_size)
     device = choose_device(args.device)
     net = networks.load_network(path, device)
-    say(f'{networks.label_of(path)}: {type(net).__name__} on {device}, float32')
+    say(f'{networks.label_of(path)}: {type(net).__name__} on {device}, single precision')
     film = zoom.render_film(net, picture, shots, frame_size)
     with tqdm(film, args.input, num_frames, unit='frame', leave=False, disable=hides_bars()) as frames:
         if args.output.lower().endswith('.gif'):

@@ -97,12 +97,12 @@ def _check_limit(name: str, height: int, width: int) -> None:
     """Pillow's own rule, where Pillow does not apply it."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and height * width > 2 * limit and not lift_if_asked():
-        raise UserError(f'{name} is too large: {width}x{height} pixels; {ANY_SIZE}=1 reads it all the same.')
+        raise UserError(f'{name} is too large: {width}x{height} pixels; {ANY_SIZE}=1 reads it anyway.')
 
 
 def _refuse(name: str, width: int, height: int, length: int) -> None:
     if not lift_if_asked():
         raise UserError(
             f'{name} claims {width}x{height} pixels, which its {length} bytes cannot hold; it is damaged '
-            f'(if it is not: {ANY_SIZE}=1 reads it all the same).'
+            f'(if it is not: {ANY_SIZE}=1 reads it anyway).'
         )

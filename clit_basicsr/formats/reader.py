@@ -109,7 +109,7 @@ def reporting_damage(name: str) -> Iterator[None]:
         raise DamagedPicture(f'{name} is not a picture in a format that can be read.') from error
     except Image.DecompressionBombError as error:
         reason = str(error).split(',')[0]
-        raise UserError(f'{name} is too large: {reason}; {claims.ANY_SIZE}=1 reads it all the same.') from error
+        raise UserError(f'{name} is too large: {reason}; {claims.ANY_SIZE}=1 reads it anyway.') from error
     except Exception as error:  # decoders of damaged files raise anything
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise DamagedPicture(f'{name} cannot be read; it is damaged or truncated ({reason[:120]}).') from error
@@ -122,7 +122,7 @@ def from_pillow(im: Image.Image, name: str = 'the picture') -> Picture:
         name: what an error calls it.
     """
     if im.mode == 'F' or (im.mode == 'I' and im.format != 'PPM'):
-        raise UserError(f'{name} holds numbers of 32 bits, whose range nobody knows; save it with 8 or 16 bits.')
+        raise UserError(f'{name} holds 32-bit numbers, whose range is not defined; save it with 8 or 16 bits.')
     notes, icc = [], im.info.get('icc_profile')
     if (frames := getattr(im, 'n_frames', 1)) > 1:
         notes.append(f'the first of {frames} frames is taken')

@@ -45,7 +45,7 @@ def read_deep(content: bytes, name: str) -> Picture | None:
             return None
         if page.dtype != np.uint16 or page.bitspersample != 16:
             kind = f'{page.dtype} values of {page.bitspersample} bits'
-            raise UserError(f'{name} holds {kind}, whose range nobody knows; save it with 8 or 16 bits.')
+            raise UserError(f'{name} holds {kind}, whose range is not defined; save it with 8 or 16 bits.')
         samples = page.samplesperpixel
         size, compression = (page.imagelength, page.imagewidth), claims.TIFF_COMPRESSIONS.get(int(page.compression))
         claims.check_tiff(name, size, 16 * samples, compression or 'other', len(content))

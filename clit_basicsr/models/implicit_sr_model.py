@@ -74,7 +74,7 @@ class ImplicitSRModel(SRModel):
         check_precision(train.get('precision'), 'train:precision')
         check_precision((opt.get('val') or {}).get('precision'), 'val:precision')
         if train.get('precision') == 'fp16':
-            raise UserError('train:precision: fp16 would need its loss scaled; take bf16.')
+            raise UserError('train:precision: fp16 would need loss scaling; use bf16.')
         for key in ('perceptual_opt', 'gan_opt', 'ldl_opt'):
             if train.get(key):
                 raise UserError(
@@ -181,7 +181,7 @@ class ImplicitSRModel(SRModel):
                     self.log_dict['l_variation'] = variation.detach()
                 loss.backward()
         if not self.loss_guard.accepts(loss, current_iter, self.files):
-            get_root_logger().warning(f'Iteration {current_iter:,}: the loss is not finite; the step is left out.')
+            get_root_logger().warning(f'Iteration {current_iter:,}: the loss is not finite; the step is skipped.')
             return
         if self.opt['train'].get('grad_clip'):
             nn.utils.clip_grad_norm_(self.net_g.parameters(), self.opt['train']['grad_clip'])

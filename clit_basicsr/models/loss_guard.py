@@ -1,4 +1,4 @@
-"""A loss that is not finite: its step is left out, and a training in which it stays so ends."""
+"""A loss that is not finite: the step is skipped, and a training in which it persists is ended."""
 
 import re
 from collections.abc import Sequence

@@ -51,7 +51,9 @@ def upscale(
     where = None if device is None else choose_device(device)
     if isinstance(model, nn.Module):
         if not isinstance(model, ImplicitNet):
-            raise UserError(f'{type(model).__name__} works at one scale only; use LIT, CLIT or a peer.')
+            raise UserError(
+                f'{type(model).__name__} works at one scale only; use an arbitrary-scale network such as LIT or CLIT.'
+            )
         net = model
     else:
         net = _read(model, where or choose_device())

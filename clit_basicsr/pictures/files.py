@@ -84,7 +84,9 @@ def check_output(path: str, picture: Picture, size: tuple[int, ...]) -> tuple[np
     if picture.has_alpha and not kind.alpha:
         raise UserError(f'{path}: {kind.name} has no transparency, which this picture has; write PNG, WebP or TIFF.')
     if max(size) > kind.longest_side:
-        raise UserError(f'{path}: {kind.name} ends at {kind.longest_side} pixels a side; the result would be larger.')
+        raise UserError(
+            f'{path}: {kind.name} is limited to {kind.longest_side} pixels per side; the result would be larger.'
+        )
     notes = []
     if picture.pixels.dtype == np.uint16 and kind.bits == 8:
         notes.append(f'16 bits become 8: {kind.name} holds no more')

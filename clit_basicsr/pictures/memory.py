@@ -44,7 +44,8 @@ class Tiles(NamedTuple):
     def __str__(self) -> str:
         if self.whole:
             return 'encoded whole'
-        return f'tiles of {self.size}+{self.pad} pixels{"" if self.exact else ", the encoder looks farther"}'
+        smaller = '' if self.exact else ", smaller than the encoder's receptive field"
+        return f'tiles of {self.size}+{self.pad} pixels{smaller}'
 
 
 def device_of(net: nn.Module) -> torch.device:

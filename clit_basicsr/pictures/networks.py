@@ -88,7 +88,10 @@ def load_network(path: str, device: torch.device) -> ImplicitNet:
 
     net = load_checkpoint(path)
     if not isinstance(net, ImplicitNet):
-        raise UserError(f'{path} is a {type(net).__name__}, which works at one scale only; use LIT, CLIT or a peer.')
+        raise UserError(
+            f'{path} is a {type(net).__name__}, which works at one scale only; use an arbitrary-scale network such as '
+            'LIT or CLIT.'
+        )
     check_double(net, device)
     return net.to(device)
 

@@ -1,4 +1,4 @@
-"""The box: trained networks that come with the package, each ``<name>.safetensors`` with its card ``<name>.json``.
+"""Trained networks that come with the package, each ``<name>.safetensors`` with its card ``<name>.json``.
 
 A card says where the weights come from and what they can do, and has the SHA-256 of the file. Files are made by
 ``scripts/pack_weights.py``; nothing here needs torch.

@@ -31,7 +31,7 @@ def check_replaceable(path: str, force: bool) -> None:
     if not osp.lexists(path):
         return
     if not force:
-        raise UserError(f'{path} exists already; -f replaces it.')
+        raise UserError(f'{path} already exists; -f replaces it.')
     if not osp.isdir(path) or osp.islink(path):
         raise UserError(f'{path} is not a folder, so it is not replaced; remove it or give another output (-o).')
     foreign = _foreign_file(path)

@@ -204,7 +204,7 @@ def _made(sources: Sequence[Source], recipe: Recipe, processes: int) -> Iterator
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             reason = 'a process ended unexpectedly (out of memory?); give fewer --processes and run the command again'
-            raise UserError(f'{reason}: it continues where it was left.') from error
+            raise UserError(f'{reason}: it continues where it left off.') from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -250,7 +250,7 @@ def _unwritable(error: OSError | lmdb.Error, path: str) -> UserError:
     # LMDB calls a write that ends early an input/output error, so what a full disk gives cannot be told for sure.
     return UserError(
         f'{path} cannot be written ({text}); make room if the disk is full, and run the same command again: it '
-        'continues where it was left.'
+        'continues where it left off.'
     )
 
 

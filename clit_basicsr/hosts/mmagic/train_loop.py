@@ -250,7 +250,7 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
         def update_params(loss: Tensor, *args: Any, **kwargs: Any) -> None:
             iteration = self._iter + 1
             if not self.guard.accepts(loss, iteration, self.files):
-                self.runner.logger.warning(f'Iteration {iteration:,}: the loss is not finite; the step is left out.')
+                self.runner.logger.warning(f'Iteration {iteration:,}: the loss is not finite; the step is skipped.')
                 return
             update(loss, *args, **kwargs)
             if loss.device.type != 'cpu' and iteration % LOOK_EVERY == 0:

@@ -1,8 +1,8 @@
 """Which implementation computes the local attention, and why another one cannot.
 
 ``reference`` is the definition (:mod:`clit_basicsr.ops.attention.reference`); ``torch`` is the same by the faster
-formulas in plain torch; ``cpu`` and ``cuda`` have compiled kernels. What a backend is says
-:mod:`clit_basicsr.ops.backends.contract`.
+formulas in plain torch; ``cpu`` and ``cuda`` have compiled kernels.
+:mod:`clit_basicsr.ops.backends.contract` defines what a backend is.
 
 To add a backend: one file here with the names of the contract, and its place in :data:`BACKENDS`.
 """

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from clit_basicsr.base import stopping as base
 from clit_basicsr.base.errors import Terminated
 from clit_basicsr.base.stopping import OrderlyStop
 from clit_basicsr.hosts.basicsr import stopping
@@ -51,12 +52,51 @@ def test_the_first_signal_saves_after_the_iteration(number, error):
 
 
 @BOTH
-def test_a_second_signal_of_the_kind_ends_without_saving(number, error):
+def test_a_second_signal_of_the_kind_ends_without_saving(number, error, monkeypatch):
+    monkeypatch.setattr(base, 'ECHO', 0)
     with Stop() as stop:
         stop.after_iteration(1)
         signal.raise_signal(number)
         with pytest.raises(error, match=r'the last one is 0$'):
             signal.raise_signal(number)
+
+
+@BOTH
+def test_signals_that_come_together_count_as_one(number, error):
+    with Stop() as stop:
+        stop.after_iteration(1)
+        for _ in range(3):
+            signal.raise_signal(number)
+        with pytest.raises(error, match=r'saved 2$'):
+            stop.after_iteration(2)
+
+
+def test_a_signal_at_another_process_ends_all(monkeypatch):
+    with Stop() as stop:
+        monkeypatch.setattr(stop, 'agree', lambda requested: True)
+        with pytest.raises(Terminated, match=r'terminated after iteration 1; saved 1$'):
+            stop.after_iteration(1)
+
+
+@BOTH
+def test_while_workers_start_a_signal_waits(number, error):
+    with Stop() as stop:
+        with pytest.raises(error, match=r'the last one is 0$'), base.starting_workers():
+            signal.raise_signal(number)  # blocked
+            os.kill(os.getpid(), number)
+            reached = True
+        assert reached and not stop.starting
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(base.SIGNALS)
+
+
+@BOTH
+def test_later_workers_start_without_a_signal_being_lost(number, error):
+    with Stop() as stop:
+        stop.after_iteration(1)
+        with base.starting_workers():
+            signal.raise_signal(number)
+        with pytest.raises(error, match=r'saved 2$'):
+            stop.after_iteration(2)
 
 
 def test_the_sigterm_of_torchrun_after_ctrl_c_changes_nothing():
@@ -137,10 +177,23 @@ def test_a_signal_that_is_ignored_stays_so():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def test_what_is_ignored_stays_ignored_in_a_worker():
+    command = [sys.executable, '-c', WORKER]
+    ignoring = {'preexec_fn': lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **ignoring) as worker:
+        assert worker.stdout.readline() == b'ready\n'
+        for _ in range(3):
+            os.kill(worker.pid, signal.SIGINT)
+            time.sleep(0.15)
+        assert worker.poll() is None
+        worker.kill()
+
+
 WORKER = """
 import signal, sys, time
-from clit_basicsr.base.stopping import outlive_first_signal
-outlive_first_signal()
+from clit_basicsr.base import stopping
+stopping.ECHO = 0.1
+stopping.outlive_signals()
 print('ready', flush=True)
 while True:
     time.sleep(0.01)
@@ -148,11 +201,14 @@ while True:
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_outlives_the_first_signal_alone(number):
-    with subprocess.Popen([sys.executable, '-c', WORKER], stdout=subprocess.PIPE) as worker:
+def test_a_worker_outlives_the_first_signals(number):
+    command = [sys.executable, '-c', WORKER]
+    interruptible = {'preexec_fn': lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **interruptible) as worker:
         assert worker.stdout.readline() == b'ready\n'
-        os.kill(worker.pid, number)
-        time.sleep(0.2)
+        for _ in range(3):
+            os.kill(worker.pid, number)
+        time.sleep(0.3)
         assert worker.poll() is None
         os.kill(worker.pid, number)
         assert worker.wait(10) == 128 + number

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,25 +16,31 @@ from typing import Any, NoReturn
 from clit_basicsr.base.errors import Terminated
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds in which signals of one kind count as one: torchrun and batch systems send SIGTERM to every process of a run,
+# and torchrun once more to each of its own.
+ECHO = 2.0
 
 
 class OrderlyStop:
     """Saves a state after the iteration in which the first signal arrives, or immediately during a validation.
 
-    A second signal of the same kind ends the training without saving. (The other kind does not: on Ctrl-C, torchrun's
-    ranks get SIGINT from the terminal and then SIGTERM from torchrun.) Use as a context around the iterations.
+    A second signal of the same kind, more than ``ECHO`` seconds later, ends the training without saving. Use as a
+    context around the iterations.
 
-    A subclass has :meth:`save` and :meth:`last_saved`, sets ``iteration``, and calls :meth:`after_iteration` and
-    :meth:`validation`.
+    A subclass has :meth:`save` and :meth:`last_saved`, calls :meth:`after_iteration` and :meth:`validation`, and may
+    have an :meth:`agree`.
 
     Attributes:
         iteration: number of iterations that are done; before the first, there is nothing to save.
     """
 
+    current: OrderlyStop | None = None
+
     def __init__(self) -> None:
         self.iteration = 0
-        self.validating = False
-        self.received: list[int] = []
+        self.validating = self.starting = False
+        self.received: dict[int, float] = {}  # signal -> when it came first
+        self.ends_now = False
 
     def save(self) -> str:
         """Saves a state; returns what to say after 'terminated after iteration 7; '."""
@@ -42,6 +50,10 @@ class OrderlyStop:
         """What to say after 'terminated; ', where nothing is saved now."""
         raise NotImplementedError
 
+    def agree(self, requested: bool) -> bool:
+        """Whether a signal has arrived at any process of the run; all of them call after every iteration."""
+        return requested
+
     def __enter__(self) -> OrderlyStop:
         self.process = os.getpid()
         self.before: dict[signal.Signals, Any] = {}
@@ -49,9 +61,11 @@ class OrderlyStop:
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background job ignores Ctrl-C
                     self.before[number] = signal.signal(number, self._handle)
+        OrderlyStop.current = self
         return self
 
     def __exit__(self, *_: object) -> None:
+        OrderlyStop.current = None
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
@@ -62,7 +76,7 @@ class OrderlyStop:
             Terminated, KeyboardInterrupt: after SIGTERM; after Ctrl-C.
         """
         self.iteration = iteration
-        if self.received:
+        if self.agree(bool(self.received)):
             self._save_and_end()
 
     @contextmanager
@@ -77,30 +91,79 @@ class OrderlyStop:
             self.validating = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.process:  # a worker of a data loader that has just been forked
-            if number == signal.SIGTERM:
-                os._exit(128 + number)
-            return  # the training, which has Ctrl-C too, ends it
-        first = number not in self.received
-        self.received.append(number)
-        if not first or not self.iteration:
-            # While workers fork, Python drops what is raised in its own hooks; the next iteration raises it again.
+        if os.getpid() != self.process:  # a worker of a data loader that has just been forked: see outlive_signals
+            return
+        now = time.monotonic()
+        first = self.received.setdefault(number, now)
+        if now != first and now - first < ECHO:
+            return
+        self.ends_now = now != first or not self.iteration
+        if not self.starting:
+            self._answer()
+
+    def _answer(self) -> None:
+        """What a signal leads to, apart from the end after the iteration."""
+        if self.ends_now:
             self._end(self.last_saved())
         if self.validating and len(self.received) == 1:
             self._save_and_end()
-        if number == signal.SIGINT and sys.stderr.isatty():  # not print(): a handler may interrupt one
+        if signal.SIGINT in self.received and sys.stderr.isatty():  # not print(): a handler may interrupt one
             os.write(2, b'\nbasicsr: saving a state after this iteration; Ctrl-C again ends without\n')
 
     def _save_and_end(self) -> NoReturn:
         saved = self.save()
-        if self.received[0] == signal.SIGINT:
-            self._end(f'stopped after iteration {self.iteration:,}; {saved}')
-        raise Terminated(f'terminated after iteration {self.iteration:,}; {saved}')
+        ending = 'stopped' if self._is_interrupt() else 'terminated'
+        self._raise(f'{ending} after iteration {self.iteration:,}; {saved}')
 
     def _end(self, message: str) -> NoReturn:
-        if self.received[0] == signal.SIGINT:
-            raise KeyboardInterrupt(message)
-        raise Terminated(f'terminated; {message}')
+        self._raise(message if self._is_interrupt() else f'terminated; {message}')
+
+    def _raise(self, message: str) -> NoReturn:
+        raise (KeyboardInterrupt if self._is_interrupt() else Terminated)(message)
+
+    def _is_interrupt(self) -> bool:
+        return next(iter(self.received), signal.SIGTERM) == signal.SIGINT
+
+
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """For the start of a data loader's workers: a signal waits, in this process and in those that it starts, which
+    would die of it before :func:`outlive_signals`, or leave a half-made loader behind.
+    """
+    stop = OrderlyStop.current
+    if stop is None or not stop.before or not hasattr(signal, 'pthread_sigmask'):
+        yield
+        return
+    # The processes inherit the mask; this one needs the flag too, as any of its threads may take the signal.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop.before)
+    stop.starting, before = True, len(stop.received)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        stop.starting = False
+    if threading.current_thread() is threading.main_thread() and (len(stop.received) != before or stop.ends_now):
+        stop._answer()
+
+
+def outlive_signals() -> None:
+    """For a worker of a data loader: SIGTERM of a batch system and Ctrl-C reach every process of a run, and the
+    training still needs its batches until it has saved a state. One more than ``ECHO`` seconds after the first, or the
+    first after the training has died, ends the worker.
+    """
+    parent = os.getppid()
+    received: dict[int, float] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if os.getppid() != parent or now - received.setdefault(number, now) >= ECHO:
+            os._exit(128 + number)
+
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handle)
+    if hasattr(signal, 'pthread_sigmask'):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 @contextmanager
@@ -123,17 +186,6 @@ def unwinding_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def outlive_first_signal() -> None:
-    """For a worker of a data loader: SIGTERM of a batch system and Ctrl-C reach every process of a run, and the
-    training still needs its batches until it has saved a state. A second one, or the first after the training has
-    died, ends the worker.
-    """
-    parent = os.getppid()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if os.getppid() != parent:
-            os._exit(128 + number)
-        signal.signal(number, lambda number, frame: os._exit(128 + number))
-
-    for number in SIGNALS:
-        signal.signal(number, handle)
+def ignore_signals_at_exit() -> None:
+    """From the beginning of the interpreter's end on; to be called last: what is registered last runs first."""
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in SIGNALS])

@@ -23,7 +23,7 @@ import clit_basicsr
 from clit_basicsr.base import console
 from clit_basicsr.base.errors import Terminated, UserError
 from clit_basicsr.base.messages import nearest
-from clit_basicsr.base.stopping import unwinding_on_sigterm
+from clit_basicsr.base.stopping import ignore_signals_at_exit, unwinding_on_sigterm
 from clit_basicsr.cli import arguments, orphans  # noqa: F401  the latter notes the parent process: before torch is imported
 from clit_basicsr.cli.allocator import keep_freed_memory
 
@@ -78,9 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'basicsr: error: {one_line(error)}', file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
+        ignore_signals_at_exit()
         print('; '.join(['basicsr: interrupted', *filter(None, map(str, stop.args))]), file=sys.stderr)
         return 130
     except Terminated as stop:
+        ignore_signals_at_exit()
         print(f'basicsr: {stop}', file=sys.stderr)
         return 143
     return 0

@@ -20,6 +20,7 @@ import atexit
 import math
 import multiprocessing
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 from weakref import WeakSet
@@ -27,7 +28,7 @@ from weakref import WeakSet
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from clit_basicsr.base.stopping import outlive_first_signal
+from clit_basicsr.base.stopping import outlive_signals, starting_workers
 
 PART = 1 << 16  # indices of a permutation that are Python numbers at the same time
 
@@ -175,7 +176,7 @@ def start_worker(worker_id: int, num_workers: int, rank: int, seed: int) -> None
     """In place of the host's worker_init_fn: leaves the seeds that torch has just set (rank and pass are in them), and
     lets the training save a state before its workers end.
     """
-    outlive_first_signal()
+    outlive_signals()
 
 
 def end_workers(batches: Any) -> None:
@@ -183,7 +184,8 @@ def end_workers(batches: Any) -> None:
     which they outlive, and waits for their end.
     """
     if hasattr(batches, '_shutdown_workers'):
-        batches._shutdown_workers()
+        with suppress(RuntimeError):  # torch's, where a signal has ended one before
+            batches._shutdown_workers()
 
 
 def prefetchers(host: Any) -> tuple[Any, Any]:
@@ -205,6 +207,10 @@ def prefetchers(host: Any) -> tuple[Any, Any]:
             self.ori_loader, self.loader = loader, iter(())
             all_of_them.add(self)
 
+        def reset(self) -> None:
+            with starting_workers():
+                super().reset()
+
     class CUDAPrefetcher(host.CUDAPrefetcher):
         def __new__(cls, loader: Any, opt: dict) -> Any:
             # an option file written for a GPU, run with num_gpu: 0 or where there is none
@@ -215,6 +221,10 @@ def prefetchers(host: Any) -> tuple[Any, Any]:
             all_of_them.add(self)
             self.stream = torch.cuda.Stream()
             self.device = torch.device('cuda')
+
+        def reset(self) -> None:
+            with starting_workers():
+                super().reset()
 
         def next(self) -> dict | None:
             batch = super().next()

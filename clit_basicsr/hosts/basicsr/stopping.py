@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clit_basicsr.base import stopping
+from clit_basicsr.base import ranks, stopping
 
 RESUME = 'resume with the same command and --auto_resume'
 
@@ -33,7 +33,10 @@ class OrderlyStop(stopping.OrderlyStop):
     def save(self) -> str:
         epoch = (self.iteration - 1) // self.model.opt['iters_per_epoch']
         self.model.save(epoch, self.iteration)
-        return self.last_saved()
+        return 'the first process saves the state' if ranks.place()[0] else self.last_saved()
+
+    def agree(self, requested: bool) -> bool:
+        return ranks.any_rank(requested, self.iteration)
 
     def last_saved(self) -> str:
         saved = None

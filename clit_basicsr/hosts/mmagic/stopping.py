@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.hooks import CheckpointHook
 
-from clit_basicsr.base import stopping
+from clit_basicsr.base import ranks, stopping
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.hosts.basicsr import experiment
 
@@ -29,7 +29,10 @@ class OrderlyStop(stopping.OrderlyStop):
             return 'without CheckpointHook nothing is saved'
         meta = {'epoch': self.runner.epoch, 'iter': self.iteration}
         hook._save_checkpoint_with_step(self.runner, self.iteration, meta=meta)
-        return self.last_saved()
+        return 'the first process saves the checkpoint' if ranks.place()[0] else self.last_saved()
+
+    def agree(self, requested: bool) -> bool:
+        return ranks.any_rank(requested, self.iteration)
 
     def last_saved(self) -> str:
         last = getattr(self._hook(), 'last_ckpt', None) or (self.runner._load_from if self.runner._resume else None)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.base.stopping import outlive_first_signal
+from clit_basicsr.base.stopping import outlive_signals
 from clit_basicsr.data.schedule import Stage, TrainingPlan
 from clit_basicsr.hosts.basicsr.following import follow_options, own_options
 from clit_basicsr.hosts.basicsr.sampler import end_workers, fork_workers
@@ -44,7 +44,7 @@ class NotStarted:
 def _start_worker(start: Callable[[int], None] | None, worker: int) -> None:
     if start is not None:
         start(worker)
-    outlive_first_signal()
+    outlive_signals()
 
 
 @LOOPS.register_module()
@@ -141,6 +141,8 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
         dataset.seed = self.runner.seed  # a resume may have brought that of its checkpoint
         sampler: Any = self.dataloader.sampler
         sampler.start(self._iter)
+        for loader in self._validation_loaders():
+            loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
         batches = iter(self.dataloader)
         try:
             self._iterate(batches)
@@ -149,6 +151,10 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model
+
+    def _validation_loaders(self) -> list[DataLoader]:
+        loop: Any = self.runner.val_loop
+        return list(getattr(loop, 'dataloaders', None) or ([] if loop is None else [loop.dataloader]))
 
     def _iterate(self, batches: Iterator[dict]) -> None:
         with OrderlyStop(self.runner) as stop:

@@ -188,6 +188,8 @@ class ImplicitNet(nn.Module):
 
     def forward(self, lq: Tensor, coord: Tensor | None = None, cell: Tensor | None = None, scales=None) -> Tensor:
         """Training: RGB (B, Q, 3) at the queries. With an image alone: the image at the scale of option ``upscale``."""
+        if (coord is None) != (cell is None):
+            raise UserError('coord and cell come together: places, and the size of an HR pixel.')
         if coord is None or cell is None:
             return self.upscale(lq, scale=self.default_scale)
         return self.query(self.encode(lq), coord, cell, scales)

@@ -23,6 +23,8 @@ def choose_device(name: str | None = None) -> 'torch.device':
     if name is None:
         return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     try:
+        if not isinstance(name, str | torch.device):
+            raise RuntimeError
         device = torch.device(name)
         if device.type not in ('cpu', 'cuda', 'mps'):
             raise RuntimeError

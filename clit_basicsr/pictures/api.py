@@ -23,6 +23,9 @@ from clit_basicsr.pictures.files import Picture
 from clit_basicsr.pictures.memory import device_of, plan_tiles, reporting_full_memory
 from clit_basicsr.pictures.networks import find_checkpoint, load_network
 
+# Pixels; larger sides mean the same: no tiles.
+MAX_TILE = 2**31 - 1
+
 
 def load(name_or_path: str | os.PathLike | None, device: str) -> ImplicitNet:
     """See :func:`clit_basicsr.load`."""
@@ -45,8 +48,11 @@ def upscale(
     progress: bool = False,
 ) -> Any:
     """See :func:`clit_basicsr.upscale`."""
-    if tile is not None and not (len(side := as_numbers(tile, operator.index)) == 1 and side[0] >= 1):
-        raise UserError(f'tile: the side of a tile is a whole number of pixels, at least 1; got {tile!r}.')
+    if tile is not None:
+        side = as_numbers(tile, operator.index)
+        if len(side) != 1 or side[0] < 1:
+            raise UserError(f'tile: the side of a tile is a whole number of pixels, at least 1; got {tile!r}.')
+        tile = min(side[0], MAX_TILE)
     check_precision(precision, 'precision')
     where = None if device is None else choose_device(device)
     if isinstance(model, nn.Module):
@@ -88,6 +94,8 @@ def _to_picture(image: Any) -> Picture:
     if isinstance(image, (str, os.PathLike)):
         return files.read(os.fspath(image))
     if isinstance(image, Image.Image):
+        if not min(image.size):
+            raise UserError('the image has no pixels.')
         with files.reporting_damage('the picture'):
             picture = files.from_pillow(image)
         if picture.pixels.dtype == np.uint16 and picture.has_alpha:
@@ -95,7 +103,14 @@ def _to_picture(image: Any) -> Picture:
                 'Pillow has no grey of 16 bits with alpha to give back; give an array, or the path of a file.'
             )
         return picture
-    pixels = np.asarray(image)
+    try:
+        if isinstance(image, torch.Tensor):
+            image = image.detach().cpu().resolve_conj().resolve_neg()
+            image = image.float() if image.dtype == torch.bfloat16 else image
+        pixels = np.asarray(image)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        raise UserError(f'an image is a path, a Pillow image or an array; got {type(image).__name__}.') from None
+    pixels = pixels.astype(pixels.dtype.newbyteorder('='), copy=False)
     shape, dtype = pixels.shape, pixels.dtype
     if pixels.ndim not in (2, 3) or min(shape) < 1 or shape[2:] not in ((), (1,), (2,), (3,), (4,)):
         hint = ''
@@ -111,7 +126,7 @@ def _to_picture(image: Any) -> Picture:
         pixels = pixels.astype(np.float32, copy=False)
     elif dtype not in (np.uint8, np.uint16):
         raise UserError(f'an image is uint8, uint16 or floating point in [0, 1]; got {dtype}.')
-    return Picture(pixels.astype(pixels.dtype.newbyteorder('='), copy=False).reshape(*shape[:2], -1))
+    return Picture(pixels.reshape(*shape[:2], -1))
 
 
 def _like(image: Any, out: Picture) -> Any:

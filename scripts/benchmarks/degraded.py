@@ -37,12 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('hr', type=Path, help='folder of HR images')
     parser.add_argument('-o', '--output', type=Path, default=Path('degraded'))
     args = parser.parse_args(arguments)
+    paths = sorted(args.hr.glob('*.png'))
+    if not paths:
+        parser.error(f'{args.hr} holds no PNG files')
     options = read_option_file(str(OPTIONS))
     options['name'], options['datasets'] = 'degraded', {}
     for kind, degrade in KINDS.items():
         for scale in SCALES:
             folder = (args.output / kind / f'X{scale}').resolve()
-            for path in sorted(args.hr.glob('*.png')):
+            for path in paths:
                 hr = np.array(Image.open(path, formats=('PNG',)).convert('RGB'))
                 _, lr = make_pair(hr, (scale, scale), 'matlab')
                 image = degrade(lr, sum(map(ord, path.stem)) + scale)

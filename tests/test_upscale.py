@@ -79,7 +79,7 @@ def test_sizes_as_people_say_them(folder, net, options, size):
         (('-s', '-2'), 'at least 1'),
         (('-s', 'nan'), 'at least 1'),
         (('-s', 'inf'), 'at least 1'),
-        (('-s', '0.99'), 'only enlarges'),
+        (('-s', '0.99'), 'only enlarge'),
         (('-s', '2x0'), 'at least 1'),
         (('-s', '2x3x4'), 'such as 2x3.5'),
         (('-s', 'twice'), 'such as 2x3.5'),
@@ -90,10 +90,10 @@ def test_sizes_as_people_say_them(folder, net, options, size):
         (('--size', '8x100'), 'a.png: it has 9x6 pixels, and 8x100 are asked for'),
         (('--width', '0'), 'at least 1 pixel'),
         (('--width', '9' * 30), 'no picture is as large'),
-        (('--width', '8'), 'only enlarges'),
+        (('--width', '8'), 'only enlarge'),
         (('--height', '3'), '-s 1 restores'),
         (('-s', '1e6'), 'GB'),
-        (('-s', '1e300'), 'limited to 2147483647'),
+        (('-s', '1e300'), 'is too large for a picture'),
         (('-s', '1e308'), 'a.png: scale 1e+308 is too large'),
         (('-s', '2', '--tile', '0'), 'at least 1 pixel'),
         (('-s', '2', '--device', 'abacus'), 'cannot be used here'),
@@ -302,7 +302,7 @@ def test_which_network(folder, net, capsys):
     assert 'other/models/net_g_1000.pth: LIT on cpu, single precision' in capsys.readouterr().out.replace(os.sep, '/')
     assert np.abs(files.read('c.png').pixels - levels(answer(net, color(), scale=1))).max() < 0.51
     torch.save({'params': net.state_dict()}, 'bare.pth')
-    assert 'does not say which network it is of' in message('--model', 'bare.pth')
+    assert 'does not say which network it belongs to' in message('--model', 'bare.pth')
     torch.save({'iter': 5, 'optimizers': [], 'schedulers': []}, '5.state')
     assert '5.state is a training state, without weights; give models/net_g_*.pth' in message('--model', '5.state')
     edsr = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1}

@@ -202,7 +202,7 @@ def test_mp4(folder):
     ('options', 'message'),
     [
         (('-o', 'z.avi'), '.gif or .mp4'),
-        (('-o', 'there.gif'), '-f overwrites'),
+        (('-o', 'there.gif'), 'use -f to overwrite'),
         (('-o', 'z.gif', '--to', '1'), 'larger end'),
         (('-o', 'z.gif', '--to', 'nan'), 'larger end'),
         (('-o', 'z.gif', '--at', '2.5,3,4'), '--at'),

@@ -65,7 +65,7 @@ def downsample(img: np.ndarray, size: tuple[int, int], downsampling: str) -> np.
     check_downsampling(downsampling)
     if downsampling == 'pil':
         return np.asarray(Image.fromarray(img).resize((size[1], size[0]), Image.Resampling.BICUBIC))
-    x = torch.from_numpy(np.ascontiguousarray(img)).double()
+    x = torch.from_numpy(np.ascontiguousarray(img, dtype=np.float64))
     # MATLAB keeps the image's type between the passes, so each of them is rounded and clipped.
     for axis in (0, 1):
         x = _round_to_8bit(resize_axis(x, axis, size[axis]))

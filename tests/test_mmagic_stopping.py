@@ -34,7 +34,11 @@ def terminated_run_iter(self, batch):
         terminate()
     run_iter(self, batch)
     if self.iter == when and where == 'validation':
-        self.runner.val_loop.run = terminate
+        def validate():
+            batches = iter(self.runner.val_loop.dataloaders[0])
+            next(batches)  # its workers run
+            terminate()
+        self.runner.val_loop.run = validate
 CumulativeTrainLoop.run_iter = terminated_run_iter
 if __name__ == '__main__':
     sys.exit(main(sys.argv[3:]))
@@ -44,7 +48,10 @@ if __name__ == '__main__':
 def training(folder):
     opt = changed(network_g__num_branches=2, train__stages=STAGES, val__val_freq=3, logger__save_checkpoint_freq=100)
     prepare(folder, opt)
-    write(folder, config(opt))
+    content = config(opt)
+    for loader in content['val_dataloader']:
+        loader['num_workers'] = 1
+    write(folder, content)
     return folder
 
 

@@ -131,7 +131,7 @@ def test_self_ensemble_is_the_mean_over_flips_and_transpositions():
         ({'num_gpu': 2}, 'torchrun --nproc_per_node=2'),
         ({'train__precision': 'half'}, "train:precision must be one of fp32, tf32, bf16, fp16, got 'half'"),
         ({'val__precision': 'half'}, 'val:precision must be one of'),
-        ({'train__precision': 'fp16'}, 'take bf16'),
+        ({'train__precision': 'fp16'}, 'use bf16'),
     ],
 )
 def test_what_cannot_be_trained_is_refused(changes, message):

@@ -108,7 +108,7 @@ class OrderlyStop:
         if self.validating and len(self.received) == 1:
             self._save_and_end()
         if signal.SIGINT in self.received and sys.stderr.isatty():  # not print(): a handler may interrupt one
-            os.write(2, b'\nbasicsr: saving a state after this iteration; Ctrl-C again ends without\n')
+            os.write(2, b'\nbasicsr: saving a state after this iteration; Ctrl-C again in 2 s ends without\n')
 
     def _save_and_end(self) -> NoReturn:
         saved = self.save()

@@ -27,8 +27,7 @@ class OrderlyStop:
     A second signal of the same kind, more than ``ECHO`` seconds later, ends the training without saving. Use as a
     context around the iterations.
 
-    A subclass has :meth:`save` and :meth:`last_saved`, calls :meth:`after_iteration` and :meth:`validation`, and may
-    have an :meth:`agree`.
+    A subclass has :meth:`save` and :meth:`last_saved`, and calls :meth:`after_iteration` and :meth:`validation`.
 
     Attributes:
         iteration: number of iterations that are done; before the first, there is nothing to save.
@@ -52,7 +51,9 @@ class OrderlyStop:
 
     def agree(self, requested: bool) -> bool:
         """Whether a signal has arrived at any process of the run; all of them call after every iteration."""
-        return requested
+        from clit_basicsr.base import ranks  # which imports torch
+
+        return ranks.any_rank(requested, self.iteration)
 
     def __enter__(self) -> OrderlyStop:
         self.process = os.getpid()

@@ -62,7 +62,7 @@ def check_changes(saved: dict, opt: dict, iteration: int) -> list[str]:
             reason = 'that stage is finished' if ended else 'the state was saved with the other'
             raise UserError(
                 f'{place}: {shown(now, place)}, but {shown(before, place)} when the training state was saved; '
-                f'{reason}, restore it to resume, or start anew (under another name, or without --auto_resume)'
+                f'{reason}; restore it to resume, or start anew (under another name, or without --auto_resume)'
             )
     total = opt['train'].get('total_iter')
     if total is not None and iteration > total:

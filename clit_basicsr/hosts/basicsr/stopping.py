@@ -35,9 +35,6 @@ class OrderlyStop(stopping.OrderlyStop):
         self.model.save(epoch, self.iteration)
         return 'the first process saves the state' if ranks.place()[0] else self.last_saved()
 
-    def agree(self, requested: bool) -> bool:
-        return ranks.any_rank(requested, self.iteration)
-
     def last_saved(self) -> str:
         saved = None
         if self.model:

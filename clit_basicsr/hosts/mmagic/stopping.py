@@ -31,9 +31,6 @@ class OrderlyStop(stopping.OrderlyStop):
         hook._save_checkpoint_with_step(self.runner, self.iteration, meta=meta)
         return 'the first process saves the checkpoint' if ranks.place()[0] else self.last_saved()
 
-    def agree(self, requested: bool) -> bool:
-        return ranks.any_rank(requested, self.iteration)
-
     def last_saved(self) -> str:
         last = getattr(self._hook(), 'last_ckpt', None) or (self.runner._load_from if self.runner._resume else None)
         if not last:

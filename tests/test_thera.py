@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.golden import GOLDEN, relative_difference
 from helpers.networks import build
+from helpers.thera import cell_of, published_grads
 
 from clit_basicsr import published
 from clit_basicsr.archs import Thera, thera_field
@@ -30,18 +31,6 @@ def golden(tmp_path_factory):
     path.write_bytes(data.pop('checkpoint_pkl').tobytes())
     meta = json.loads(bytes(data.pop('meta')))
     return published.load_file(path), {key: torch.from_numpy(value) for key, value in data.items()}, meta, path
-
-
-def cell_of(t, size):
-    """The HR pixel whose diffusion time that is: (B, 2)."""
-    return 2 * torch.as_tensor(t).reshape(-1, 1).sqrt() / torch.tensor(size)
-
-
-def published_grads(net):
-    """Gradients of the decoder under the published names."""
-    layout = published.LAYOUTS['thera']
-    grads = {key: p.grad for key, p in net.named_parameters() if not key.startswith('encoder.')}
-    return published.thera.to_flax(published.layouts.rename_back(grads, layout))
 
 
 def test_values_gradients_and_variation(golden):

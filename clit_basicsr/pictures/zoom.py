@@ -177,7 +177,7 @@ def shared_palette(picture: Picture, shots: list[Shot], frame_size: tuple[int, i
         (y, x), (height, width) = shot.origin, (side / shot.scale for side in frame_size)
         box = (x, y, min(x + width, image.width), min(y + height, image.height))
         sheet.paste(image.resize((128, 128), Image.Resampling.BICUBIC, box=box), (0, 128 * i))
-    return sheet.quantize(256)
+    return sheet.quantize(256, Image.Quantize.FASTOCTREE)  # median cut leaves bands in smooth areas
 
 
 def gif_durations(num_frames: int, fps: float) -> list[int]:

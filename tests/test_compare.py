@@ -137,7 +137,7 @@ def test_a_full_memory_is_one_line(arguments, step, error, folder, capsys, monke
         ),
         (['compare', 'p.png', '-s', '70'], '83x59 pixels are too few at scale 70'),
         (['compare', 'p.png', '-s', '0.5'], 'a factor must be at least 1'),
-        (['compare', 'p.png', '-m', 'nowhere'], 'nowhere is neither a checkpoint, nor a trained experiment'),
+        (['compare', 'p.png', '-m', 'nowhere'], "'nowhere' is neither a checkpoint, nor a trained experiment"),
         (['compare', 'p.png', '-m', 'tiny', 'tiny'], 'is named twice'),
         (['compare', 'p.png', '-o', 'x.jpg'], 'the figure is a PNG'),
         (['attention', 'p.png', '--at', '1,99'], 'outside the picture'),

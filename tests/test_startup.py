@@ -138,7 +138,7 @@ MISTAKES = (
     ('upscale here.png -s 2 --shard 4/3', '--shard: give I/N'),
     ('upscale here.png -s 2 --quality 0', 'from 1 to 100'),
     ('upscale . -s 2', '. is a folder; give another one'),
-    ('upscale here.png -s 2 -o b.png --model gone.pth', 'gone.pth is neither a checkpoint, nor'),
+    ('upscale here.png -s 2 -o b.png --model gone.pth', "'gone.pth' is neither a checkpoint, nor"),
     ('upscale here.png -s 2 -o b.png --precision half', 'invalid choice'),
     ('compare gone.png', 'gone.png does not exist'),
     ('compare here.png --downsampling gimp', 'invalid choice'),

@@ -51,11 +51,11 @@ def find_checkpoint(model: str | None = None) -> str:
         inside = [name for name in names_in(model) if name.endswith(SUFFIXES)]
         example = f'such as {osp.join(model, inside[0])}' if inside else 'or train it first'
         raise UserError(
-            f'--model: {model} is a folder and not that of a trained experiment (no models/net_g_*.pth); give a '
+            f'model: {model!r} is a folder and not that of a trained experiment (no models/net_g_*.pth); give a '
             f'checkpoint, {example}; {_what_there_is()}.'
         )
     raise UserError(
-        f'--model: {model} is neither a checkpoint, nor a trained experiment, nor a network of the package; '
+        f'model: {model!r} is neither a checkpoint, nor a trained experiment, nor a network of the package; '
         f'{_what_there_is()}.'
     )
 
@@ -64,7 +64,7 @@ def _default() -> str:
     if weights.DEFAULT in weights.names():
         return str(weights.file_of(weights.DEFAULT))
     raise UserError(
-        f'which network? {weights.DEFAULT}, the default, does not come with this version of the package; give --model, '
+        f'which network? {weights.DEFAULT}, the default, does not come with this version of the package; name one, '
         f'a checkpoint (.pth) or an experiment; {_what_there_is()}. To train one: scripts/quickstart.sh takes minutes.'
     )
 

@@ -26,9 +26,8 @@ COMPONENTS = {'air': 32, 'plus': 512, 'pro': 512}
 FAST = 16 * math.pi
 # What an untrained network begins with.
 INITS = ('nearest', 'published')
-# Of ``init: nearest``: largest frequency, the finest that an image at x4 holds, and size of the field beside the
-# constant, as a part of the published field's of 32 components.
-SLOW, FAINT = 4 * math.pi, 0.1
+# Largest frequency of ``init: nearest``, the finest that an image at x4 holds.
+SLOW = 4 * math.pi
 # Queries whose 4 J numbers are held at a time in training; they are made again on the way back.
 TRAINING_QUERIES = 4096
 # Makes a query on the border of two LR pixels go to the higher one in spite of the rounding of fp32 coordinates.
@@ -53,7 +52,7 @@ class Thera(ImplicitNet):
         num_components (int | None): Components J of a field; None: 32 (air) or 512. Default: None.
         tail (dict | None): Other sizes of the tail: ``widths`` (plus); ``embed_dim``, ``depths``, ``num_heads``,
             ``drop_path_rate`` (pro). Default: None.
-        init (str): What training begins with, if it begins without weights. 'nearest', our own: nearly the nearest LR
+        init (str): What training begins with, if it begins without weights. 'nearest', our own: the nearest LR
             pixel, and frequencies that an image at x4 can hold; 'published': the authors', whose pictures stay too
             bright by the mean for many iterations. Default: 'nearest'.
         upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.
@@ -90,7 +89,7 @@ class Thera(ImplicitNet):
 
     @torch.no_grad()
     def _begin_at_nearest(self) -> None:
-        """Our own initialisation: the first component is the constant -2 m, the others are slow and faint.
+        """Our own initialisation: the first component is the constant -2 m, the others are slow and have no amplitude.
 
         The image is 0.5 f + m + the LR pixel. As published, f begins around 0, so that the image is m too bright, and
         no component can make up for it: none is slow, so that each has a mean near 0 over an LR pixel, whatever its
@@ -99,9 +98,8 @@ class Thera(ImplicitNet):
         count = self.components.shape[1]
         weight, bias = self.hyper.weight, cast(Tensor, self.hyper.bias)
         self.components.mul_(SLOW / FAST)
-        weight[: 3 * count] *= FAINT * (COMPONENTS['air'] / count) ** 0.5
         self.components[:, 0] = 0
-        weight[:3] = weight[3 * count] = 0
+        weight[: 3 * count] = weight[3 * count] = 0
         bias[:3], bias[3 * count] = -2 * bias.new_tensor(DIV2K_MEAN), math.pi / 2
 
     @property

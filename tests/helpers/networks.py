@@ -42,7 +42,7 @@ NETWORKS = {
     'SRNO': ('SRNO', {'dim': 8, 'num_heads': 2, 'hidden_dim': 8}),
     'HIIF': ('HIIF', {'dim': 8, 'num_heads': 2, 'hidden_dim': 8}),
     'Thera_air': ('Thera', {'num_components': 6, 'init': 'published'}),
-    'Thera_plus': ('Thera', {'variant': 'plus', 'num_components': 6, 'tail': {'widths': [6, 8]}}),
+    'Thera_plus': ('Thera', {'variant': 'plus', 'num_components': 6, 'init': 'published', 'tail': {'widths': [6, 8]}}),
     'Thera_pro': ('Thera', {'variant': 'pro', 'num_components': 6, 'init': 'published', 'tail': THERA_PRO}),
     'Bicubic': ('Bicubic', {}),
 }

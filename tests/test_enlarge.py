@@ -100,7 +100,7 @@ def test_tiles_follow_the_memory(net, monkeypatch):
     tiles = memory.plan_tiles(net, (3000, 4000), (2, 2))
     assert (tiles.whole, tiles.pad, tiles.exact) == (False, REACH, True)
     side = tiles.size + 2 * tiles.pad
-    assert side**2 * memory.bytes_per_pixel(net.encoder) <= 10_000_000
+    assert side**2 * memory.bytes_per_pixel(net) <= 10_000_000
     assert tiles.size > 40
     # padding is never most of the work, unless memory forbids it
     assert memory.plan_tiles(net, (3000, 4000), (16, 16)).size == 4 * REACH
@@ -110,6 +110,21 @@ def test_tiles_follow_the_memory(net, monkeypatch):
     rcan = {'type': 'RCAN', 'num_feat': 8, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 4}
     rcan = build_network({**OPTIONS, 'encoder': rcan})
     assert not memory.plan_tiles(rcan, (3000, 4000), (2, 2)).exact
+
+
+def test_the_tail_of_a_network_counts(net):
+    encoder = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1}
+    air, plus = (build_network({'type': 'Thera', 'encoder': encoder, **more}) for more in ({}, {'variant': 'plus'}))
+    assert memory.bytes_per_pixel(plus) > 512 / 8 * memory.bytes_per_pixel(air) / 2  # layers of 4 x 128 channels
+
+
+def test_files_in_the_cache_of_a_container_count_as_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, 'CGROUP', str(tmp_path))
+    for name, text in (('max', '5000000\n'), ('current', '4000000\n'), ('stat', 'anon 9\ninactive_file 3500000\n')):
+        (tmp_path / f'memory.{name}').write_text(text)
+    assert memory.available_memory(torch.device('cpu')) == 4_500_000
+    (tmp_path / 'memory.max').write_text('max\n')
+    assert memory.available_memory(torch.device('cpu')) > 10_000_000
 
 
 def test_a_result_that_does_not_fit_is_refused(net, monkeypatch):

@@ -123,7 +123,7 @@ WRONG = [
     ({'model.pixel_loss': {'type': 'L1Los'}}, "model:pixel_loss:type: 'L1Los' is not known; the nearest is 'L1Loss'"),
     ({'model.test_cfg': {'scale': 0}}, 'model:test_cfg:scale: must be a number of at least 1'),
     ({'model.test_cfg': {'tile': 5}}, 'model:test_cfg:tile must be a block of tile_size and tile_pad'),
-    ({'model.test_cfg': {'self_ensemble': 'no'}}, "model:test_cfg:self_ensemble must be true or false, got 'no'"),
+    ({'model.test_cfg': {'self_ensemble': 'no'}}, 'self_ensemble must be true or false or rotations'),
     ({'train_cfg.val_interval': 0}, 'train_cfg:val_interval must be at least 1'),
     ({'train_cfg.nonfinite_limit': 'x'}, 'train_cfg:nonfinite_limit must be a number'),
     ({'train_dataloader.batch_size': 0}, 'train_dataloader:batch_size must be at least 1'),

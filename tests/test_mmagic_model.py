@@ -136,9 +136,10 @@ def test_options_of_tests(mmagic):
     )
     from clit_basicsr.models.implicit_sr_model import self_ensemble
 
-    model.test_options = {'self_ensemble': True}
-    expected = self_ensemble(model.generator, lq / 255, (2, 3.5))
-    assert torch.equal(predict(model, lq, scale=(2, 3.5))[0].output.pred_float, expected[0])
+    for ensemble in (True, 'rotations'):
+        model.test_options = {'self_ensemble': ensemble}
+        expected = self_ensemble(model.generator, lq / 255, (2, 3.5), rotations=ensemble == 'rotations')
+        assert torch.equal(predict(model, lq, scale=(2, 3.5))[0].output.pred_float, expected[0])
 
 
 @pytest.mark.parametrize(

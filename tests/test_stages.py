@@ -148,6 +148,19 @@ def test_a_stage_has_its_own_patches(tmp_path):
         RandomScaleDataset(opt | {'stages': stages(lq_size=53)}).__getitems__([(2, 0)])
 
 
+def test_patches_of_a_stage_may_be_smaller_than_those_of_the_data_set(tmp_path):
+    folder = prepare(tmp_path / 'run')
+    small = stages(lq_size=5, scales=[[[1, 1.5], [1, 1]]])
+    opt = {'dataroot_gt': str(folder / 'images'), 'lq_size': 8, 'num_queries': 4}
+    for number in (2, 3):
+        for sample in RandomScaleDataset(opt | {'stages': small}).__getitems__([(number, i) for i in range(2)]):
+            size = round(5 * float(sample['scales'][:, 0].prod()))
+            assert size < 8 and sample['cell'].tolist() == pytest.approx([2 / size] * 2)
+    each = {'scale_per_image': True, 'num_queries': 26}
+    with pytest.raises(UserError, match=r'may have 25 pixels only \(scale 1\), so at most that many queries; got 26'):
+        RandomScaleDataset(opt | each | {'stages': small})
+
+
 def test_small_images_are_replaced_by_large_ones(tmp_path):
     folder = prepare(tmp_path / 'run')
     for i in range(4):

@@ -137,7 +137,7 @@ def test_the_encoder_of_a_film_sees_no_more_than_a_tile(monkeypatch):
         largest = max(largest, inputs[0].shape[2], inputs[0].shape[3])
 
     net.encoder.register_forward_pre_hook(watch)
-    monkeypatch.setattr(memory, 'CPU_BYTES', 60 * 60 * memory.bytes_per_pixel(net.encoder))
+    monkeypatch.setattr(memory, 'CPU_BYTES', 60 * 60 * memory.bytes_per_pixel(net))
     found = list(zoom.render_film(net, picture, shots, (130, 150)))
     assert 32 + REACH <= largest <= 60
     assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(found, expected, strict=True))

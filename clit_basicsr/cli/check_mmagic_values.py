@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from mmengine.hooks import CheckpointHook
@@ -49,7 +49,7 @@ def check_test_options(options: dict) -> None:
             parse_scale(options['scale'])
         except UserError as error:
             raise UserError(f'{where}:{error}') from error
-    check_type(options.get('self_ensemble', False), f'{where}:self_ensemble', bool)
+    check_type(options.get('self_ensemble', False), f'{where}:self_ensemble', bool | Literal['rotations'])
 
 
 def check_loop(loop: dict) -> None:

@@ -116,11 +116,6 @@ class RandomScaleDataset(data.Dataset):
         self.use_hflip = opt.get('use_hflip', True)
         self.use_rot = opt.get('use_rot', True)
         self.scale_per_image = opt.get('scale_per_image', False)
-        if self.scale_per_image and self.num_queries > self.lq_size**2:
-            raise UserError(
-                f'num_queries: with scale_per_image an HR crop may have {self.lq_size**2} pixels only (scale 1), so at '
-                f'most that many queries; got {self.num_queries}.'
-            )
         self.shrink = float(opt.get('shrink', 1))
         if not self.shrink >= 1:
             raise UserError(f'shrink: must be a number of at least 1, got {opt["shrink"]!r}.')
@@ -128,6 +123,12 @@ class RandomScaleDataset(data.Dataset):
             self.schedule = TrainingPlan.parse(opt).schedule
         else:
             self.schedule = ScaleSchedule.constant(parse_scales(opt.get('scales', [[[1, 4]]])))
+        smallest = min(stage.lq_size or self.lq_size for stage in self.schedule.stages)
+        if self.scale_per_image and self.num_queries > smallest**2:
+            raise UserError(
+                f'num_queries: with scale_per_image an HR crop may have {smallest**2} pixels only (scale 1), so at '
+                f'most that many queries; got {self.num_queries}.'
+            )
         self._sides: dict[int, int] = {}  # of the images that have been looked at
         self.seed = opt.get('manual_seed') or 0
         self.rank, self.world_size = get_dist_info()
@@ -229,7 +230,7 @@ class RandomScaleDataset(data.Dataset):
             key: rank, batch number and position in the batch, from which all is drawn.
         """
         rng = self._rng(_SAMPLE, *key)
-        hr = self._hr_crop(image, sides[0], rng)
+        hr = self._hr_crop(image, *sides, rng)
         size, lq_size = len(hr), sides[1]
         lq = downsample(hr, (lq_size, lq_size), self.downsampling)
         if self.degradation is not None:
@@ -245,11 +246,11 @@ class RandomScaleDataset(data.Dataset):
             'gt_path': name,
         }
 
-    def _hr_crop(self, image: Opened, size: int, rng: np.random.Generator) -> np.ndarray:
+    def _hr_crop(self, image: Opened, size: int, lq_size: int, rng: np.random.Generator) -> np.ndarray:
         factor = float(rng.uniform(1, self.shrink)) if self.shrink > 1 and rng.random() < 0.5 else 1.0
         crop = min(round(size * factor), image.smallest_side)
         hr = self._augmented_crop(image.pixels(), crop, rng)
-        side = max(int(crop / factor), self.lq_size)
+        side = max(int(crop / factor), lq_size)
         return hr if side == crop else downsample(hr, (side, side), 'pil')
 
     def _augmented_crop(self, img: np.ndarray | RawImage, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -23,6 +23,7 @@ LONGEST_PAD = 64
 # Tiles are as large as the progress bar likes, HR pixels, but not so small that most of the work is their padding.
 TILE_HR = 512
 SHORTEST_TILE, PADS_PER_TILE = 32, 4
+CGROUP = '/sys/fs/cgroup'  # of the container, if there is one
 # How torch says that memory has ended in a plain RuntimeError: the CPU's allocator, C++, the GPU's libraries.
 FULL = ('DefaultCPUAllocator', 'bad_alloc', 'out of memory', 'ALLOC_FAILED')
 
@@ -61,8 +62,11 @@ def available_memory(device: torch.device) -> int:
     try:
         with open('/proc/meminfo') as lines:
             free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable'))
-        with open('/sys/fs/cgroup/memory.max') as limit, open('/sys/fs/cgroup/memory.current') as used:
-            free = min(free, int(limit.read()) - int(used.read()))
+        with open(f'{CGROUP}/memory.max') as limit, open(f'{CGROUP}/memory.current') as used:
+            free_here = int(limit.read()) - int(used.read())
+        with open(f'{CGROUP}/memory.stat') as lines:  # files in the cache, given back where memory is needed
+            free_here += sum(int(line.split()[1]) for line in lines if line.startswith('inactive_file '))
+        free = min(free, free_here)
     except (OSError, ValueError, StopIteration):  # another system; no container; no limit ('max')
         pass
     return free
@@ -95,7 +99,7 @@ def check_fits(size: tuple[int, int], bytes_per_pixel: int, what: str) -> None:
     needed, free = math.prod(size) * bytes_per_pixel, available_memory(torch.device('cpu'))
     if needed > free:
         raise UserError(
-            f'{what} of {size[1]}x{size[0]} pixels needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free.'
+            f'{what} of {size[1]}x{size[0]} pixels needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB is free.'
         )
 
 
@@ -118,19 +122,19 @@ def plan_tiles(
     budget = available_memory(device) // (4 if device.type == 'cpu' else 2)
     if device.type == 'cpu':
         budget = min(budget, CPU_BYTES)
-    pixels = budget / bytes_per_pixel(net.encoder)
+    pixels = budget / bytes_per_pixel(net)
     size = max(SHORTEST_TILE, int(TILE_HR / max(factors)))
     if math.prod(lq_size) <= pixels:
         return Tiles(size, max(lq_size), True, True)
     size = max(size, PADS_PER_TILE * pad)
     answer = 2 * 3 * 4 * math.prod(factors)  # bytes of a tile of the result and its rounding, for each LR pixel
-    fits = min(math.sqrt(pixels) - 2 * pad, math.sqrt(budget / answer))
+    fits = min(math.sqrt(pixels) - 2 * (pad + net.context), math.sqrt(budget / answer))
     return Tiles(max(SHORTEST_TILE, min(size, int(fits))), pad, False, exact)
 
 
 @torch.no_grad()
-def bytes_per_pixel(encoder: nn.Module) -> int:
-    """Memory that an encoder takes for each pixel of its input, about."""
+def bytes_per_pixel(net: ImplicitNet) -> int:
+    """Memory that the features take for each LR pixel while they are computed, about."""
     side, widest = 16, 3
 
     def measure(layer: nn.Module, inputs: tuple, output: object) -> None:
@@ -139,10 +143,10 @@ def bytes_per_pixel(encoder: nn.Module) -> int:
             if isinstance(tensor, Tensor):
                 widest = max(widest, tensor.numel() // side**2)
 
-    hooks = [layer.register_forward_hook(measure) for layer in encoder.modules()]
+    hooks = [layer.register_forward_hook(measure) for layer in net.modules()]
     try:
-        like = next(encoder.parameters(), torch.empty(0))
-        out = encoder(torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype))
+        like = next(net.parameters(), torch.empty(0))
+        out = net.extract(torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype))
     finally:
         for hook in hooks:
             hook.remove()

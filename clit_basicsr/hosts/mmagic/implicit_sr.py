@@ -142,8 +142,9 @@ class ImplicitSR(BaseEditModel):
             scale = (scale, scale)
         tile = self.test_options.get('tile')
         with in_precision(self.test_options.get('precision'), inputs.device):
-            if self.test_options.get('self_ensemble'):
-                return self_ensemble(self.generator, inputs, (scale[0], scale[1]), tile).float()
+            if ensemble := self.test_options.get('self_ensemble'):
+                rotations = ensemble == 'rotations'
+                return self_ensemble(self.generator, inputs, (scale[0], scale[1]), tile, rotations).float()
             target = {'scale': tuple(scale)} if size is None else {'size': tuple(size)}
             return self.generator.upscale(inputs, **target, tile=tile).float()
 

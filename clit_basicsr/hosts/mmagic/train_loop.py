@@ -193,7 +193,9 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
             raise UserError('train_cfg:start_stage above 1 needs load_from, the checkpoint of the stage before.')
         warnings: list[str] = []
         train = {'stages': [vars(stage) for stage in self.plan.stages], 'start_stage': self.plan.start_stage}
-        options = {'is_train': True, 'network_g': self.model.network_g, 'train': train, 'warnings': warnings}
+        data = {'train': self.given['dataloader'].get('dataset')}
+        options = {'is_train': True, 'network_g': self.model.network_g, 'train': train, 'datasets': data}
+        options['warnings'] = warnings
         CumulativeSRModel.check_network(options, self.model.generator)
         for line in warnings:
             self.runner.logger.warning(line)

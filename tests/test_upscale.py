@@ -138,7 +138,10 @@ def test_folders_that_a_pattern_means_are_no_pictures(folder):
 
 def test_an_experiment_by_its_folder(folder):
     save('a.png', color())
-    assert main(['upscale', 'a.png', '-s', '2', '-o', 'b.png', '--model', 'experiments/tiny']) == 0
+    os.makedirs('elsewhere')
+    os.symlink(folder / 'experiments', 'elsewhere/runs')
+    for number, name in enumerate(('experiments/tiny', './experiments/tiny', 'elsewhere/runs/tiny', 'tiny/')):
+        assert main(['upscale', 'a.png', '-s', '2', '-o', f'{number}.png', '--model', name]) == 0, name
 
 
 def test_nothing_is_overwritten_without_f(folder, capsys, monkeypatch):

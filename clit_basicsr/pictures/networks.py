@@ -104,8 +104,12 @@ def _trained_experiments() -> dict[str, str]:
 
 def _newest_checkpoint(experiment: str) -> str | None:
     """Of an experiment's name, or its folder."""
-    folder = osp.join(ROOT, experiment.removeprefix(f'{ROOT}{os.sep}'), 'models')
-    entries = names_in(folder) if osp.isdir(folder) else []
+    roots = (ROOT, '') if os.sep in experiment else (ROOT,)  # a path may begin elsewhere
+    folders = (osp.join(root, experiment, 'models') for root in roots)
+    folder = next((one for one in folders if osp.isdir(one)), None)
+    if folder is None:
+        return None
+    entries = names_in(folder)
     saved = {int(match[1]): match[0] for entry in entries if (match := re.fullmatch(r'net_g_(\d+)\.pth', entry))}
     if 'net_g_latest.pth' in entries:
         return osp.join(folder, 'net_g_latest.pth')

@@ -130,6 +130,10 @@ def test_sub_folders_and_shards(folder, capsys):
         os.makedirs(os.path.dirname(f'in/{name}'), exist_ok=True)
         save(f'in/{name}', color(5 + i, 6))
     os.symlink('..', 'in/b/up')  # a circle
+    os.makedirs('elsewhere')
+    save('elsewhere/g.png', color())
+    os.symlink('../elsewhere', 'in/linked')
+    names = (*names, 'linked/g.png')
     save('in/b/.hidden.png', color())
     assert main(['upscale', 'in', '-s', '1', '-o', 'flat']) == 0
     assert tree('flat') == ['a.png', 'e.png', 'f.png']

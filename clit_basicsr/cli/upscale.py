@@ -195,20 +195,24 @@ def plan_outputs(inputs: list[str], output: str | None, suffix: str, recursive: 
 
 
 def pictures_in(root: str, recursive: bool, output: str) -> list[tuple[str, str]]:
-    """The pictures of a folder, each with its folder below ``root``; those below the output are left out."""
+    """The pictures of a folder, each with its folder below ``root``; those below the output are left out.
+
+    Links to folders are followed unless they lead back.
+    """
     found: list[tuple[str, str]] = []
-    folders, skipped = [''], ''
+    folders: list[tuple[str, set[str]]] = [('', {osp.realpath(output)})]
+    skipped = ''
     while folders:
-        below = folders.pop(0)
+        below, parents = folders.pop(0)
         folder = osp.join(root, below) if below else root
         names = names_in(folder)
         taken = [name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith('.')]
         inner = [name for name in names if osp.isdir(osp.join(folder, name)) and not name.startswith('.')]
         found += [(osp.join(folder, name), below) for name in taken if not (recursive and name in inner)]
-        if recursive:  # links to folders may lead in circles
-            links = {name for name in inner if osp.islink(osp.join(folder, name))}
-            same = {name for name in inner if osp.realpath(osp.join(folder, name)) == osp.realpath(output)}
-            folders[:0] = [osp.join(below, name) for name in inner if name not in links | same]
+        if recursive:
+            parents = parents | {osp.realpath(folder)}
+            further = [name for name in inner if osp.realpath(osp.join(folder, name)) not in parents]
+            folders[:0] = [(osp.join(below, name), parents) for name in further]
         with os.scandir(folder) as entries:
             skipped = describe_skipped(entries, {*taken, *(inner if recursive else ())})
         if skipped and (taken or recursive):

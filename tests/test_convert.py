@@ -139,8 +139,8 @@ def test_the_message_names_what_makes_a_network_publishable(kind, workplace, cap
     assert all(word in error for word in words), error
     options = {**options, **remedy}
     save_checkpoint('n.pth', {'params': make(options).state_dict(), 'network_g': options})
-    assert convert(capsys, 'n.pth', 'c.pth', '--to-published')[0] == 0
-    assert read_checkpoint('c.pth')['model'].keys() == {'name', 'args', 'sd'}
+    assert convert(capsys, 'n.pth', 'new/c.pth', '--to-published')[0] == 0
+    assert read_checkpoint('new/c.pth')['model'].keys() == {'name', 'args', 'sd'}
 
 
 # Published files with wrong content

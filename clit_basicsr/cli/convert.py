@@ -3,6 +3,7 @@ back.
 """
 
 import argparse
+import os
 
 from clit_basicsr.base.console import say
 from clit_basicsr.base.errors import UserError
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
     if args.to_published:
         spec = _published(content, args.output)
     try:
+        os.makedirs(os.path.dirname(args.output) or '.', exist_ok=True)
         if spec is None:
             save_checkpoint(args.output, content)
         else:

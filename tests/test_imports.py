@@ -1,17 +1,23 @@
-"""Who may import whom, read from the source: the rooms of the house, and what each may know of."""
+"""Who may import whom, read from the source: the folders of the package, and what each may know of."""
 
 import ast
+import importlib
 import subprocess
 import sys
+from contextlib import contextmanager
+from importlib.util import spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from clit_basicsr.hosts import import_hooks
 
 PACKAGE = Path(__file__).parents[1] / 'clit_basicsr'
 FILES = sorted(PACKAGE.rglob('*.py'))
 
-# What each room may import of this package, and of other packages; None: anything.
-ROOMS = {
+# What each folder may import of this package, and of other packages; None: anything.
+FOLDERS = {
     'base': ({'base'}, {'torch', 'numpy'}),
     'weights': ({'weights', 'base'}, set()),
     'formats': ({'formats', 'base'}, {'numpy', 'cv2', 'PIL', 'tifffile'}),
@@ -52,9 +58,9 @@ def imported(source, package):
             yield from (f'{module}.{alias.name}' for alias in node.names)
 
 
-def breaches(room, source, package):
-    """The imports of a source that its room forbids."""
-    inside, outside = ROOMS[room]
+def breaches(folder, source, package):
+    """The imports of a source that its folder forbids."""
+    inside, outside = FOLDERS[folder]
     found = []
     for name in imported(source, package):
         top, _, rest = name.partition('.')
@@ -67,23 +73,23 @@ def breaches(room, source, package):
     return found
 
 
-def room_of(file):
+def folder_of(file):
     parts = file.relative_to(PACKAGE).with_suffix('').parts
-    return next((room for room in ROOMS if parts[: room.count('.') + 1] == tuple(room.split('.'))), None)
+    return next((folder for folder in FOLDERS if parts[: folder.count('.') + 1] == tuple(folder.split('.'))), None)
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_go_upward_never(file):
-    room = room_of(file)
-    if room is None:
-        assert file.name in ('__init__.py', '__main__.py'), f'{file.name} is in no room'
+    folder = folder_of(file)
+    if folder is None:
+        assert file.name in ('__init__.py', '__main__.py'), f'{file.name} is in no folder'
         return
     package = '.'.join(('clit_basicsr', *file.relative_to(PACKAGE).parent.parts))
-    assert breaches(room, file.read_text(encoding='utf-8'), package) == []
+    assert breaches(folder, file.read_text(encoding='utf-8'), package) == []
 
 
 @pytest.mark.parametrize(
-    ('room', 'source', 'breach'),
+    ('folder', 'source', 'breach'),
     [
         ('ops', 'import basicsr', ['basicsr']),
         ('ops', 'def f():\n    from clit_basicsr.archs import lit_arch', ['clit_basicsr.archs.lit_arch']),
@@ -96,8 +102,8 @@ def test_imports_go_upward_never(file):
         ('archs', 'from . import mlp\nfrom clit_basicsr.base.errors import UserError\nimport math', []),
     ],
 )
-def test_the_rule_catches(room, source, breach):
-    assert breaches(room, source, f'clit_basicsr.{room}') == breach
+def test_the_rule_catches(folder, source, breach):
+    assert breaches(folder, source, f'clit_basicsr.{folder}') == breach
 
 
 def test_no_test_imports_another_and_no_benchmark_a_test():
@@ -170,7 +176,7 @@ ROOTS += ('metrics', 'metrics.psnr_ssim_float', 'models', 'models.implicit_sr_mo
 
 @pytest.mark.parametrize('module', ROOTS)
 def test_any_room_may_be_imported_first(module):
-    """The host imports our rooms as soon as it is imported itself: it must not meet one half imported."""
+    """The host imports our folders as soon as it is imported itself: it must not meet one half imported."""
     code = (
         f'import clit_basicsr.{module}\nimport basicsr\nfrom basicsr.utils import registry as r\n'
         'print("LIT" in r.ARCH_REGISTRY, "ScaledPairDataset" in r.DATASET_REGISTRY, '
@@ -244,3 +250,23 @@ def test_schemas_are_declared_only_where_torchvision_cannot_load_its_library():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ['True', 'True']
+
+
+def test_a_host_that_another_finder_knows_is_seen_too(tmp_path, monkeypatch):
+    """As those of editable installs do."""
+    entered = []
+
+    @contextmanager
+    def context(module):
+        entered.append(module.__name__)
+        yield
+
+    def find_spec(name, path=None, target=None):
+        return spec_from_file_location(name, tmp_path / 'host.py') if name == 'an_editable_host' else None
+
+    (tmp_path / 'host.py').write_text('number = 3\n')
+    monkeypatch.setitem(import_hooks._CONTEXTS, 'an_editable_host', context)
+    monkeypatch.setattr(sys, 'meta_path', [*sys.meta_path, SimpleNamespace(find_spec=find_spec)])
+    assert importlib.import_module('an_editable_host').number == 3
+    assert entered == ['an_editable_host']
+    del sys.modules['an_editable_host']

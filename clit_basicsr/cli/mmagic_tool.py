@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from typing import Any
 
 from clit_basicsr.base.errors import UserError
@@ -24,7 +24,7 @@ def run(name: str, arguments: list[str]) -> None:
     Raises:
         UserError: MMagic is not installed; the config cannot be read, or holds a mistake.
     """
-    missing = [package for package in NEEDED if PathFinder.find_spec(package) is None]
+    missing = [package for package in NEEDED if find_spec(package) is None]
     if missing:
         raise UserError(f'{", ".join(missing)} is not installed; scripts/setup.sh --mmagic installs MMagic.')
     if not {'-h', '--help'} & set(arguments):

@@ -6,7 +6,7 @@ torchvision.transforms.functional_tensor, where there is no such module (torchvi
     An alias with the one function that BasicSR needs from it.
 basicsr
     During: its imports of torchvision and scipy wait until they are used (:mod:`clit_basicsr.hosts.deferred`).
-    After: ``basicsr_fixes.apply()``.
+    After: ``basicsr.fixes.apply()``.
 mmagic
     Before: ``mmagic.imports.prepare()``. After those of its packages that fill its registries: our own classes enter
     them (:mod:`clit_basicsr.hosts.mmagic.plugin`).
@@ -119,7 +119,9 @@ class _HostFinder(importlib.abc.MetaPathFinder):
             declare_torchvision_schemas()
         if fullname not in _CONTEXTS:
             return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        others = [finder.find_spec for finder in sys.meta_path if finder is not self and hasattr(finder, 'find_spec')]
+        # Editable installs have finders of their own.
+        spec = next((found for find in others if (found := find(fullname, path, target)) is not None), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _HostLoader(spec.loader, _CONTEXTS[fullname])
         return spec

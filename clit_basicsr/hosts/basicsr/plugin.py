@@ -15,14 +15,14 @@ from typing import Any
 from clit_basicsr.base.ranks import on_first_rank
 from clit_basicsr.hosts.basicsr import experiment
 
-# The rooms with classes for the host's registries, and the suffixes of their files, as the host has them.
-ROOMS = (('archs', '_arch'), ('data', '_dataset'), ('models', '_model'), ('metrics', ''))
+# The folders with classes for the host's registries, and the suffixes of their files, as the host has them.
+FOLDERS = (('archs', '_arch'), ('data', '_dataset'), ('models', '_model'), ('metrics', ''))
 
 
 def register() -> None:
     """Imports the files whose classes stand in the host's registries. BasicSR must be imported."""
-    for room, suffix in ROOMS:
-        package = import_module(f'clit_basicsr.{room}')
+    for folder, suffix in FOLDERS:
+        package = import_module(f'clit_basicsr.{folder}')
         for module in iter_modules(package.__path__):
             if module.name.endswith(suffix):
                 import_module(f'{package.__name__}.{module.name}')

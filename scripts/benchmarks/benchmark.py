@@ -34,31 +34,16 @@ from typing import Any
 
 import torch
 
-from clit_basicsr.archs import lit_branch
-from clit_basicsr.archs.precision import in_precision
 from clit_basicsr.cli.environment import versions
-from clit_basicsr.ops import use_backend
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cases
 import floor
+from backends import REFERENCES, by_backend
 from measure import Measured, instruction_set, measure
 from result_tables import Floored, floor_table, markdown, peer_table, plot, wide_table
 
-REFERENCES = {'reference 2048': 2048, 'reference 30000': 30000}
 FLOORS = 'CPU seconds (multiples of the floor at the median rate, at the fastest rate{}).'
-
-
-def by_backend(backend: str, function: Callable[[], Any]) -> None:
-    """Calls by a backend; the references in chunks of so many queries, 'cpu bf16' in that precision."""
-    queries = lit_branch.MAX_QUERIES
-    lit_branch.MAX_QUERIES = REFERENCES.get(backend, queries)
-    precision = 'bf16' if backend.endswith(' bf16') else None
-    try:
-        with use_backend(backend.split()[0]), in_precision(precision, torch.device('cpu')):
-            function()
-    finally:
-        lit_branch.MAX_QUERIES = queries
 
 
 def against_floor(case, function: Callable[[], Any], backends: list[str], repeats: int) -> Floored:

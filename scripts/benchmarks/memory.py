@@ -7,10 +7,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cases
+from backends import by_backend
 from measure import peak
 
 from clit_basicsr.archs.features import Features
-from clit_basicsr.ops import use_backend
 from clit_basicsr.ops.geometry.coords import Frame, Piece
 
 
@@ -38,9 +38,8 @@ def main() -> None:
     else:
         call = cases.training_step(net, next(case for case in cases.TRAINING if name.endswith(case.name)))
         warm = cases.training_step(net, cases.Training('', 1, (2,)))
-    with use_backend(backend.split()[0]):
-        warm()  # libraries, threads and packed code are not the workload's
-        print(f'{peak(call):.0f}')
+    by_backend(backend, warm)  # libraries, threads and packed code are not the workload's
+    print(f'{peak(lambda: by_backend(backend, call)):.0f}')
 
 
 if __name__ == '__main__':

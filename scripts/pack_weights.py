@@ -38,7 +38,7 @@ FILLED_IN = ('figures', 'sha256', 'bytes', 'parameters')
 
 
 def pack(checkpoint: str, name: str, card: dict[str, Any], figures: list[dict], force: bool = False) -> Path:
-    """Writes the file and the card of a network into the box.
+    """Writes the file and the card of a network into the package.
 
     Args:
         checkpoint: of ``basicsr train``; ``params_ema`` is taken, or ``params`` where nothing was averaged.
@@ -46,7 +46,7 @@ def pack(checkpoint: str, name: str, card: dict[str, Any], figures: list[dict], 
         figures: see :data:`clit_basicsr.weights.CARD`; [] before they are measured.
 
     Raises:
-        UserError: the name, the card, the weights or the file's size are not what the box takes; nothing is written.
+        UserError: the package does not accept the name, the card, the weights or the file's size; nothing is written.
     """
     if not NAME.fullmatch(name):
         raise UserError(f'{name!r}: a name consists of lower-case letters, digits and hyphens between them.')
@@ -141,7 +141,7 @@ def read_json(path: str) -> Any:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', help='an experiment in experiments/, or a checkpoint')
-    parser.add_argument('name', help='of the network in the box')
+    parser.add_argument('name', help='of the network in the package')
     parser.add_argument('--card', required=True, metavar='JSON', help='the part of the card that its author writes')
     parser.add_argument('--figures', metavar='JSON', help='summary.json of basicsr test')
     parser.add_argument('-f', '--force', action='store_true', help='overwrite a network that exists')

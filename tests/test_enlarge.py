@@ -115,7 +115,9 @@ def test_tiles_follow_the_memory(net, monkeypatch):
 def test_the_tail_of_a_network_counts(net):
     encoder = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1}
     air, plus = (build_network({'type': 'Thera', 'encoder': encoder, **more}) for more in ({}, {'variant': 'plus'}))
-    assert memory.bytes_per_pixel(plus) > 512 / 8 * memory.bytes_per_pixel(air) / 2  # layers of 4 x 128 channels
+    widest, last = 512, 128  # in the blocks of the tail, and of the features
+    assert memory.bytes_per_pixel(plus) == 4 * (memory.WIDEST_MAPS * widest + memory.PLAIN_MAPS * last)
+    assert memory.bytes_per_pixel(air) == 4 * 8 * (memory.WIDEST_MAPS + memory.PLAIN_MAPS)
 
 
 def test_files_in_the_cache_of_a_container_count_as_free(tmp_path, monkeypatch):

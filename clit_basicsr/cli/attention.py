@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         required=True,
         metavar='X,Y',
-        help='points: parts of width and height, written with a point (0.3,0.75), or pixels (120,340); the HR pixel '
-        'that a point lies in is asked',
+        help='points: parts of width and height, written with a point (0.3,0.75), or pixels (120,340); the attention '
+        'shown is that of the HR pixel that contains the point',
     )
     parser.add_argument(
         '-s',

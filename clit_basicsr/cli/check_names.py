@@ -24,9 +24,7 @@ def check_name(name: Any, where: str) -> None:
     if not name.strip():
         raise UserError(f"{where} is empty; the run's folder is named after it")
     if name != name.strip() or name.startswith(('.', '-')):
-        raise UserError(
-            f'{where}: {name!r} begins or ends with a character that is not allowed there; begin with a letter'
-        )
+        raise UserError(f'{where}: {name!r}: a name must not begin with . or -, nor begin or end with a space')
     if '/' in name or '\\' in name or any(not one.isprintable() for one in name):
         raise UserError(f'{where}: {name[:40]!r} names a folder, so it may hold no /, \\ or control characters')
     if len(name.encode()) > LONGEST_NAME:

@@ -1,4 +1,4 @@
-"""``basicsr options``: the option files that come with the package, listed and copied. (``options.py`` reads them.)"""
+"""``basicsr options``: the option files that come with the package, listed and copied; option_file.py reads them."""
 
 from __future__ import annotations
 

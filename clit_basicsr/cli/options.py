@@ -181,7 +181,8 @@ def start_processes(opt: dict, launcher: str) -> None:
         end_with_launcher()
         init_dist(launcher, **(opt.get('dist_params') or {}) if launcher == 'slurm' else {})
     else:
-        print('Disable distributed.', file=sys.stderr, flush=True)
+        if not console.is_quiet():
+            print('Disable distributed.', file=sys.stderr, flush=True)
     opt['rank'], opt['world_size'] = get_dist_info()
     if opt.get('manual_seed') is None:
         seed = [random.randint(1, 10000)]

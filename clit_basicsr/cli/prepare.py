@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if not args.input:
-        raise UserError('give the folders of the images, or with --info or --verify LMDBs.')
+        raise UserError('give the folders of the images, or LMDBs with --info or --verify.')
     if args.info or args.verify:
         if args.output:
             raise UserError('--info and --verify write nothing; leave out -o.')

@@ -1,5 +1,6 @@
-"""Sizes and places in pictures, as written on a command line: x before y, width before height, as picture programs say
-them. In Python and in option files it is the other way round, (y, x) and (H, W), as arrays are indexed.
+"""Sizes and places in pictures, as written on a command line: x before y, width before height, as in image viewers.
+
+In Python and in option files it is the other way round, (y, x) and (H, W), as arrays are indexed.
 """
 
 import argparse

@@ -83,8 +83,7 @@ def describe(root: str) -> dict[str, Any]:
 def get(root: str, key: bytes) -> memoryview | None:
     """A value of the LMDB as it lies in the file, None: there is no such key.
 
-    The memory stays valid until the LMDB is closed, which only happens in a forked process: nobody writes into an LMDB
-    that is finished.
+    The memory stays valid until :func:`close`; nobody writes into an LMDB that is finished.
 
     Raises:
         UserError: the LMDB cannot be opened or read.

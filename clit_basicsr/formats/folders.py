@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable
 # Suffixes of pictures, whether or not they are read here.
 PICTURES = (
     *('.avif', '.bmp', '.cr2', '.dng', '.eps', '.exr', '.gif', '.heic', '.heif', '.ico', '.jfif', '.jp2', '.jpeg'),
-    *('.jpg', '.jxl', '.nef', '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.psd', '.qoi', '.tga', '.tif', '.tiff', '.webp'),
+    *('.jpg', '.jxl', '.nef', '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.psd', '.qoi', '.sgi', '.tga', '.tif', '.tiff'),
+    '.webp',
 )
 
 

@@ -78,6 +78,6 @@ def _kept(source: Image.Exif) -> bytes | None:
 
 def _checked_dpi(dpi: Any) -> tuple[float, float] | None:
     x, y = (float(one) for one in dpi) if dpi else (0.0, 0.0)
-    # Pillow makes 1 x 1, or 72 x 72, of files that say nothing; neither is worth keeping.
+    # Pillow makes 1 x 1 of files that say nothing.
     usable = all(math.isfinite(one) and 1 < one < 1e5 for one in (x, y))
     return (x, y) if usable else None

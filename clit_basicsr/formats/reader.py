@@ -127,7 +127,7 @@ def from_pillow(im: Image.Image, name: str = 'the picture') -> Picture:
     if (frames := getattr(im, 'n_frames', 1)) > 1:
         notes.append(f'the first of {frames} frames is taken')
     if im.format == 'TIFF':
-        with silenced():  # libtiff prints of unknown tags too
+        with silenced():  # libtiff also prints messages about unknown tags
             im.load()
     im.load()
     orientation = _orientation(im)  # a TIFF is turned by loading it

@@ -1,4 +1,4 @@
-"""Keeps C libraries from writing to the terminal: libpng, libjpeg and libtiff print of damaged files."""
+"""Keeps C libraries from writing to the terminal: libpng, libjpeg and libtiff print about damaged files."""
 
 import multiprocessing
 import os

@@ -29,7 +29,7 @@ def enlarge(
     precision: str | None = None,
     label: str | None = None,
 ) -> tuple[Picture, Tiles]:
-    """A picture of any size of 1 times and more: colours by the network, alpha by bicubic interpolation.
+    """A picture enlarged to any size, at least its own: colours by the network, alpha by bicubic interpolation.
 
     Neither the picture nor the result is ever floating point as a whole, unless the picture is.
 

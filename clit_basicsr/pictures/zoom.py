@@ -64,10 +64,10 @@ def check_film(path: str, frame_size: tuple[int, int], seconds: float, fps: floa
 def plan_shots(
     lq_size: tuple[int, int], frame_size: tuple[int, int], at: tuple[float, float], to: float, num_frames: int
 ) -> list[Shot]:
-    """The camera's way: the scale grows by the same factor from frame to frame, and one point of the picture rests.
+    """The camera's path: the scale grows by the same factor from frame to frame, and one point of the picture is fixed.
 
     The first frame is at x1, or at the scale where it just shows the whole picture, whichever is larger; the last one
-    has ``at`` in its middle, as far as the picture's edges allow. Both windows determine the point that rests.
+    has ``at`` in its middle, as far as the picture's edges allow. Both windows determine the fixed point.
 
     Args:
         lq_size, frame_size: (h, w) of the picture and (H, W) of the frames.

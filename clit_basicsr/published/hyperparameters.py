@@ -120,6 +120,7 @@ DESCRIBE: dict[str, Callable[[dict[str, Tensor], dict], dict]] = {
 
 
 def published_name(options: dict) -> str:
+    """The kind that the published code calls a network of ours, by its options; UserError names one that it lacks."""
     kind = options['type']
     if kind in ('LIIF', 'LTE', 'MetaSR'):
         if kind == 'LTE' and not options['local_ensemble']:
@@ -152,6 +153,7 @@ def published_name(options: dict) -> str:
 
 
 def published_args(name: str, options: dict, encoder_spec: dict) -> dict:
+    """``args`` of a published checkpoint; ``name``: from :func:`published_name`. UserError names what is in the way."""
     if name == 'thera':
         return thera.published_args(options, encoder_spec)
     hidden = options.get('hidden_dims')

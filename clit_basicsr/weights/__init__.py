@@ -35,23 +35,23 @@ REINSTALL = 'install the package again'
 
 
 def names() -> list[str]:
-    """The networks in the box, the default first."""
+    """The networks in the package, the default first."""
     found = sorted(path.stem for path in FOLDER.glob(f'[!.]*{SAFETENSORS}'))  # a temporary name begins with a point
     return sorted(found, key=lambda name: name != DEFAULT)
 
 
 def describe() -> str:
-    """What is in the box, for a message."""
+    """What networks there are, for a message."""
     return f'in the package: {", ".join(names())}' if names() else 'no network comes with this version of the package'
 
 
 def holds(path: str | Path) -> bool:
-    """Whether a file is one of the box."""
+    """Whether a file is one of the package."""
     return Path(path).suffix == SAFETENSORS and Path(path).resolve().parent == FOLDER.resolve()
 
 
 def file_of(name: str) -> Path:
-    """The file of a network in the box, once its SHA-256 is that of its card.
+    """The file of a network in the package, once its SHA-256 is that of its card.
 
     Raises:
         UserError: there is no such network, its card is missing or broken, or the file is damaged.
@@ -70,7 +70,7 @@ def file_of(name: str) -> Path:
 
 
 def card_of(name: str) -> dict[str, Any]:
-    """The card of a network in the box; keys: :data:`CARD`.
+    """The card of a network in the package; keys: :data:`CARD`.
 
     Raises:
         UserError: it is missing or not a card.

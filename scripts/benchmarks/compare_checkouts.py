@@ -91,7 +91,7 @@ def run_command(name: str, checkout: Path, result: Path, args: argparse.Namespac
 def alternate(
     run: Callable[[Path, Path], list[Sample]], checkouts: tuple[Path, Path], results: tuple[Path, Path], repeats: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """Samples of both checkouts: ``run(checkout, result)`` by turns, the one that begins changes too."""
+    """Samples of both checkouts: ``run(checkout, result)`` alternating, the one that begins changes too."""
     samples: tuple[list[Sample], list[Sample]] = ([], [])
     for repeat in range(repeats):
         for side in (0, 1) if repeat % 2 == 0 else (1, 0):
@@ -195,7 +195,7 @@ def main() -> int:
                 print(failed[-1], file=sys.stderr, flush=True)
     print(f'- old: {describe(checkouts[0])}\n- new: {describe(checkouts[1])}')
     print(f'- {platform.system()}, {listed["instruction set"]}, threads: {args.threads}')
-    print(f'- {args.repeats} processes of each by turns, {args.runs} runs in each that count (of commands: 1)\n')
+    print(f'- {args.repeats} processes of each, alternating, {args.runs} runs in each that count (of commands: 1)\n')
     print(comparison_table(rows))
     failed += [f'{name}: the results differ by more than rounding' for name in disagreements(rows)]
     print(''.join(f'- failed: {line}\n' for line in failed), end='')

@@ -3,7 +3,7 @@
     python scripts/benchmarks/gradient_noise.py options/train_clit_light.yml --weights clit-light --queries 256 512 1024
 
 The gradients of single batches scatter about their mean. Averaged over the steps of a second, what is left of that is
-variance times seconds per step: the smaller, the better the time is used. The option file says network, data and
+variance times seconds per step: the smaller, the better the use of time. The option file says network, data and
 batches; its first stage alone is looked at. One thread; bf16 if the option file says so.
 """
 

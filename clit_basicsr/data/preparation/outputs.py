@@ -189,6 +189,7 @@ class LmdbOutput(Output):
                     record = transaction.get(lmdbs.RECORD + self._key(key)) or b''
                     numbers = struct.unpack(lmdbs.RECORD_LAYOUT, record)[1:]
                 lines.write('{}.png ({},{},{}) {}\n'.format(key, *numbers))
+        self._environment.close()  # it is read again, to be verified
 
 
 def open_output(path: str, plan: dict, force: bool, size: int) -> Output:

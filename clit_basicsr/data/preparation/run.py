@@ -164,7 +164,6 @@ def prepare(work: Work, processes: int, force: bool, advance: Callable[[int], No
                 out.flush()
         for out, keys in zip(outputs, work.keys, strict=True):
             out.complete(keys)
-            out.close()
             inspection.check_complete(out.partial, work.recipe.format, keys)
         for out in outputs:
             out.take_name()

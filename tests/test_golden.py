@@ -49,7 +49,8 @@ def test_gradients(name):
     out = net(lq, data['sample_coord'], data['cell'], data['scales'])
     ((out - 0.5) / 0.5 * data['loss_weight']).sum().backward()
     assert relative_difference(lq.grad * 0.5, data['grad_inp']) < 1e-5
-    layout = (*layouts.prefixed(ENCODERS['EDSR'].layouts[1], 'encoder.'), *published.LAYOUTS['clit'])
+    encoder = ((f'encoder.{theirs}', f'encoder.{ours}') for theirs, ours in ENCODERS['EDSR'].layouts[1])
+    layout = (*encoder, *published.LAYOUTS['clit'])
     expected, unknown = layouts.rename({k[5:]: v for k, v in data.items() if k.startswith('grad/')}, layout)
     assert expected
     assert all(published.UNUSED.fullmatch(key) for key in unknown)

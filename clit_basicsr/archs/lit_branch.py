@@ -25,6 +25,8 @@ DECODER_QUERIES = 512
 # At few queries only the windows that they read are made of upsampled maps; below this many fine pixels per query the
 # whole maps cost less, which bounds their memory to 6 C numbers for each query.
 FINE_PIXELS_PER_QUERY = 2
+# What ``position_encoding: published`` means.
+PUBLISHED_ENCODING = {'scale': 10, 'dims': 64}
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def frequencies(encoding: str | dict) -> Tensor:
     if encoding == 'paper':
         # listed, as a power on the meta device (networks of files are outlined there) would import torch._dynamo
         return torch.tensor([2.0**n for n in range(10)])
-    block = {'scale': 10, 'dims': 64} if encoding == 'published' else encoding
+    block = PUBLISHED_ENCODING if encoding == 'published' else encoding
     if not isinstance(block, dict):
         raise UserError(
             "position_encoding must be 'paper', 'published', a block such as {scale: 8, dims: 32}, or ~ (none); got "

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from clit_basicsr.archs.encoders import layouts
+from clit_basicsr.archs.lit_branch import PUBLISHED_ENCODING
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.published import thera
 
-# The encoding of positions that option ``position_encoding: published`` names.
-POSENC_SCALE, POSENC_DIMS = 10, 64
 # Networks that the published code can build whatever their options, and their names there.
 PLAIN_NAMES = {'SRNO': 'sronet', 'HIIF': 'hiif', 'Thera': 'thera'}
 
@@ -52,10 +51,12 @@ def _describe_branches(weights: dict[str, Tensor], meta: dict, channels: int) ->
 
 def _position_encoding(weights: dict[str, Tensor], meta: dict) -> str | dict:
     """The option of that name; the number of dimensions is that of the weights."""
-    scale, dims = meta.get('posenc_scale', POSENC_SCALE), weights['position_encoder.proj.weight'].shape[1]
+    scale = meta.get('posenc_scale', PUBLISHED_ENCODING['scale'])
+    dims = weights['position_encoder.proj.weight'].shape[1]
     if meta.get('posenc_dims', dims) != dims:
         raise UserError(f'the positional bias has {dims} inputs, but enc_dims says {meta["posenc_dims"]}.')
-    return 'published' if (scale, dims) == (POSENC_SCALE, POSENC_DIMS) else {'scale': scale, 'dims': dims}
+    found = {'scale': scale, 'dims': dims}
+    return 'published' if found == PUBLISHED_ENCODING else found
 
 
 def _describe_clit(weights: dict[str, Tensor], meta: dict) -> dict:
@@ -178,7 +179,7 @@ def published_args(name: str, options: dict, encoder_spec: dict) -> dict:
     args |= {'local_attn': options['local_attention'], 'pb_spec': None}
     if options['position_encoding'] and options['local_attention']:
         block = options['position_encoding']
-        block = {'scale': POSENC_SCALE, 'dims': POSENC_DIMS} if block == 'published' else block
+        block = PUBLISHED_ENCODING if block == 'published' else block
         args['pb_spec'] = _posenc_spec(block['scale'], block['dims'])
     if name == 'lit':
         pe_spec = _posenc_spec(options['frequency_scale'], options['frequency_dims'])

@@ -46,11 +46,6 @@ def rename_back(weights: dict[str, Tensor], layout: Layout, **places: int) -> di
     return renamed
 
 
-def prefixed(layout: Layout, prefix: str) -> Layout:
-    """The layout of a part whose keys begin with the prefix."""
-    return tuple((prefix + theirs, prefix + ours) for theirs, ours in layout)
-
-
 def _pattern(template: str) -> re.Pattern:
     parts = re.split(r'\{(\w+)\}', template)
     named = (f'(?P<{part}>{_PARTS[part]})' if i % 2 else re.escape(part) for i, part in enumerate(parts))

@@ -180,7 +180,7 @@ def dense_linear(
 ) -> Tensor:
     """Equations (6) and (7) for a grid of queries: all queries with the same nearest pixel share one window."""
     grid = rows[3].shape[1]
-    columns = _Columns(cols, v.shape[2])
+    columns = _Columns(cols)
     k, v = _padded(k, grid // 2), _padded(v, grid // 2)
     out = q.new_empty(len(q), len(rows[0]), len(cols[0]), len(bias))
     pixels, counts = torch.unique_consecutive(rows[0], return_counts=True)
@@ -207,7 +207,7 @@ def dense_linear(
 class _Columns:
     """The columns of a dense grid, grouped by their nearest pixel and filled up to the same number for each pixel."""
 
-    def __init__(self, cols: tuple[Tensor, ...], width: int) -> None:
+    def __init__(self, cols: tuple[Tensor, ...]) -> None:
         nearest, self.taps, self.weights, bias = cols
         device = self.taps.device
         self.tile = TILE if device.type == 'cpu' else GPU_TILE

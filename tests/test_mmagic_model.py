@@ -146,6 +146,8 @@ def test_options_of_tests(mmagic):
     ('options', 'said'),
     [
         ({'test_cfg': {'til': None}}, 'model:test_cfg:til is not an option; the nearest one is model:test_cfg:tile'),
+        ({'train_cfg': {'variation_weigth': 1}}, 'the nearest one is model:train_cfg:variation_weight'),
+        ({'train_cfg': {'variation_weight': -1}}, 'model:train_cfg:variation_weight must be at least 0'),
         ({'data_preprocessor': {'type': 'DataPreprocessor'}}, 'std [255, 255, 255]'),
         ({'generator': {'type': 'EDSRNet', 'in_channels': 3, 'out_channels': 3}}, 'EDSRNet cannot answer'),
         ({'test_cfg': {'precision': 'fp8'}}, 'fp8'),
@@ -157,6 +159,23 @@ def test_mistakes_are_one_line(mmagic, options, said):
     with pytest.raises(UserError) as caught:
         mmagic.MODELS.build({'type': 'ImplicitSR', 'generator': dict(CLIT_NET), **options})
     assert said in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_the_loss_with_variation(mmagic):
+    """As the trainer of BasicSR has it; both hosts' gradients follow from it."""
+    from mmagic.structures import DataSample
+
+    encoder = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1}
+    generator = {'type': 'TheraNet', 'encoder': encoder, 'num_components': 6, 'init': 'published'}
+    config = {'type': 'ImplicitSR', 'generator': generator, 'train_cfg': {'variation_weight': 0.7}}
+    model = mmagic.MODELS.build(config)
+    lq, gt, coord, cell = torch.rand(2, 3, 6, 7), torch.rand(2, 9, 3), torch.rand(2, 9, 2), torch.full((2, 2), 0.1)
+    plan = {'scales': [[[2.0, 2.0]]] * 2, 'drawn': [[2.0]] * 2, 'cell': cell.tolist()}
+    found = model.forward_train(lq, DataSample(gt_img=gt, coord=coord, metainfo=plan))
+    output, variation = model.generator(lq, coord, cell, variation=True)
+    assert variation.mean() > 0.1
+    torch.testing.assert_close(found['loss'], (output - gt).abs().mean() + 0.7 * variation.mean())
+    assert found['variation'] == variation.mean() and not found['variation'].requires_grad
 
 
 def test_a_batch_of_two_sizes_is_refused(model):

@@ -127,6 +127,7 @@ REFUSED = {
     'branches': ({'model': {'generator': {'num_branches': 2}}}, 'ask for 3 branches, but network_g has 2'),
     'accumulative': ({'optim_wrapper': {'accumulative_counts': 2}}, 'accumulative_counts must be 1'),
     'dataset': ({'train_dataloader': {'dataset': {'lq_size': 9999}}}, 'is below the LR patch'),
+    'variation': ({'model': {'train_cfg': {'variation_weight': 1}}}, 'CLIT has no field whose variation'),
     'scales': (
         {'train_dataloader': {'dataset': {'scale_per_image': True, 'num_queries': 4}}},
         'the branches of CLIT need one scale for a whole batch',

@@ -17,13 +17,14 @@ from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.archs.precision import in_precision
 from clit_basicsr.base.checkpoints import GENERATOR, check_finite
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.base.option_types import check_keys
+from clit_basicsr.base.option_types import check_keys, check_number
 from clit_basicsr.base.precisions import check_precision
 from clit_basicsr.hosts.basicsr.resume import load_weights
 from clit_basicsr.hosts.mmagic.networks import network_g
 from clit_basicsr.models.clipped_scales import ClippedScales
 from clit_basicsr.models.implicit_sr_model import self_ensemble
 
+TRAIN_OPTIONS = ('variation_weight',)
 TEST_OPTIONS = ('scale', 'tile', 'self_ensemble', 'precision')
 # Networks take RGB in [0, 1], and normalise as their encoder was trained.
 PREPROCESSOR = {'type': 'DataPreprocessor', 'mean': [0.0] * 3, 'std': [255.0] * 3, 'output_channel_order': 'RGB'}
@@ -39,7 +40,7 @@ class ImplicitSR(BaseEditModel):
         pixel_loss (dict): A loss of MMagic. Default: ``L1Loss``.
         pretrained_encoder (str): A checkpoint that the encoder starts from, see
             :func:`clit_basicsr.archs.encoders.load_pretrained`. Default: none.
-        train_cfg (dict): Not used.
+        train_cfg (dict): ``variation_weight``, as in the block ``train`` of BasicSR's ``ImplicitSRModel`` (Thera).
         test_cfg (dict): How pictures are enlarged: ``scale``, a number or [y, x], where the samples name none (default:
             the network's ``upscale``); ``tile``, ``self_ensemble`` and ``precision`` as in the block ``val`` of
             BasicSR's ``ImplicitSRModel``.
@@ -73,6 +74,9 @@ class ImplicitSR(BaseEditModel):
                 'ImplicitSR needs; take CLITNet or LITNet, for example.'
             )
         check_normalization(self.data_preprocessor)
+        self.train_options = dict(train_cfg or {})
+        check_keys(self.train_options, 'model:train_cfg', TRAIN_OPTIONS)
+        check_number(self.train_options.get('variation_weight') or 0, 'model:train_cfg:variation_weight', 0)
         self.test_options = dict(test_cfg or {})
         check_keys(self.test_options, 'model:test_cfg', TEST_OPTIONS)
         check_precision(self.test_options.get('precision'), 'model:test_cfg:precision')
@@ -115,9 +119,15 @@ class ImplicitSR(BaseEditModel):
         if remark:
             print_log(remark, 'current')
         cell = inputs.new_tensor(data_samples.cell)
-        output = self.generator(inputs, data_samples.coord, cell, scales)
+        queries = (inputs, data_samples.coord, cell, scales)
+        weight = self.train_options.get('variation_weight')
+        output, variation = self.generator(*queries, variation=True) if weight else (self.generator(*queries), None)
         with torch.autocast(inputs.device.type, enabled=False):
-            return {'loss': self.pixel_loss(output.float(), data_samples.gt_img)}
+            loss = self.pixel_loss(output.float(), data_samples.gt_img)
+            if variation is None:
+                return {'loss': loss}
+            variation = variation.float().mean()
+            return {'loss': loss + weight * variation, 'variation': variation.detach()}
 
     @torch.no_grad()
     def forward_tensor(self, inputs: Tensor, data_samples: DataSample | None = None, **kwargs: Any) -> Tensor:

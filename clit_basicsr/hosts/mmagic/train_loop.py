@@ -193,6 +193,7 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
             raise UserError('train_cfg:start_stage above 1 needs load_from, the checkpoint of the stage before.')
         warnings: list[str] = []
         train = {'stages': [vars(stage) for stage in self.plan.stages], 'start_stage': self.plan.start_stage}
+        train |= self.model.train_options
         data = {'train': self.given['dataloader'].get('dataset')}
         options = {'is_train': True, 'network_g': self.model.network_g, 'train': train, 'datasets': data}
         options['warnings'] = warnings

@@ -25,11 +25,11 @@ import torch
 
 from clit_basicsr import weights
 from clit_basicsr.archs import load_checkpoint
-from clit_basicsr.archs.checkpoint import plain
 from clit_basicsr.base.checkpoints import read_checkpoint
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import replacing
 from clit_basicsr.base.messages import scale_text
+from clit_basicsr.base.option_types import plain
 from clit_basicsr.base.safetensors_file import write_safetensors
 from clit_basicsr.pictures.networks import find_checkpoint
 

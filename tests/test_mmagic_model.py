@@ -236,12 +236,14 @@ def test_averages_are_those_of_basicsr(mmagic):
 def test_checkpoints_are_made_plain():
     from collections import OrderedDict, deque
 
-    from clit_basicsr.hosts.mmagic.checkpoints import of_mmagic, plain
+    from clit_basicsr.base.option_types import plain
+    from clit_basicsr.hosts.mmagic.checkpoints import _tensor_or_plain, of_mmagic
 
     weight = torch.ones(2)
     given = OrderedDict(a=np.float64(0.5), b=[np.int64(3), (weight, np.arange(2))], c=deque([1]), d=None, e=True)
-    assert plain(given) == {'a': 0.5, 'b': [3, [weight, [0, 1]]], 'c': 'deque([1])', 'd': None, 'e': True}
-    assert type(plain(given)['a']) is float
+    found = plain(given, _tensor_or_plain)
+    assert found == {'a': 0.5, 'b': [3, [weight, [0, 1]]], 'c': 'deque([1])', 'd': None, 'e': True}
+    assert type(found['a']) is float
     both = {'params': {'w': weight}, 'params_ema': {'module.w': 2 * weight}, 'network_g': {'type': 'LIT'}}
     assert of_mmagic(both)['state_dict'].keys() == {'generator.w'}
     assert torch.equal(of_mmagic(both)['state_dict']['generator.w'], 2 * weight)

@@ -9,6 +9,7 @@ from clit_basicsr.archs.networks import build_from_file, build_network, check_fi
 from clit_basicsr.base.checkpoints import SAFETENSORS, check_finite, read_checkpoint, weights_in, write_checkpoint
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import temporary_name
+from clit_basicsr.base.option_types import plain
 from clit_basicsr.base.safetensors_file import write_safetensors
 
 
@@ -78,14 +79,3 @@ def load_checkpoint(path: str | os.PathLike, param_key: str = 'params_ema') -> n
     net = build_from_file(content['network_g'], weights, path)
     load_weights(net, weights, f'the weights in {path}')
     return net.eval()
-
-
-def plain(value):
-    """The same options in dicts, lists, texts, numbers, booleans and None: what JSON and ``weights_only`` know."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
-    raise UserError(f'an option of type {type(value).__name__} cannot be saved with a network.')

@@ -7,7 +7,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, Union, get_args, get_origin
 
 from clit_basicsr.base.errors import UserError
@@ -58,6 +58,28 @@ def check_number(value: Any, where: str, least: float, below: float = math.inf, 
     if not least <= value < below:
         limit = f' and below {below:g}' if below < math.inf else ''
         raise UserError(f'{where} must be at least {least:g}{limit}, got {value!r}')
+
+
+def plain(value: Any, other: Callable[[Any], Any] | None = None) -> Any:
+    """The same in dicts, lists, texts, numbers, booleans and None: what JSON and ``weights_only`` know.
+
+    Args:
+        other: what becomes of values of other types; None: they are refused.
+
+    Raises:
+        UserError: a value cannot be saved.
+    """
+    if isinstance(value, dict):
+        return {str(key): plain(item, other) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, other) for item in value]
+    if isinstance(value, float):  # one of numpy's is a float too
+        return float(value)
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if other is None:
+        raise UserError(f'an option of type {type(value).__name__} cannot be saved with a network.')
+    return other(value)
 
 
 def joined(where: str, key: str) -> str:

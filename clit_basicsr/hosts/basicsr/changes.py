@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.option_types import plain
 from clit_basicsr.data.schedule import TrainingPlan
 
 # Kept in a training state: all that the user writes. Paths, names and logging may change without a word.
@@ -18,15 +19,7 @@ FILLED_IN = ('img_range', 'rgb_mean', 'feat_scale', 'phase', 'stages', 'start_st
 
 def kept_options(opt: dict) -> dict:
     """The part of the options that a training state keeps, in plain values."""
-    return {key: plain(value) for key, value in opt.items() if key.startswith(KEPT)}
-
-
-def plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value if value is None or isinstance(value, str | bool | int | float) else repr(value)
+    return {key: plain(value, repr) for key, value in opt.items() if key.startswith(KEPT)}
 
 
 def flat(value: Any, where: str = '') -> dict[str, Any]:

@@ -32,6 +32,7 @@ from clit_basicsr.base.checkpoints import (
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import temporary_name
 from clit_basicsr.base.messages import nearest
+from clit_basicsr.base.option_types import plain
 from clit_basicsr.hosts.basicsr.changes import check_changes, kept_options
 from clit_basicsr.hosts.basicsr.plugin import complete_options
 from clit_basicsr.hosts.basicsr.training_state import check_training_state
@@ -86,8 +87,6 @@ def save_network(
         for one, key in zip(nets, keys, strict=True)
     }
     refuse_nonfinite(content, net_label, current_iter)
-    from clit_basicsr.archs.checkpoint import plain  # not above: it imports the host, which is being imported then
-
     options = net_label.replace('net_', 'network_', 1)
     if self.opt.get(options):
         content[options] = plain(self.opt[options])

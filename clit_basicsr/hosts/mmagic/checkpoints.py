@@ -18,6 +18,7 @@ from torch import Tensor
 
 from clit_basicsr.base.checkpoints import GENERATOR, read_checkpoint
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.option_types import plain
 from clit_basicsr.hosts.basicsr.resume import remedy
 from clit_basicsr.hosts.mmagic.resume import OPTIONS, check_resumable
 
@@ -35,10 +36,10 @@ class PlainCheckpointHook(Hook):
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         hub = checkpoint['message_hub']
-        info = plain(hub['runtime_info'])
+        info = plain(hub['runtime_info'], _tensor_or_plain)
         hub.clear()
         hub.update(log_scalars={}, runtime_info=info, resumed_keys=dict.fromkeys(info, True))
-        checkpoint['meta'] = plain(checkpoint['meta'])
+        checkpoint['meta'] = plain(checkpoint['meta'], _tensor_or_plain)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if hasattr(model, 'network_g'):
             checkpoint['network_g'] = model.network_g
@@ -62,15 +63,13 @@ def add_plain_checkpoints(runner: Any) -> None:
         runner.register_hook(PlainCheckpointHook())
 
 
-def plain(value: Any) -> Any:
-    """The same in tensors and Python's own types; anything else as text."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
+def _tensor_or_plain(value: Any) -> Any:
+    """What becomes of values that are not plain: tensors stay, numpy's and sets are made plain, the rest text."""
+    if isinstance(value, (set, frozenset)):
+        return plain(list(value), _tensor_or_plain)
     if isinstance(value, (np.generic, np.ndarray)):
-        return plain(value.tolist())
-    return value if value is None or isinstance(value, (str, bool, int, float, Tensor)) else str(value)
+        return plain(value.tolist(), _tensor_or_plain)
+    return value if isinstance(value, Tensor) else str(value)
 
 
 def load_file(filename: str, map_location: Any = None) -> dict:

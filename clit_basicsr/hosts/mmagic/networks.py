@@ -7,8 +7,8 @@ from mmagic.registry import MODELS
 from torch import nn
 
 import clit_basicsr.archs  # noqa: F401  registers the networks
-from clit_basicsr.archs.checkpoint import plain
 from clit_basicsr.archs.implicit import ImplicitNet
+from clit_basicsr.base.option_types import plain
 
 SUFFIX = 'Net'
 

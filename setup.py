@@ -90,14 +90,14 @@ setup(
     distclass=MaybeBinary,
     entry_points={'console_scripts': ['basicsr = clit_basicsr.cli:main']},
     install_requires=[
-        'torch>=2.4',
+        'torch>=2.10',
         'torchvision',
         'basicsr==1.4.2',  # the fixes in clit_basicsr/hosts are for this version
         'lmdb',
         'matplotlib',
         'numpy',
         'opencv-python',
-        'pillow',
+        'pillow>=11.3',
         'pyyaml',
         'tifffile',
         'tqdm',

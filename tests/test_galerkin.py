@@ -11,7 +11,7 @@ from clit_basicsr import published
 from clit_basicsr.archs import HIIF, SRNO, galerkin, galerkin_sweeps
 from clit_basicsr.archs.hiif_arch import LEVELS, bits
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.ops.geometry.coords import pixel_centers
+from clit_basicsr.ops.geometry.coords import make_coord, pixel_centers
 from clit_basicsr.ops.geometry.ensemble import axis_neighbors
 
 BOTH = ['SRNO', 'HIIF']
@@ -184,3 +184,15 @@ def test_wrong_options(kind):
     ):
         with pytest.raises(UserError, match=message):
             kind(EDSR, **options)
+
+
+@pytest.mark.parametrize('size', [(18, 14), (23, 19), (27, 21)])
+@pytest.mark.parametrize('name', BOTH)
+def test_coordinates_in_double_precision_are_the_same_places(name, size):
+    """Areas and bits hang on the rounding of single precision."""
+    net, lq, coord = build(name), torch.rand(1, 3, 9, 7), make_coord(size).expand(1, -1, 2)
+    cell = torch.tensor([[2 / size[0], 2 / size[1]]])
+    with torch.no_grad():
+        feat = net.encode(lq)
+        single, double = net.query(feat, coord, cell), net.query(feat, coord.double(), cell.double())
+    assert (single - double).abs().max() < 1e-6 * single.abs().max()

@@ -92,6 +92,11 @@ class GalerkinNet(ImplicitNet):
         """
         raise NotImplementedError
 
+    def _in_frame(self, feat, coord: Tensor, cell: Tensor, scales) -> tuple[Prepared, Tensor, Tensor]:
+        """In single precision, which the areas and bits around a query are defined in, whatever ``coord`` is in."""
+        prepared, coord, cell = super()._in_frame(feat, coord, cell, scales)
+        return prepared, coord.float(), cell
+
     def seen_cell(self, cell: Tensor, coord: Tensor, prepared: Prepared) -> Tensor:
         """The HR pixel's size as the decoder sees it, (B, Q, 2) in units of half an LR pixel."""
         size = relative_cell(cell, coord, prepared.feat.frame)

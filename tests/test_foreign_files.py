@@ -113,7 +113,7 @@ def test_a_folder_of_checkpoints_is_told_with_an_example(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_experiment()
     folder = os.path.join('experiments', 'tiny', 'models')
-    with pytest.raises(UserError, match=r'models is a folder.*such as .*net_g_latest.pth'):
+    with pytest.raises(UserError, match=r"models' is a folder.*such as .*net_g_latest.pth"):
         find_checkpoint(folder)
     with pytest.raises(UserError, match=r'a folder; give a file in it, such as .*net_g_latest.pth'):
         load_checkpoint(folder)

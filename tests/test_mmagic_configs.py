@@ -124,6 +124,8 @@ WRONG = [
     ({'model.test_cfg': {'scale': 0}}, 'model:test_cfg:scale: must be a number of at least 1'),
     ({'model.test_cfg': {'tile': 5}}, 'model:test_cfg:tile must be a block of tile_size and tile_pad'),
     ({'model.test_cfg': {'self_ensemble': 'no'}}, 'self_ensemble must be true or false or rotations'),
+    ({'model.train_cfg': [1]}, 'model:train_cfg must be a block'),
+    ({'model.train_cfg': {'variation_weight': ''}}, 'model:train_cfg:variation_weight must be a number'),
     ({'train_cfg.val_interval': 0}, 'train_cfg:val_interval must be at least 1'),
     ({'train_cfg.nonfinite_limit': 'x'}, 'train_cfg:nonfinite_limit must be a number'),
     ({'train_dataloader.batch_size': 0}, 'train_dataloader:batch_size must be at least 1'),

@@ -13,12 +13,15 @@ from helpers.thera import cell_of, published_grads
 
 from clit_basicsr import published
 from clit_basicsr.archs import Thera, thera_field
+from clit_basicsr.archs.encoders.trunk import DIV2K_MEAN
 from clit_basicsr.archs.features import Features
 from clit_basicsr.archs.thera_arch import locate
 from clit_basicsr.archs.thera_tails import reflected
 from clit_basicsr.base.checkpoints import read_checkpoint
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.flax_file import write_flax
 from clit_basicsr.cli import main
+from clit_basicsr.cli.check_networks import check_network
 from clit_basicsr.models.implicit_sr_model import self_ensemble
 from clit_basicsr.ops.geometry.coords import Frame, make_coord
 
@@ -218,9 +221,55 @@ def test_wrong_options():
         ({'init': 'zero'}, 'init must be one of nearest, published; got zero'),
         ({'tail': {'widths': [8]}}, 'tail does not fit Thera air'),
         ({'variant': 'pro', 'tail': {'embed_dim': 9, 'depths': [1], 'num_heads': [2]}}, 'divisor of embed_dim'),
+        ({'variant': 'plus', 'tail': {'widths': [0]}}, 'widths must be whole numbers of at least 1; got 0'),
+        ({'variant': 'pro', 'tail': {'depths': [-1], 'num_heads': [2]}}, 'depths must be whole numbers of at least 1'),
+        ({'variant': 'pro', 'tail': {'num_heads': [0, 1]}}, 'num_heads must be whole numbers of at least 1'),
+        ({'variant': 'pro', 'tail': {'embed_dim': 0}}, 'embed_dim must be whole numbers of at least 1'),
+        ({'variant': 'pro', 'tail': {'drop_path_rate': 1}}, 'drop_path_rate must be at least 0 and below 1'),
     ):
         with pytest.raises(UserError, match=message):
             Thera(encoder, **options)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'variant': 'plus', 'tail': {'widths': [10**20]}}, 'network_g:tail:widths must be at least 1 and below'),
+        ({'variant': 'pro', 'tail': {'depths': [10**9]}}, 'network_g:tail:depths must be at least 1 and below'),
+        ({'num_components': 10**13}, 'network_g:num_components must be at least 1 and below'),
+        ({'num_components': None, 'variant': 'plum'}, '^network_g: variant must be one of'),
+    ],
+)
+def test_sizes_in_option_files(options, message):
+    """What would take all memory is refused before it is built."""
+    encoder = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1}
+    with pytest.raises(UserError, match=message):
+        check_network({'type': 'Thera', 'encoder': encoder, **options}, 'network_g', Thera)
+
+
+@pytest.mark.parametrize(
+    ('key', 'shape', 'message'),
+    [
+        ('params/components', (64,), 'params/components, which has not two axes'),
+        ('params/out_conv/kernel', (1, 16, 128), 'params/out_conv/kernel, which has 3 axes'),
+    ],
+)
+def test_arrays_of_other_shapes_are_one_line(golden, key, shape, message, tmp_path):
+    content = read_checkpoint(golden[3])['model']
+    content['sd'][key] = torch.zeros(shape)
+    write_flax(content, str(tmp_path / 'model.pkl'))
+    with pytest.raises(UserError, match=message):
+        published.load_file(tmp_path / 'model.pkl')
+
+
+def test_the_published_file_does_not_hold_everything(caplog):
+    small = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1, 'img_range': 1.99996, 'rgb_mean': list(DIV2K_MEAN)}
+    options = {'type': 'Thera', 'encoder': small, 'num_components': 5}
+    published.to_published(options, Thera(small, num_components=5).state_dict())
+    assert 'has num_components: 32' in caplog.text and '64 channels and 16 blocks' in caplog.text
+    rcan = {'type': 'RCAN', 'num_feat': 8, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 4}
+    with pytest.raises(UserError, match='the published Thera has no encoder RCAN; train it with EDSR or RDN'):
+        published.to_published({'type': 'Thera', 'encoder': rcan}, Thera(rcan).state_dict())
 
 
 def test_variation_is_the_slope_of_the_field():

@@ -57,6 +57,8 @@ class ImplicitNet(nn.Module):
 
     def __init__(self, encoder: dict | None, upscale: float = 4) -> None:
         super().__init__()
+        if not upscale >= 1:
+            raise UserError(f'upscale must be at least 1; got {upscale}.')
         self.default_scale = upscale
         self.encoder = RawPixels() if encoder is None else build_encoder(encoder)
 

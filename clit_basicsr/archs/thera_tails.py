@@ -69,6 +69,7 @@ class ConvNeXtTail(nn.Module):
 
     def __init__(self, channels: int, widths: Sequence[int] = PLUS_WIDTHS) -> None:
         super().__init__()
+        check_counts(widths=widths)
         layers: list[nn.Module] = []
         for before, width in zip((channels, *widths), widths, strict=False):
             layers += ([] if before == width else [Widening(before, width)]) + [ConvNeXtBlock(width)]
@@ -115,8 +116,11 @@ class SwinTail(nn.Module):
         drop_path_rate: float = 0.1,
     ) -> None:
         super().__init__()
+        check_counts(embed_dim=[embed_dim], depths=depths, num_heads=num_heads)
         if len(depths) != len(num_heads) or any(embed_dim % heads for heads in num_heads):
             raise UserError('tail of Thera: num_heads must have one divisor of embed_dim for each entry of depths.')
+        if not 0 <= drop_path_rate < 1:
+            raise UserError(f'tail of Thera: drop_path_rate must be at least 0 and below 1; got {drop_path_rate}.')
         rates = [drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
         self.conv_first = nn.Conv2d(channels, embed_dim, 3, 1, 1)
         self.norm_first, self.norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
@@ -171,6 +175,14 @@ def reflected(length: int, n: int) -> Tensor:
     return torch.where(index < n, index, 2 * n - 2 - index)
 
 
+def check_counts(**options: Sequence[int]) -> None:
+    """Raises UserError for widths and depths that are not whole numbers of at least 1."""
+    for key, numbers in options.items():
+        for number in numbers:
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise UserError(f'tail of Thera: {key} must be whole numbers of at least 1; got {number!r}.')
+
+
 def build_tail(variant: str, channels: int, options: dict | None) -> NoTail | ConvNeXtTail | SwinTail:
     """The tail of 'air', 'plus' or 'pro'; ``options``: arguments of its class that are not the paper's.
 
@@ -178,8 +190,8 @@ def build_tail(variant: str, channels: int, options: dict | None) -> NoTail | Co
         UserError: the variant is not known, or an option is not one of its tail.
     """
     if variant not in TAILS:
-        raise UserError(f'network_g:variant must be one of {", ".join(TAILS)}; got {variant!r}.')
+        raise UserError(f'variant must be one of {", ".join(TAILS)}; got {variant!r}.')
     try:
         return TAILS[variant](channels, **(options or {}))
     except TypeError as error:
-        raise UserError(f'network_g:tail does not fit Thera {variant}: {error}.') from error
+        raise UserError(f'tail does not fit Thera {variant}: {error}.') from error

@@ -46,7 +46,7 @@ def read_flax(path: str | os.PathLike) -> dict:
             content = _Reader(file).load()
         if not isinstance(content, dict) or not isinstance(content.get('model'), dict):
             raise UserError(f'{path} is not a checkpoint of Thera: it has no tree of weights under the key model.')
-        weights = dict(_leaves(content['model'], ''))
+        weights = dict(_leaves(content['model'], '', path))
         args = {key: value for key, value in content.items() if isinstance(value, str)}
     except UserError:
         raise
@@ -77,12 +77,13 @@ def write_flax(content: dict, path: str) -> None:
         pickle.dump({'model': tree, **content['args']}, file, protocol=4)
 
 
-def _leaves(tree: dict, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _leaves(tree: dict, prefix: str, path: str) -> Iterator[tuple[str, Tensor]]:
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f'{prefix}{name}/')
+            yield from _leaves(value, f'{prefix}{name}/', path)
         else:
             array = np.asarray(value)
             if array.dtype.kind != 'f':
-                raise UserError(f'the weights hold {prefix}{name}, which is {array.dtype} and not floating point.')
-            yield f'{prefix}{name}', torch.from_numpy(np.array(array, dtype=np.float32))
+                raise UserError(f'{path} holds {prefix}{name}, which is {array.dtype} and not floating point.')
+            with np.errstate(over='ignore'):  # infinite values are reported where the weights are used
+                yield f'{prefix}{name}', torch.from_numpy(np.array(array, dtype=np.float32))

@@ -13,6 +13,7 @@ from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.option_types import check_keys, check_number, check_type
 from clit_basicsr.cli.check_options import check_tile
 from clit_basicsr.data.scaled_pair_dataset import parse_scale
+from clit_basicsr.hosts.mmagic.implicit_sr import check_train_options
 
 LOG_LEVELS = ('CRITICAL', 'ERROR', 'WARNING', 'INFO', 'DEBUG')
 CUMULATIVE = 'CumulativeTrainLoop'
@@ -23,6 +24,7 @@ def check_values(cfg: Any, training: bool) -> None:
     check_general(cfg)
     if cfg.model.get('type') == 'ImplicitSR':
         check_test_options(cfg.model.get('test_cfg') or {})
+        check_train_options(cfg.model.get('train_cfg') or {})
     if training:
         check_loop(cfg.train_cfg)
         check_hooks(cfg)

@@ -14,7 +14,7 @@ from clit_basicsr.hosts.basicsr.plugin import is_ours
 # Options that are whole numbers; the host's classes have no annotations.
 COUNTS = (
     *('num_feat', 'num_block', 'num_group', 'num_grow_ch', 'squeeze_factor', 'embed_dim', 'depths', 'num_heads'),
-    *('window_size', 'img_size', 'patch_size', 'num_layer', 'growth'),
+    *('window_size', 'img_size', 'patch_size', 'num_layer', 'growth', 'widths'),
 )
 MAY_BE_0 = ('frequency_dims', 'num_freqs')
 MOST_COUNTED, MOST_CHANNELS = 1000, 100_000
@@ -34,6 +34,8 @@ def check_network(block: dict, where: str, cls: type) -> Any:
         return None
     check_block(values, where, options, required)
     check_sizes(values, where, options)
+    if isinstance(values.get('tail'), dict):
+        check_sizes(values['tail'], joined(where, 'tail'), {})
     if values.get('encoder') is not None:
         check_encoder(values['encoder'], joined(where, 'encoder'))
     try:  # what depends on several options only the network can check
@@ -68,9 +70,10 @@ def check_sizes(values: dict, where: str, options: dict[str, Any]) -> None:
     for key, value in values.items():
         numbers = value if isinstance(value, list) else [value]
         annotation = options.get(key)
-        if annotation is int or get_args(annotation) == (int,) or key in COUNTS:
-            for number in numbers:
-                most = MOST_COUNTED if key.startswith('num_') or key == 'depths' else MOST_CHANNELS
+        if annotation is int or get_args(annotation)[:1] == (int,) or key in COUNTS:
+            for number in numbers if value is not None else ():
+                counted = (key.startswith('num_') or key == 'depths') and key != 'num_components'
+                most = MOST_COUNTED if counted else MOST_CHANNELS
                 check_number(number, joined(where, key), 0 if key in MAY_BE_0 else 1, most + 1, whole=True)
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from clit_basicsr.archs.encoders import load_pretrained
 from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.archs.precision import in_precision
+from clit_basicsr.archs.sizes import parse_tile
 from clit_basicsr.base.console import hides_bars
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.files import replacing
@@ -101,6 +102,10 @@ class ImplicitSRModel(SRModel):
                 f'network_g:type {opt["network_g"]["type"]} cannot answer at single points, which {cls.__name__} '
                 'needs; use LIT or CLIT, for example.'
             )
+        try:
+            parse_tile((opt.get('val') or {}).get('tile'), 1, net.reach)
+        except UserError as error:
+            raise UserError(f'val:tile: {error}') from error
         train = opt.get('train') or {}
         if train.get('variation_weight') and 'variation' not in inspect.signature(net.forward).parameters:
             raise UserError(
@@ -132,7 +137,7 @@ class ImplicitSRModel(SRModel):
             lines.append(f'{trained} of {branches} branches of the network are trained; the others are not used.')
         asked = (self.opt['network_g'].get('encoder') or {}).get('img_range')
         used = getattr(getattr(net, 'encoder', None), 'input_range', None)
-        if asked is not None and used is not None and used.item() != asked:
+        if asked is not None and used is not None and abs(used.item() - asked) > 1e-6:
             lines.append(f'network_g:encoder:img_range: {asked} is not used: the checkpoint has {used.item():g}.')
 
     def init_training_settings(self) -> None:

@@ -7,6 +7,7 @@ Their images are (x - 0.5) / 0.5 (but Thera's), ours in [0, 1].
 """
 
 import inspect
+import logging
 import os
 import re
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from clit_basicsr.archs.networks import build_from_file
 from clit_basicsr.base.checkpoints import read_checkpoint, weights_in
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.published import thera
-from clit_basicsr.published.hyperparameters import DESCRIBE, Weights, published_args, published_name
+from clit_basicsr.published.hyperparameters import DESCRIBE, Weights, published_args, published_name, remarks
 
 # Their key, our key: see archs/encoders/layouts.py.
 LAYOUTS: dict[str, Layout] = {
@@ -232,6 +233,9 @@ def to_published(
     options = with_defaults(network_g)
     name = published_name(options)
     encoder_opt = network_g['encoder']
+    if name == 'thera' and encoder_opt['type'] not in thera.BACKBONES:
+        known = ' or '.join(thera.BACKBONES)
+        raise UserError(f'the published Thera has no encoder {encoder_opt["type"]}; train it with {known}.')
     _check_normalization(encoder_opt, params, thera.NORMALIZATION if name == 'thera' else NORMALIZATION)
     normalization = {f'encoder.{key}' for key in BUFFERS}
     used = {key: value for key, value in params.items() if key not in normalization | {'trained_branches'}}
@@ -253,7 +257,10 @@ def to_published(
     else:
         sd |= _unused_layers(name, own, options) | (unused or {})
     if args is None:
-        args = published_args(name, options, own.published_spec({'res_scale': 1, **places}))
+        spec = own.published_spec({'res_scale': 1, **places})
+        for line in remarks(name, options, spec):
+            logging.getLogger('basicsr').warning(line)
+        args = published_args(name, options, spec)
     return {'name': name, 'args': args, 'sd': sd}
 
 

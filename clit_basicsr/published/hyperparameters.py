@@ -153,6 +153,16 @@ def published_name(options: dict) -> str:
     return 'lit' if with_frequencies else 'clit'
 
 
+def remarks(name: str, options: dict, encoder_spec: dict) -> list[str]:
+    """What a published checkpoint does not hold, so that it is not quite this network: a line each."""
+    if name == 'thera':
+        return thera.remarks(options, encoder_spec)
+    known: dict[str, dict] = {'sronet': {'rows': None, 'max_scale': None}, 'hiif': {'rows': None, 'max_scale': 4}}
+    fixed = known.get(name, {})
+    lost = [f'{key}: {options[key]}' for key, value in fixed.items() if options.get(key, value) != value]
+    return [f'the published layout does not hold {", ".join(lost)}'] if lost else []
+
+
 def published_args(name: str, options: dict, encoder_spec: dict) -> dict:
     """``args`` of a published checkpoint; ``name``: from :func:`published_name`. UserError names what is in the way."""
     if name == 'thera':

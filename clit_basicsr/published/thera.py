@@ -14,6 +14,7 @@ from clit_basicsr.archs.thera_arch import COMPONENTS
 from clit_basicsr.archs.thera_tails import PLUS_WIDTHS
 from clit_basicsr.base.errors import UserError
 
+BACKBONES = ('EDSR', 'RDN')
 NORMALIZATION = {'img_range': 1.99996, 'rgb_mean': list(DIV2K_MEAN)}
 _BLOCK = 'refine.RSTB_{i}.BasicLayer_0.SwinTransformerBlock_{j}.'
 _OURS = 'tail.groups.{i}.residual_group.blocks.{j}.'
@@ -69,6 +70,8 @@ def from_flax(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for path, value in weights.items():
         key = path.removeprefix('params/').replace('/', '.')
         if key.endswith('.kernel'):
+            if value.dim() not in (2, 4):
+                raise UserError(f'the weights hold {path}, which has {value.dim()} axes; a kernel has 2 or 4.')
             value = value.permute(3, 2, 0, 1) if value.dim() == 4 else value.t()
         key = re.sub(r'\.(kernel|scale)$', '.weight', key)
         if _LINEAR.fullmatch(key):
@@ -106,6 +109,8 @@ def without_masks(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def describe(weights: dict[str, Tensor], meta: dict) -> dict:
     """Options of Thera, with ``type``, from the weights in our names."""
+    if weights['components'].dim() != 2:
+        raise UserError('the weights hold params/components, which has not two axes.')
     variant, count = 'air', weights['components'].shape[1]
     tail: dict = {}
     if 'tail.conv_first.weight' in weights:
@@ -125,6 +130,20 @@ def describe(weights: dict[str, Tensor], meta: dict) -> dict:
     options: dict = {'type': 'Thera', 'variant': variant}
     options |= {} if count == COMPONENTS[variant] else {'num_components': count}
     return options | ({'tail': tail} if tail else {})
+
+
+def remarks(options: dict, encoder_spec: dict) -> list[str]:
+    """What the published code, whose file says no more than backbone and size, would build otherwise."""
+    variant, backbone = options['variant'], encoder_spec['name']
+    lines = []
+    if options.get('num_components') not in (None, COMPONENTS[variant]):
+        lines.append(f'the published Thera {variant} has num_components: {COMPONENTS[variant]}')
+    if options.get('tail'):
+        lines.append(f'the published Thera {variant} has no other tail than its own; this one has {options["tail"]}')
+    sizes = {'n_feats': 64, 'n_resblocks': 16} if backbone == 'edsr-baseline' else {'RDNconfig': 'B'}
+    if any(encoder_spec['args'][key] != value for key, value in sizes.items()):
+        lines.append('the published Thera has EDSR of 64 channels and 16 blocks, or RDN of 16 blocks, as encoder')
+    return lines
 
 
 def published_args(options: dict, encoder_spec: dict) -> dict:

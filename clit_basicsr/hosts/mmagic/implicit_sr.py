@@ -17,7 +17,7 @@ from clit_basicsr.archs.implicit import ImplicitNet
 from clit_basicsr.archs.precision import in_precision
 from clit_basicsr.base.checkpoints import GENERATOR, check_finite
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.base.option_types import check_keys, check_number
+from clit_basicsr.base.option_types import check_keys, check_number, check_type
 from clit_basicsr.base.precisions import check_precision
 from clit_basicsr.hosts.basicsr.resume import load_weights
 from clit_basicsr.hosts.mmagic.networks import network_g
@@ -75,8 +75,7 @@ class ImplicitSR(BaseEditModel):
             )
         check_normalization(self.data_preprocessor)
         self.train_options = dict(train_cfg or {})
-        check_keys(self.train_options, 'model:train_cfg', TRAIN_OPTIONS)
-        check_number(self.train_options.get('variation_weight') or 0, 'model:train_cfg:variation_weight', 0)
+        check_train_options(self.train_options)
         self.test_options = dict(test_cfg or {})
         check_keys(self.test_options, 'model:test_cfg', TEST_OPTIONS)
         check_precision(self.test_options.get('precision'), 'model:test_cfg:precision')
@@ -165,6 +164,14 @@ class ImplicitSR(BaseEditModel):
         rgb = self.forward_tensor(inputs, data_samples)
         image = self.data_preprocessor.destruct(rgb, data_samples)
         return DataSample(pred_img=image.cpu(), pred_float=rgb.cpu())
+
+
+def check_train_options(options: Any) -> None:
+    """Raises UserError for a ``train_cfg`` that cannot be used."""
+    check_type(options, 'model:train_cfg', dict)
+    check_keys(options, 'model:train_cfg', TRAIN_OPTIONS)
+    if options.get('variation_weight') is not None:
+        check_number(options['variation_weight'], 'model:train_cfg:variation_weight', 0)
 
 
 def check_normalization(preprocessor: Any) -> None:

@@ -196,7 +196,7 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
         train |= self.model.train_options
         data = {'train': self.given['dataloader'].get('dataset')}
         options = {'is_train': True, 'network_g': self.model.network_g, 'train': train, 'datasets': data}
-        options['warnings'] = warnings
+        options |= {'val': {'tile': self.model.test_options.get('tile')}, 'warnings': warnings}
         CumulativeSRModel.check_network(options, self.model.generator)
         for line in warnings:
             self.runner.logger.warning(line)

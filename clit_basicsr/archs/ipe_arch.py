@@ -7,12 +7,9 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
-from clit_basicsr.archs.features import Features, Prepared
-from clit_basicsr.archs.implicit import ImplicitNet, in_pieces, relative_cell
 from clit_basicsr.archs.mlp import build_mlp
-from clit_basicsr.archs.pixel_mlp import feature_mlp, fewer_pixels, first_products
+from clit_basicsr.archs.pixel_mlp import FeatureMLPNet
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
 
 
 def integrated_encoding(dx: Tensor, size: Tensor, freqs: Tensor) -> Tensor:
@@ -36,7 +33,7 @@ def integrated_encoding(dx: Tensor, size: Tensor, freqs: Tensor) -> Tensor:
 
 
 @ARCH_REGISTRY.register()
-class IPE(ImplicitNet):
+class IPE(FeatureMLPNet):
     """LIIF whose MLP sees, in place of coordinate and cell, an encoding integrated over the HR pixel's area.
 
     Paper: Enhancing Multi-Scale Implicit Learning in Image Super-Resolution with Integrated Positional Encoding,
@@ -67,36 +64,11 @@ class IPE(ImplicitNet):
         feat_unfold: bool = True,
         upscale: float = 4,
     ) -> None:
-        super().__init__(encoder, upscale)
+        super().__init__(encoder, local_ensemble, feat_unfold, upscale)
         if num_freqs < 1:
             raise UserError(f'num_freqs must be at least 1; got {num_freqs}.')
-        self.local_ensemble = local_ensemble
-        self.grid_size = 3 if feat_unfold else 1
         self.register_buffer('freqs', 2.0 ** torch.arange(num_freqs), persistent=False)
-        self.decoder = build_mlp(self.encoder.out_channels * self.grid_size**2 + 4 * num_freqs, hidden_dims)
+        self.decoder = build_mlp(self.feature_dim + 4 * num_freqs, hidden_dims)
 
-    @property
-    def reach(self) -> int:
-        return 2  # the neighbour of the ensemble, and the neighbour that unfolding adds
-
-    def prepare_maps(self, feat: Features, scales) -> Tensor | None:
-        return first_products(self.decoder[0], feat, self.grid_size)
-
-    def pays_to_prepare(self, feat: Features, coord: Tensor) -> bool:
-        return fewer_pixels(feat, coord, 4 if self.local_ensemble else 1)
-
-    def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
-        feat = prepared.feat
-        mlp = feature_mlp(list(self.decoder)[::2], feat, prepared.maps, self.grid_size, self._values)
-
-        def answer(coord: Tensor, cell: Tensor) -> Tensor:
-            size = relative_cell(cell, coord, feat.frame)
-            out = torch.zeros_like(coord[..., :1])
-            for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
-                out = out + weight * mlp(point, integrated_encoding(dx, size, self.freqs))
-            return out
-
-        return in_pieces(answer, coord, cell, feat)
-
-    def _values(self, z: Tensor, position: Tensor) -> Tensor:
-        return self.decoder(torch.cat((z, position), dim=-1))
+    def position(self, dx: Tensor, size: Tensor) -> Tensor:
+        return integrated_encoding(dx, size, self.freqs)

@@ -12,15 +12,85 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clit_basicsr.archs.features import Features
+from clit_basicsr.archs.features import Features, Prepared
+from clit_basicsr.archs.implicit import ImplicitNet, in_pieces, relative_cell
 from clit_basicsr.ops.decoder import Layers, pack, runs_compiled
 from clit_basicsr.ops.geometry.coords import nearest_index
+from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
 from clit_basicsr.ops.geometry.sampling import gather_grid, read_pixels, unfold_at
 
 # Pixels whose unfolded features are copied together: bounds the memory.
 PIXELS = 1024
 # (point, position) -> values, see feature_mlp
 Answer = Callable[[Tensor, Tensor], Tensor]
+
+
+class FeatureMLPNet(ImplicitNet):
+    """What LIIF and those built on it share: an MLP over the unfolded features of an LR pixel and a position.
+
+    The values of the pixels around a query, four with ``local_ensemble``, are averaged by area. A network sets
+    ``decoder`` and defines ``position``; ``linear_layers`` and ``values`` where the decoder is not a plain MLP.
+
+    Args:
+        encoder (dict): ``type`` and options of an encoder.
+        local_ensemble (bool): Average the answers of the four LR pixels around a query.
+        feat_unfold (bool): A feature is the 3 x 3 features around its pixel.
+        upscale (float): The scale at which a plain ``net(lq)`` answers.
+    """
+
+    # Whether the hidden layers but the first add their input, see Layers.
+    residual = False
+    decoder: nn.Module
+
+    def __init__(self, encoder: dict, local_ensemble: bool, feat_unfold: bool, upscale: float) -> None:
+        super().__init__(encoder, upscale)
+        self.local_ensemble = local_ensemble
+        self.grid_size = 3 if feat_unfold else 1
+
+    @property
+    def feature_dim(self) -> int:
+        """Numbers of an unfolded feature, C0 * G * G."""
+        return self.encoder.out_channels * self.grid_size**2
+
+    @property
+    def reach(self) -> int:
+        return 2  # the neighbour of the ensemble, and the neighbour that unfolding adds
+
+    def linear_layers(self) -> list[nn.Module]:
+        """The decoder's linear layers in order; the first sees unfolded features and the position."""
+        return list(cast(nn.Sequential, self.decoder))[::2]
+
+    def position(self, dx: Tensor, size: Tensor) -> Tensor:
+        """What the decoder sees beside the feature: (B, Q, P).
+
+        Args:
+            dx: (B, Q, 2), from the LR pixel's centre to the query, in units of half an LR pixel.
+            size: (B, Q, 2), the HR pixel's size in the same units.
+        """
+        raise NotImplementedError
+
+    def values(self, z: Tensor, position: Tensor) -> Tensor:
+        """The decoder's values (B, Q, 3) in plain torch."""
+        return self.decoder(torch.cat((z, position), dim=-1))
+
+    def prepare_maps(self, feat: Features, scales) -> Tensor | None:
+        return first_products(self.linear_layers()[0], feat, self.grid_size)
+
+    def pays_to_prepare(self, feat: Features, coord: Tensor) -> bool:
+        return fewer_pixels(feat, coord, 4 if self.local_ensemble else 1)
+
+    def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
+        feat = prepared.feat
+        mlp = feature_mlp(self.linear_layers(), feat, prepared.maps, self.grid_size, self.values, self.residual)
+
+        def answer(coord: Tensor, cell: Tensor) -> Tensor:
+            size = relative_cell(cell, coord, feat.frame)
+            out = torch.zeros_like(coord[..., :1])
+            for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
+                out = out + weight * mlp(point, self.position(dx, size))
+            return out
+
+        return in_pieces(answer, coord, cell, feat)
 
 
 def feature_layer(weight: Tensor, bias: Tensor, grid_size: int) -> Layers:

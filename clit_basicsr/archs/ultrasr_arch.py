@@ -5,11 +5,8 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from clit_basicsr.archs.features import Features, Prepared
-from clit_basicsr.archs.implicit import ImplicitNet, in_pieces, relative_cell
-from clit_basicsr.archs.pixel_mlp import feature_mlp, fewer_pixels, first_products
+from clit_basicsr.archs.pixel_mlp import FeatureMLPNet
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
 
 
 class ResidualMLP(nn.Module):
@@ -29,7 +26,7 @@ class ResidualMLP(nn.Module):
 
 
 @ARCH_REGISTRY.register()
-class UltraSR(ImplicitNet):
+class UltraSR(FeatureMLPNet):
     """LIIF with a residual MLP; the periodically encoded coordinates enter every one of its layers.
 
     Paper: UltraSR: Spatial Encoding is a Missing Key for Implicit Image Function-based Arbitrary-Scale
@@ -52,7 +49,9 @@ class UltraSR(ImplicitNet):
         upscale (float): The scale at which a plain ``net(lq)`` answers. Default: 4.
     """
 
+    residual = True
     freqs: Tensor
+    decoder: ResidualMLP
 
     def __init__(
         self,
@@ -65,36 +64,19 @@ class UltraSR(ImplicitNet):
         cell: bool = True,
         upscale: float = 4,
     ) -> None:
-        super().__init__(encoder, upscale)
+        super().__init__(encoder, local_ensemble, feat_unfold, upscale)
         if num_hidden < 1 or num_freqs < 1:
             raise UserError(f'num_hidden and num_freqs must be at least 1; got {num_hidden} and {num_freqs}.')
-        self.local_ensemble, self.cell = local_ensemble, cell
-        self.grid_size = 3 if feat_unfold else 1
+        self.cell = cell
         self.register_buffer('freqs', torch.pi / 2 * 2.0 ** torch.arange(num_freqs), persistent=False)
-        position_dim = 2 + 4 * num_freqs + (2 if cell else 0)
-        self.decoder = ResidualMLP(self.encoder.out_channels * self.grid_size**2, position_dim, dim, num_hidden)
+        self.decoder = ResidualMLP(self.feature_dim, 2 + 4 * num_freqs + (2 if cell else 0), dim, num_hidden)
 
-    @property
-    def reach(self) -> int:
-        return 2  # the neighbour of the ensemble, and the neighbour that unfolding adds
+    def linear_layers(self) -> list[nn.Module]:
+        return [self.decoder.first, *self.decoder.hidden, self.decoder.last]
 
-    def prepare_maps(self, feat: Features, scales) -> Tensor | None:
-        return first_products(self.decoder.first, feat, self.grid_size)
+    def position(self, dx: Tensor, size: Tensor) -> Tensor:
+        angle = (dx.unsqueeze(-1) * self.freqs).flatten(-2)  # (B, Q, 2 F)
+        return torch.cat((dx, angle.sin(), angle.cos(), *([size] if self.cell else [])), dim=-1)
 
-    def pays_to_prepare(self, feat: Features, coord: Tensor) -> bool:
-        return fewer_pixels(feat, coord, 4 if self.local_ensemble else 1)
-
-    def decode(self, prepared: Prepared, coord: Tensor, cell: Tensor) -> Tensor:
-        feat = prepared.feat
-        layers = [self.decoder.first, *self.decoder.hidden, self.decoder.last]
-        mlp = feature_mlp(layers, feat, prepared.maps, self.grid_size, self.decoder, residual=True)
-
-        def answer(coord: Tensor, cell: Tensor) -> Tensor:
-            size = relative_cell(cell, coord, feat.frame) if self.cell else coord[..., :0]
-            out = torch.zeros_like(coord[..., :1])
-            for point, dx, weight in ensemble_neighbors(coord, feat.frame, self.local_ensemble):
-                angle = (dx.unsqueeze(-1) * self.freqs).flatten(-2)  # (B, Q, 2 F)
-                out = out + weight * mlp(point, torch.cat((dx, angle.sin(), angle.cos(), size), dim=-1))
-            return out
-
-        return in_pieces(answer, coord, cell, feat)
+    def values(self, z: Tensor, position: Tensor) -> Tensor:
+        return self.decoder(z, position)

@@ -79,7 +79,8 @@ def test_upscale_is_query_on_the_full_grid(make, scale, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'options', [{}, {'grid_size': 1}, {'local_attention': False}, {'upsampling_padding': 'border'}]
+    'options',
+    [{}, {'grid_size': 1}, {'local_attention': False}, {'upsampling_padding': 'border'}, {'residual_weight': 1}],
 )
 @pytest.mark.parametrize('scale', [2, 5.3, 17])
 def test_pieces_of_the_features_answer_like_the_whole(options, scale, monkeypatch):
@@ -276,6 +277,8 @@ def test_features_keep_their_place_when_cropped():
         ({'aggregation': 'mean'}, 'aggregation'),
         ({'position_encoding': 'sin'}, 'position_encoding'),
         ({'upsampling_padding': 'mirror'}, 'upsampling_padding'),
+        ({'residual_weight': 0}, 'residual_weight must be above 0 and at most 1; got 0'),
+        ({'residual_weight': 1.5}, 'residual_weight'),
         ({'encoder': {'type': 'EDSN'}}, 'must be one of: EDSR'),
         ({'encoder': {'type': 'EDSR', 'num_feats': 8}}, "no option 'num_feats'"),
     ],

@@ -107,6 +107,7 @@ UNPUBLISHABLE = {
         {'upsampling_padding': 'zeros'},
         ['upsampling_padding: zeros'],
     ),
+    'residual': ({**OPTIONS, **READY, 'residual_weight': 1}, {'residual_weight': 0.75}, ['residual_weight: 0.75']),
     'frequencies': (
         {**LIT, **READY, 'frequency_dims': 8},
         {'first_conv': False, 'grid_size': 7},

@@ -120,12 +120,15 @@ def test_how_a_new_branch_begins(tmp_path):
         for name, value in net.branches[0].state_dict().items():
             assert torch.equal(net.branches[1].state_dict()[name], value)
     assert not torch.equal(*(net.branches[1].conv_v.weight for net in models['copy']._networks()))
-    assert torch.equal(*(models[init].net_g.branches[1].conv_v.weight for init in ('default', 'zero')))
+    assert not torch.equal(*(models[init].net_g.branches[1].conv_v.weight for init in ('default', 'zero')))
     for net in models['zero']._networks():
+        assert torch.equal(*(branch.conv_v.weight for branch in net.branches[:2]))
         feat, one, two = net.encode(torch.rand(2, 3, 8, 7)), batch([2.5]), [1.25, 2]
         first, both = (net.query(feat, one['coord'], one['cell'], scales) for scales in ([2.5], two))
         skip = net.finish(torch.zeros_like(both), feat, one['coord'])
         torch.testing.assert_close(both - skip, 0.75 * (first - skip))  # equation (9) with a second value of 0
+        net.residual_weight = 1
+        torch.testing.assert_close(net.query(feat, one['coord'], one['cell'], two), first)
 
 
 def test_a_stage_has_its_own_loss(tmp_path):

@@ -65,6 +65,8 @@ class CLIT(LITBase):
             :class:`clit_basicsr.archs.lit_arch.LIT`.
         upsampling_padding (str): 'zeros' or 'border': what the upsampling of features sees outside the image. Default:
             'zeros', the authors' code.
+        residual_weight (float): Weight in equation (9) of what the branches before add up to, in (0, 1]. With 1, a new
+            branch whose values are 0 changes nothing (a stage with ``init: zero``). Default: 0.75, the paper's.
     """
 
     cascaded = True
@@ -83,6 +85,7 @@ class CLIT(LITBase):
         cell: bool = True,
         aggregation: str = 'flatten',
         upsampling_padding: str = 'zeros',
+        residual_weight: float = 0.75,
         upscale: float = 4,
     ) -> None:
         spec = HeadSpec(
@@ -98,7 +101,9 @@ class CLIT(LITBase):
         super().__init__(encoder, spec, num_branches, upscale)
         if upsampling_padding not in ('zeros', 'border'):
             raise UserError(f"upsampling_padding must be 'zeros' or 'border'; got {upsampling_padding!r}.")
-        self.upsampling_padding = upsampling_padding
+        if not 0 < residual_weight <= 1:
+            raise UserError(f'residual_weight must be above 0 and at most 1; got {residual_weight}.')
+        self.upsampling_padding, self.residual_weight = upsampling_padding, residual_weight
         if num_branches > 1:
             # Saved with the weights: a checkpoint from an early stage of cumulative training must not answer with
             # branches that have not been trained yet. A network of one branch has no such buffer: its keys are those of

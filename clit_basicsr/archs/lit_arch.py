@@ -37,8 +37,8 @@ class PreparedMaps(NamedTuple):
 class LITBase(ImplicitNet):
     """What LIT and CLIT have in common: the first convolution, the bias encoder and one or several branches."""
 
-    # Equation (9): weight of the previous branch.
-    residual = 0.75
+    # Equation (9): weight of what the branches before add up to.
+    residual_weight: float = 0.75
     image_skip = True
 
     def __init__(self, encoder: dict, spec: HeadSpec, num_branches: int, upscale: float) -> None:
@@ -87,7 +87,7 @@ class LITBase(ImplicitNet):
             # a branch that learns nothing, as it is frozen, takes the faster path without gradients
             with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(branch, source.z, coord, cell, bias)):
                 own = branch(source, coord, cell, bias)
-            out = own + self.residual * out  # equation (9)
+            out = own + self.residual_weight * out  # equation (9)
         return out
 
     @torch.no_grad()
@@ -122,7 +122,7 @@ class LITBase(ImplicitNet):
             return
         out.zero_()
         for branch, grid in zip(self.branches, self._grids(feat, scales), strict=False):
-            out *= self.residual  # equation (9), summed up in the result itself
+            out *= self.residual_weight  # equation (9), summed up in the result itself
             for one, own in zip(out, feat.images(), strict=True):
                 source = branch.rows(BranchInput(own.z, own.frame, grid), self.conv_in, backend)
                 branch.add_piece(one, source, piece, self._bias())

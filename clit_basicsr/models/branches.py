@@ -13,24 +13,22 @@ def initialise_branches(net: Any, new: Iterable[int], init: str, seed: int) -> N
     Args:
         net: with ``branches``, if ``new`` names any.
         new: numbers of the branches, from 0, in order.
-        init: one of :data:`clit_basicsr.data.schedule.INITS`. After 'zero' a branch answers 0; the value of those
-            before it enters the sum with the weight of equation (9).
-        seed: of the random weights.
+        init: one of :data:`clit_basicsr.data.schedule.INITS`.
+        seed: of random weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for number in new:
             branch = net.branches[number]
-            if init == 'copy':
+            if init == 'default':
+                for module in branch.modules():
+                    if hasattr(module, 'reset_parameters'):
+                        module.reset_parameters()
+            else:
                 branch.load_state_dict(net.branches[number - 1].state_dict())
-                continue
-            for module in branch.modules():
-                if hasattr(module, 'reset_parameters'):
-                    module.reset_parameters()
             if init == 'zero':
-                last = branch.decoder[-1]
-                last.weight.zero_()
-                last.bias.zero_()
+                for value in branch.decoder[-1].parameters():
+                    value.zero_()
 
 
 def set_trained_branches(nets: Iterable[Any], count: int) -> None:

@@ -136,7 +136,7 @@ def published_name(options: dict) -> str:
         raise UserError(f'no published code exists for {kind}; it does for {known}.')
     wrong = [
         (f'{key}: {options[key]}', f'{key}: {value}')
-        for key, value in (('aggregation', 'flatten'), ('upsampling_padding', 'zeros'))
+        for key, value in (('aggregation', 'flatten'), ('upsampling_padding', 'zeros'), ('residual_weight', 0.75))
         if options.get(key, value) not in (value, None)
     ]
     if options['position_encoding'] == 'paper':

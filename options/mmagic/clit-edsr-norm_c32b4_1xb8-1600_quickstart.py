@@ -16,6 +16,7 @@ model = dict(
         num_heads=4,
         grid_size=3,
         hidden_dims=[64, 64, 64],
+        residual_weight=1,
     ),
     test_cfg=dict(tile=None),
 )
@@ -32,8 +33,8 @@ train_dataloader = dict(
         cache_bytes=100000000,
     ),
 )
-# what is trained stays as it is; each new branch begins as a copy of the one before
-later = dict(lr=2e-4, eta_min=1e-6, freeze=True, init='copy', pixel_opt=dict(type='MSELoss'), lq_size=24)
+# what is trained stays as it is; each new branch adds nothing at first
+later = dict(lr=2e-4, eta_min=1e-6, freeze=True, init='zero', pixel_opt=dict(type='MSELoss'), lq_size=24)
 train_cfg = dict(
     type='CumulativeTrainLoop',
     val_interval=400,

@@ -66,7 +66,7 @@ def convolution_layout(lq: Tensor) -> Tensor:
     """An image (B, 3, h, w) in the memory layout that suits the convolutions, which keep the layout they find.
 
     Channels last, as tensor cores and the local attention read: in half precision, and on processors, where inference
-    takes 10 to 20 % less time. Not with gradients there: those of the weights of large images then take twice as long.
+    takes up to 15 % less time. Not with gradients there: those of the weights of large images then take twice as long.
     """
     on_cpu = lq.device.type == 'cpu' and not torch.is_grad_enabled()
     suits = on_cpu or torch.is_autocast_enabled(lq.device.type)

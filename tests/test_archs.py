@@ -78,6 +78,13 @@ def test_upscale_is_query_on_the_full_grid(make, scale, monkeypatch):
     assert torch.allclose(net.upscale(lq, scale=scale), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize('make', [lit, clit])
+def test_a_picture_permuted_from_an_array_gives_the_same_bits(make):
+    net, picture = make(), torch.rand(25, 13, 3)
+    permuted = picture.permute(2, 0, 1)[None]  # strides (3, 1, 39, 3)
+    assert torch.equal(net.upscale(permuted, scale=(1.3, 2)), net.upscale(permuted.contiguous(), scale=(1.3, 2)))
+
+
 @pytest.mark.parametrize(
     'options',
     [{}, {'grid_size': 1}, {'local_attention': False}, {'upsampling_padding': 'border'}, {'residual_weight': 1}],

@@ -215,3 +215,16 @@ def test_an_encoder_without_published_code_is_refused():
     options['encoder'] |= {'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
     with pytest.raises(UserError, match='encoder MSRResNet'):
         published.to_published(options, build_network(options).state_dict())
+
+
+def test_branches_that_are_not_trained_are_not_published():
+    encoder = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1, 'img_range': 2, 'rgb_mean': [0.5, 0.5, 0.5]}
+    options = {**OPTIONS, 'encoder': encoder, 'position_encoding': 'published', 'num_branches': 2}
+    net = build_network(options)
+    assert published.to_published(options, net.state_dict())
+    net.trained_branches.fill_(1)
+    with pytest.raises(UserError, match='1 of 2 branches are trained'):
+        published.to_published(options, net.state_dict())
+    # The weight of earlier branches means nothing to a single one.
+    one = {**options, 'num_branches': 1, 'residual_weight': 1}
+    assert published.to_published(one, build_network(one).state_dict())

@@ -212,7 +212,7 @@ def test_options_of_the_host_are_what_its_own_parser_makes_of_them(is_train, deb
     args = cli.make_parser().parse_args(['train', *flags])
     opt = options.complete(option_file.read_option_file(args.opt), args, str(folder), is_train)
     if not is_train:
-        expected['val'].setdefault('suffix', None)  # without which the host's test road stops
+        expected['val'].setdefault('suffix', None)  # without which the host's test path stops
     assert opt == expected
     assert torch.equal(torch.rand(1), drawn)  # seeded alike
 

@@ -65,7 +65,7 @@ class CLIT(LITBase):
             :class:`clit_basicsr.archs.lit_arch.LIT`.
         upsampling_padding (str): 'zeros' or 'border': what the upsampling of features sees outside the image. Default:
             'zeros', the authors' code.
-        residual_weight (float): Weight in equation (9) of what the branches before add up to, in (0, 1]. With 1, a new
+        residual_weight (float): Weight of the sum of the earlier branches in equation (9), in (0, 1]. With 1, a new
             branch whose values are 0 changes nothing (a stage with ``init: zero``). Default: 0.75, the paper's.
     """
 

@@ -93,7 +93,7 @@ class GalerkinNet(ImplicitNet):
         raise NotImplementedError
 
     def _in_frame(self, feat, coord: Tensor, cell: Tensor, scales) -> tuple[Prepared, Tensor, Tensor]:
-        """In single precision, which the areas and bits around a query are defined in, whatever ``coord`` is in."""
+        """Converts ``coord`` to single precision: areas and bits are defined by its rounding."""
         prepared, coord, cell = super()._in_frame(feat, coord, cell, scales)
         return prepared, coord.float(), cell
 

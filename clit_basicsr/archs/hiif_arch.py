@@ -107,7 +107,7 @@ class HIIF(GalerkinNet):
 def bits(low: Tensor, n: int) -> list[Tensor]:
     """The first binary digits of the place between the pixels, 0 or 1, the shape of ``low`` each.
 
-    They hang on the rounding of fp32: on pixel centres the place is a dyadic number, or 0, give or take 1e-7 n. Another
+    They depend on the rounding of fp32: on pixel centres the place is a dyadic number, or 0, to within 1e-7 n. Another
     order of operations gives other pictures than the published code's.
 
     Args:

@@ -37,7 +37,7 @@ class PreparedMaps(NamedTuple):
 class LITBase(ImplicitNet):
     """What LIT and CLIT have in common: the first convolution, the bias encoder and one or several branches."""
 
-    # Equation (9): weight of what the branches before add up to.
+    # Equation (9): weight of the sum of the earlier branches.
     residual_weight: float = 0.75
     image_skip = True
 
@@ -136,7 +136,7 @@ class LITBase(ImplicitNet):
 
 
 def _learns(branch: nn.Module, *inputs: Tensor | PositionalBias | None) -> bool:
-    """Whether any parameter or input of a branch wants a gradient."""
+    """Whether any parameter or input of a branch requires a gradient."""
     tensors = [tensor for one in inputs for tensor in (one if isinstance(one, tuple) else (one,))]
     return any(tensor is not None and tensor.requires_grad for tensor in (*tensors, *branch.parameters()))
 

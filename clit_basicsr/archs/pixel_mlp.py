@@ -1,4 +1,4 @@
-"""The MLP of LIIF and its kin, whose first layer sees the features around an LR pixel and a position.
+"""The MLP of LIIF and related networks, whose first layer sees the features around an LR pixel and a position.
 
 The first layer is linear: W (z, p) + b = (W_z z + b) + W_p p. Its products with the features, W_z z + b, are the same
 for all queries that a pixel answers. Without gradients the kernel of :mod:`clit_basicsr.ops.decoder` makes them once
@@ -38,7 +38,7 @@ class FeatureMLPNet(ImplicitNet):
         upscale (float): The scale at which a plain ``net(lq)`` answers.
     """
 
-    # Whether the hidden layers but the first add their input, see Layers.
+    # Whether hidden layers see the position too and, but for the first, add their input: ``residual`` of Layers.
     residual = False
     decoder: nn.Module
 

@@ -70,6 +70,6 @@ def convolution_layout(lq: Tensor) -> Tensor:
     """
     on_cpu = lq.device.type == 'cpu' and not torch.is_grad_enabled()
     suits = on_cpu or torch.is_autocast_enabled(lq.device.type)
-    # A copy: torch takes a picture of one, permuted from (h, w, 3), for channels last whatever its first stride is, and
+    # A copy: torch regards a batch of one, permuted from (h, w, 3), as channels last whatever its first stride is, and
     # convolutions then choose another algorithm.
     return lq.clone(memory_format=torch.channels_last) if suits else lq

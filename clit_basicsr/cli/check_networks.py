@@ -16,7 +16,7 @@ COUNTS = (
     *('num_feat', 'num_block', 'num_group', 'num_grow_ch', 'squeeze_factor', 'embed_dim', 'depths', 'num_heads'),
     *('window_size', 'img_size', 'patch_size', 'num_layer', 'growth', 'widths'),
 )
-MAY_BE_0 = ('frequency_dims', 'num_freqs')
+MAY_BE_0 = ('frequency_dims',)
 MOST_COUNTED, MOST_CHANNELS = 1000, 100_000
 
 

@@ -220,7 +220,7 @@ def check_fits_host_model(opt: dict) -> None:
         if getattr(METRIC_REGISTRY.get(block['type']), 'takes_float_tensors', False):
             raise UserError(
                 f'val:metrics:{name}:type: {block["type"]} measures float images, which {opt["model_type"]} does not '
-                'hand over; use calculate_psnr or calculate_ssim, or model_type: ImplicitSRModel'
+                'provide; use calculate_psnr or calculate_ssim, or model_type: ImplicitSRModel'
             )
     for key in ('upscale', 'scale'):
         own = opt['network_g'].get(key)

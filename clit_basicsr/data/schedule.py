@@ -54,7 +54,7 @@ class Stage:
     the new one (LIT's first convolution and positional bias)."""
     init: str = 'default'
     """How the stage's new branch begins: 'default', as the network is built; 'copy', with the weights of the branch
-    before; 'zero', with these and zeros in its last layer: it then adds nothing, and with ``residual_weight: 1`` the
+    before; 'zero', as a copy whose last layer is zero: it then adds nothing, and with ``residual_weight: 1`` the
     network gives what it gave before."""
     pixel_opt: dict[str, Any] | None = None
     """The stage's loss; None: that of ``train``."""

@@ -8,7 +8,9 @@ import torch
 
 @torch.no_grad()
 def initialise_branches(net: Any, new: Iterable[int], init: str, seed: int) -> None:
-    """Sets the weights of new branches, the same ones on every rank, after a resume, and in the EMA network.
+    """Sets the weights of new branches, the same ones on every rank and after a resume.
+
+    'default' gives the EMA network the same random weights; 'copy' and 'zero' start from each network's own branch.
 
     Args:
         net: with ``branches``, if ``new`` names any.

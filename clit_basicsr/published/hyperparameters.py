@@ -138,6 +138,7 @@ def published_name(options: dict) -> str:
         (f'{key}: {options[key]}', f'{key}: {value}')
         for key, value in (('aggregation', 'flatten'), ('upsampling_padding', 'zeros'), ('residual_weight', 0.75))
         if options.get(key, value) not in (value, None)
+        and not (key == 'residual_weight' and options.get('num_branches') == 1)
     ]
     if options['position_encoding'] == 'paper':
         wrong.append(('position_encoding: paper', 'position_encoding: published'))

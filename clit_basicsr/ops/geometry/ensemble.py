@@ -15,7 +15,7 @@ class Neighbor(NamedTuple):
 
     Attributes:
         coord: (B, Q, 2), a point (y, x) in [-1, 1] to which this pixel is the nearest.
-        dx: (B, Q, 2), from the pixel to the query; one pixel is 2, or as :func:`ensemble_neighbors` was told.
+        dx: (B, Q, 2), from the pixel to the query; one pixel is 2, or ``pixel`` of :func:`ensemble_neighbors`.
         weight: (B, Q, 1), its share of the answer; the shares of all neighbours add up to 1.
     """
 

@@ -102,7 +102,7 @@ def test_options_of_the_network_in_the_package(tmp_path, monkeypatch):
     for name, one in ((one['name'], one) for one in opt['datasets'].values()):
         assert name == f'{Path(one["dataroot_gt"]).parent.name}_x{one["scale"]:g}' and one['downsampling'] == 'matlab'
     trained = read_option_file(str(FOLDER / 'train_clit_light.yml'))['network_g']
-    assert opt['network_g'] == {key: value for key, value in trained.items() if key != 'residual_weight'}
+    assert opt['network_g'] == trained
     packed = read_checkpoint(FOLDER.parent / opt['path']['pretrain_network_g'])['network_g']
     assert packed == opt['network_g']
 

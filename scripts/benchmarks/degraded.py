@@ -1,7 +1,9 @@
-"""LR images of a test set as they are, after JPEG compression and with noise, and an option file that tests on them.
+r"""LR images of a test set as they are, after JPEG compression and with noise, and an option file that tests on them.
 
     python scripts/benchmarks/degraded.py datasets/benchmark/Set14/HR -o degraded
-    basicsr test -opt degraded/test.yml --force_yml path:pretrain_network_g=photo
+    basicsr test -opt degraded/test.yml
+    basicsr test -opt degraded/test.yml --force_yml path:pretrain_network_g=photo network_g:encoder:num_block=8 \
+        network_g:residual_weight=0.75
 
 The figures of README's table. JPEG: quality 40, chroma at half the resolution. Noise: Gaussian, 10 of 255 levels, from
 a fixed seed.

@@ -237,10 +237,11 @@ def to_published(
         known = ' or '.join(thera.BACKBONES)
         raise UserError(f'the published Thera has no encoder {encoder_opt["type"]}; train it with {known}.')
     _check_normalization(encoder_opt, params, thera.NORMALIZATION if name == 'thera' else NORMALIZATION)
-    trained = int(params.get('trained_branches', options.get('num_branches', 1)))
-    if trained < options.get('num_branches', 1):
+    branches = options.get('num_branches', 1)
+    trained = int(params.get('trained_branches', branches))
+    if trained < branches:
         raise UserError(
-            f'{trained} of {options["num_branches"]} branches are trained, which the published layout cannot say; '
+            f'{trained} of {branches} branches are trained, which the published layout cannot say; '
             'finish the training first.'
         )
     normalization = {f'encoder.{key}' for key in BUFFERS}

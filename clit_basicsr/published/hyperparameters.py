@@ -134,11 +134,13 @@ def published_name(options: dict) -> str:
     if kind not in ('CLIT', 'LIT'):
         known = ', '.join(('CLIT', 'LIT', 'LIIF', 'LTE', 'MetaSR', *PLAIN_NAMES))
         raise UserError(f'no published code exists for {kind}; it does for {known}.')
+    fixed: dict[str, str | float] = {'aggregation': 'flatten', 'upsampling_padding': 'zeros'}
+    if options.get('num_branches', 1) > 1:  # the weight of earlier branches means nothing to a single one
+        fixed['residual_weight'] = 0.75
     wrong = [
         (f'{key}: {options[key]}', f'{key}: {value}')
-        for key, value in (('aggregation', 'flatten'), ('upsampling_padding', 'zeros'), ('residual_weight', 0.75))
+        for key, value in fixed.items()
         if options.get(key, value) not in (value, None)
-        and not (key == 'residual_weight' and options.get('num_branches') == 1)
     ]
     if options['position_encoding'] == 'paper':
         wrong.append(('position_encoding: paper', 'position_encoding: published'))

@@ -6,20 +6,19 @@ LIIF and Meta-SR (https://github.com/yinboc/liif), LTE (https://github.com/jaewo
 Their images are (x - 0.5) / 0.5 (but Thera's), ours in [0, 1].
 """
 
-import inspect
 import logging
 import os
 import re
 from typing import NamedTuple
 
 import torch
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from clit_basicsr.archs.checkpoint import load_weights
 from clit_basicsr.archs.encoders import ENCODERS, build_encoder, layouts
 from clit_basicsr.archs.encoders.layouts import Layout
 from clit_basicsr.archs.encoders.trunk import BUFFERS, Trunk
+from clit_basicsr.archs.network_options import with_defaults
 from clit_basicsr.archs.networks import build_from_file
 from clit_basicsr.base.checkpoints import read_checkpoint, weights_in
 from clit_basicsr.base.errors import UserError
@@ -269,12 +268,6 @@ def to_published(
             logging.getLogger('basicsr').warning(line)
         args = published_args(name, options, spec)
     return {'name': name, 'args': args, 'sd': sd}
-
-
-def with_defaults(network_g: dict) -> dict:
-    """The options of a network, those that were left out at their defaults."""
-    parameters = inspect.signature(ARCH_REGISTRY.get(network_g['type'])).parameters
-    return {name: p.default for name, p in parameters.items() if name != 'upscale'} | network_g
 
 
 def _check_normalization(encoder_opt: dict, params: dict[str, Tensor], published: dict) -> None:

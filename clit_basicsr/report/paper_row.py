@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
+from clit_basicsr.archs.network_options import WITHOUT_EFFECT, as_list, defaults_of, encoder_defaults
+
 # Options that change nothing about which system it is: how weights were made or start, what masks are prepared for.
-ANY_ENCODER = (
-    *('type', 'img_range', 'rgb_mean', 'feat_scale', 'keep_normalization', 'frozen', 'num_in_ch', 'num_out_ch'),
-    *('in_chans', 'upscale', 'upsampler', 'img_size', 'padding', 'drop_path_rate', 'use_checkpoint'),
-)
+ANY_ENCODER = (*WITHOUT_EFFECT, 'type', 'padding')
 ANY_DECODER = ('type', 'encoder', 'upscale', 'upsampling_padding')
 # Tables 3 and 4: LIT with one option changed.
 ABLATIONS: dict[tuple[str, Any], str] = {
@@ -53,7 +51,7 @@ def encoder_name(block: dict) -> tuple[str, str]:
     own = ENCODERS[block['type']]
     if own.paper is None:
         return '', f'the tables have no encoder {block["type"]}'
-    defaults = defaults_of(own.host) | defaults_of(own)
+    defaults = encoder_defaults(block['type'])
     for key in [*own.paper.options, *(key for key in block if key not in ANY_ENCODER)]:
         wanted = own.paper.options.get(key, defaults.get(key))
         value = block.get(key, defaults.get(key))
@@ -74,12 +72,3 @@ def changed_options(network_g: dict) -> list[tuple[str, Any]]:
         for key, value in network_g.items()
         if key not in (*ANY_DECODER, 'variant') and as_list(value) != as_list(defaults.get(key))
     ]
-
-
-def defaults_of(cls: type) -> dict[str, Any]:
-    parameters = inspect.signature(cls).parameters.values()
-    return {one.name: one.default for one in parameters if one.default is not one.empty}
-
-
-def as_list(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

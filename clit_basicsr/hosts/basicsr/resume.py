@@ -150,6 +150,7 @@ def load_network(
     logging.getLogger('basicsr').info(
         f'Loading {type(net).__name__} model from {load_path}, with param key: [{param_key}].'
     )
+    report_other_options(self.opt, content, load_path)
     if not strict:
         report_partial_weights(self.opt, net, weights, load_path)
         self._print_different_keys_loading(net, weights, strict)
@@ -184,6 +185,23 @@ def remedy(param_key: str, content: dict) -> str:
     if not held:
         return f', only {shorten(list(content))}, none of which holds weights'
     return f', only {shorten(held)}; set path:param_key_g: {nearest(param_key, held)}'
+
+
+def report_other_options(opt: dict, content: dict, path: str) -> None:
+    """Says in which options that no weight shows the network of a file was another one, in a test above its table.
+
+    Options that are in no weight, such as ``num_heads`` and ``residual_weight``, fit any file and change every result.
+    """
+    from clit_basicsr.archs.network_options import differing_options  # imports the host, whose fixes these are
+
+    for key in list(opt):
+        if not key.startswith('network_') or not isinstance(content.get(key), dict):
+            continue
+        if differing := differing_options(opt[key], content[key]):
+            line = f'{key} is not that of {path}, so results are not those of its weights: {"; ".join(differing)}.'
+            lines = opt.setdefault('warnings', [])
+            if line not in lines:  # an averaged network is loaded as well
+                lines.append(line)
 
 
 def report_partial_weights(opt: dict, net: nn.Module, weights: dict, path: str) -> None:

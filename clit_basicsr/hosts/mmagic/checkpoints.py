@@ -16,6 +16,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 from torch import Tensor
 
+from clit_basicsr.archs.network_options import differing_options
 from clit_basicsr.base.checkpoints import GENERATOR, read_checkpoint
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.option_types import plain
@@ -40,7 +41,7 @@ class PlainCheckpointHook(Hook):
         hub.clear()
         hub.update(log_scalars={}, runtime_info=info, resumed_keys=dict.fromkeys(info, True))
         checkpoint['meta'] = plain(checkpoint['meta'], _tensor_or_plain)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner)
         if hasattr(model, 'network_g'):
             checkpoint['network_g'] = model.network_g
         options = getattr(runner.train_loop, 'training_options', None)
@@ -48,13 +49,25 @@ class PlainCheckpointHook(Hook):
             checkpoint[OPTIONS] = options()
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Raises UserError for what a training cannot be resumed from, see :mod:`.resume`."""
+        """Raises UserError for what a training cannot be resumed from, see :mod:`.resume`; warns where a test, or a
+        training that begins with weights, has another network than these were trained in.
+        """
         if not runner._resume:
+            own, held = getattr(bare_model(runner), 'network_g', None), checkpoint.get('network_g')
+            if own and isinstance(held, dict) and (lines := differing_options(own, held)):
+                runner.logger.warning(
+                    'model:generator is not that of the checkpoint, so results are not those of its weights: '
+                    f'{"; ".join(lines)}.'
+                )
             return
         check_resumable(checkpoint)
         check = getattr(runner.train_loop, 'check_resume', None)
         if check is not None:
             check(checkpoint)
+
+
+def bare_model(runner: Any) -> Any:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def add_plain_checkpoints(runner: Any) -> None:

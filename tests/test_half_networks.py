@@ -38,3 +38,19 @@ def test_pictures_and_queries_are_those_of_single_precision(name, dtype, toleran
         for features in (feat, half.prepare(feat, half.plan_scales((21 / 9, 28 / 12)))):
             rgb = half.query(features, coord, cell).float()  # (B, Q, 3)
             assert (rgb.transpose(1, 2).unflatten(2, size) - whole).abs().max() < tolerance * whole.abs().max()
+
+
+@pytest.mark.parametrize('name', ['LIT', 'LIT_frequency', 'UltraSR'])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_frequencies_are_not_rounded(name, dtype):
+    kind, options = NETWORKS[name]
+    net = build_network({**options, 'type': kind, 'encoder': EDSR})
+    exact = {key: value.clone() for key, value in net.named_buffers() if key.endswith('freqs')}
+    assert any((value.to(dtype) - value).abs().max() > 1e-3 for value in exact.values())
+    half = net.to(dtype).to('cpu')
+    assert all(value.dtype == dtype for value in half.parameters())
+    found = {key: value for key, value in half.named_buffers() if key in exact}
+    for key, value in exact.items():
+        assert found[key].dtype == torch.float32
+        assert found[key].equal(value)
+    assert all(value.dtype == torch.float64 for key, value in net.double().named_buffers() if key in exact)

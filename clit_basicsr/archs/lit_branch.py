@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clit_basicsr.archs.implicit import MAX_QUERIES, relative_cell
 from clit_basicsr.archs.mlp import build_mlp
+from clit_basicsr.archs.precision import SingleFrequencies
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops import PositionalBias, backends, local_attention
 from clit_basicsr.ops.attention.dense import dense_first_layer
@@ -71,7 +72,7 @@ class HeadSpec:
         return positions * (self.dim + self.frequency_dims) + (2 if self.cell else 0)
 
 
-class PositionEncoder(nn.Module):
+class PositionEncoder(SingleFrequencies):
     """Equations (4) and (5): the positional bias B = FC(gamma(dx)) of every head.
 
     Args:
@@ -79,8 +80,6 @@ class PositionEncoder(nn.Module):
         encoding (str | dict): The frequencies of gamma. 'paper': 2^0 ... 2^9. ``{scale: S, dims: D}``, as in published
             checkpoints (``posenc_scale``, ``enc_dims``): 2^linspace(0, S, D / 4) - 1. 'published': scale 10, dims 64.
     """
-
-    freqs: Tensor
 
     def __init__(self, num_heads: int, encoding: str | dict = 'paper') -> None:
         super().__init__()

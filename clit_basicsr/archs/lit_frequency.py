@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from clit_basicsr.archs.implicit import MAX_QUERIES, relative_cell
 from clit_basicsr.archs.lit_branch import BranchInput, HeadSpec
 from clit_basicsr.archs.mlp import build_mlp
+from clit_basicsr.archs.precision import SingleFrequencies
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.ops import PositionalBias
 from clit_basicsr.ops.attention.reference import positional_bias
@@ -19,7 +20,7 @@ from clit_basicsr.ops.geometry.ensemble import ensemble_neighbors
 from clit_basicsr.ops.geometry.sampling import gather_grid, sample_bilinear
 
 
-class FrequencyBlock(nn.Module):
+class FrequencyBlock(SingleFrequencies):
     """The spectrum of the features on the local grid, its phases shifted by the query's distance from each position.
 
     Source: sections 1 and 5 of the CLIT paper, and the authors' ``lit.py``.
@@ -29,8 +30,6 @@ class FrequencyBlock(nn.Module):
         dims (int): P, numbers per position of the grid: real and imaginary parts of P / 2 frequencies.
         scale (float): The frequencies are 2^linspace(0, scale, P / 4) - 1, for y and for x.
     """
-
-    freqs: Tensor
 
     def __init__(self, in_dim: int, dims: int, scale: float) -> None:
         super().__init__()

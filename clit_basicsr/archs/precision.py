@@ -1,7 +1,8 @@
 """In which precision a network computes: an option of training, of validation and of ``upscale``."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,19 @@ def own_precision(net: nn.Module) -> AbstractContextManager:
     if like is None or like.dtype not in DTYPES.values():
         return nullcontext()
     return torch.autocast(like.device.type, like.dtype)
+
+
+class SingleFrequencies(nn.Module):
+    """Mixed into what has a buffer ``freqs``: ``net.half()`` would round frequencies, the upper ones by whole waves."""
+
+    freqs: Tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
+        before = self.freqs
+        super()._apply(fn, *args, **kwargs)
+        if self.freqs.dtype in DTYPES.values():
+            self.freqs = before.to(self.freqs.device)
+        return self
 
 
 def check_double(net: nn.Module, device: torch.device) -> None:

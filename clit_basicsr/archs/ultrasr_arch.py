@@ -6,6 +6,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from clit_basicsr.archs.pixel_mlp import FeatureMLPNet
+from clit_basicsr.archs.precision import SingleFrequencies
 from clit_basicsr.base.errors import UserError
 
 
@@ -26,7 +27,7 @@ class ResidualMLP(nn.Module):
 
 
 @ARCH_REGISTRY.register()
-class UltraSR(FeatureMLPNet):
+class UltraSR(SingleFrequencies, FeatureMLPNet):
     """LIIF with a residual MLP; the periodically encoded coordinates enter every one of its layers.
 
     Paper: UltraSR: Spatial Encoding is a Missing Key for Implicit Image Function-based Arbitrary-Scale
@@ -50,7 +51,6 @@ class UltraSR(FeatureMLPNet):
     """
 
     residual = True
-    freqs: Tensor
     decoder: ResidualMLP
 
     def __init__(

@@ -18,7 +18,7 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def errors_are_told_where_they_are_made():
+def errors_are_raised_where_they_are_made():
     yield
     torch.cuda.synchronize()
 

@@ -245,7 +245,7 @@ def test_one_library_is_for_all_gpus_of_the_machine(monkeypatch):
     assert cuda_device.gpus() == (86, 90)
 
 
-def test_a_compiler_that_cannot_be_run_is_told_as_that(tmp_path, monkeypatch):
+def test_a_compiler_that_cannot_be_run_is_reported_as_such(tmp_path, monkeypatch):
     monkeypatch.setenv('CXX', str(tmp_path / 'g++'))
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     for content, mode, words in (

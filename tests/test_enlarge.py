@@ -185,7 +185,7 @@ def test_python_refuses_what_is_no_image(net, image, message):
         clit_basicsr.upscale(image, 2, model=net)
 
 
-def test_pillow_pictures_that_cannot_be_used_are_told_in_a_line(net, tmp_path):
+def test_pillow_pictures_that_cannot_be_used_are_reported_in_one_line(net, tmp_path):
     make(tmp_path)
     with (
         Image.open(tmp_path / 'truncated.jpg') as cut_off,

@@ -109,7 +109,7 @@ def test_what_is_not_a_checkpoint(kind, tmp_path):
         assert '\n' not in str(error.value)
 
 
-def test_a_folder_of_checkpoints_is_told_with_an_example(tmp_path, monkeypatch):
+def test_a_folder_of_checkpoints_is_reported_with_an_example(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_experiment()
     folder = os.path.join('experiments', 'tiny', 'models')

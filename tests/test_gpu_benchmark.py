@@ -162,7 +162,7 @@ def test_constants(gpu, monkeypatch, tmp_path):
         assert len(seen[name]) == len(multiples), name
 
 
-def test_what_needs_too_much_memory_is_told(gpu):
+def test_what_needs_too_much_memory_is_reported(gpu):
     backends = iter(['reference', 'torch', 'cuda'])
 
     def make(kind):

@@ -141,7 +141,7 @@ def test_a_run_that_is_stopped_prints_what_it_has(start, tmp_path):
         (('some wheels',), 'pip install', 'some wheels cannot be unpacked'),
     ],
 )
-def test_what_cannot_begin_is_told(start, tmp_path, arguments, fail, message):
+def test_what_cannot_begin_is_reported(start, tmp_path, arguments, fail, message):
     (tmp_path / 'no wheels').mkdir()
     (tmp_path / 'some wheels').mkdir()
     (tmp_path / 'some wheels' / 'one-1-py3-none-any.whl').touch()

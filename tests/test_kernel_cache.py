@@ -155,7 +155,7 @@ def test_a_compiler_whose_path_has_a_space(cache, use, tmp_path):
 
 
 @pytest.mark.parametrize('command', ['"g++', 'no-such-compiler -m64', ' '])
-def test_a_command_that_names_no_compiler_is_told(command, cache, monkeypatch):
+def test_a_command_that_names_no_compiler_is_reported(command, cache, monkeypatch):
     monkeypatch.setenv('CXX', command)
     assert problem() == f'the C++ compiler {command} was not found, or may not be executed'
 
@@ -238,7 +238,7 @@ def test_two_builds_write_to_names_of_their_own(cache, use, tmp_path):
     assert first != second
 
 
-def test_a_compiler_that_writes_nothing_is_told(cache, use):
+def test_a_compiler_that_writes_nothing_is_reported(cache, use):
     use('exit 0')
     assert problem().startswith('the compiler has written nothing')
 
@@ -292,7 +292,7 @@ def test_the_first_nvcc_that_is_new_enough_is_taken(nvcc, monkeypatch):
     assert native.compiler('cuda') == [str(of_path)]
 
 
-def test_an_nvcc_that_is_too_old_is_told(nvcc, monkeypatch):
+def test_an_nvcc_that_is_too_old_is_reported(nvcc, monkeypatch):
     old = nvcc('old', '11.8')
     monkeypatch.setenv('CUDA_HOME', str(old.parents[1]))
     assert cuda_problem(90) == (f'the CUDA compiler nvcc, 12.0 or later, was not found ({old} is 11.8); set CUDA_HOME')

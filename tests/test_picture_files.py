@@ -156,7 +156,7 @@ def test_notes_tell_what_was_done(tmp_path):
         ('a.jpg', 3, (65501, 9), 'limited to 65500'),
     ],
 )
-def test_what_a_format_cannot_hold_is_told_before(path, channels, size, message):
+def test_what_a_format_cannot_hold_is_reported_before(path, channels, size, message):
     with pytest.raises(UserError, match=message):
         files.check_output(path, Picture(color(channels=channels)), size)
 

@@ -108,7 +108,7 @@ def test_the_rows_of_the_option_files_have_figures_for_their_sets(file):
         assert why_not_comparable(name, (scale, scale), images, block['protocol'], lr) == ''
 
 
-def test_what_is_not_comparable_is_told():
+def test_what_is_not_comparable_is_reported():
     assert why_not_comparable('Set5', (2, 2), 5, 'benchmark', 'matlab') == ''
     assert why_not_comparable('Set5', (2, 2), 4, 'benchmark', 'given') == '4 images, where Set5 has 5'
     assert 'by benchmark' in why_not_comparable('Set5', (2, 2), 5, 'div2k', 'given')

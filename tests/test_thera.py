@@ -13,6 +13,7 @@ from helpers.thera import cell_of, published_grads
 
 from clit_basicsr import published
 from clit_basicsr.archs import Thera, thera_field
+from clit_basicsr.archs.encoders import ENCODERS
 from clit_basicsr.archs.encoders.trunk import DIV2K_MEAN
 from clit_basicsr.archs.features import Features
 from clit_basicsr.archs.thera_arch import locate
@@ -24,6 +25,10 @@ from clit_basicsr.cli import main
 from clit_basicsr.cli.check_networks import check_network
 from clit_basicsr.models.implicit_sr_model import self_ensemble
 from clit_basicsr.ops.geometry.coords import Frame, make_coord
+from clit_basicsr.published import thera
+
+EDSR, RDN = ENCODERS['EDSR'], ENCODERS['RDN']
+EDSR_64 = {'num_feat': 64, 'num_block': 16, 'res_scale': 1}
 
 
 @pytest.fixture(scope='module')
@@ -98,6 +103,27 @@ def test_tables_are_the_field(variant, bands, scale, monkeypatch):
     assert (out - expected).abs().max() < 1e-5 * max(1, expected.abs().max())
     part = net.upscale_part(feat, size, (2, 8), (1, 6), None)
     assert (part - out[..., 2:8, 1:6]).abs().max() < 2e-6 * max(1, expected.abs().max())
+
+
+@pytest.mark.parametrize('scale', [16, 15.9])
+def test_bands_bound_what_is_made_at_a_time(scale, monkeypatch):
+    """A band's numbers for every colour of an LR pixel; at large scales its HR pixels are most of them."""
+    name, sizes = ('whole_factors' if scale == 16 else 'any_factors'), []
+    answer = getattr(thera_field, name)
+
+    def noted(field, z, rows, cols, time):
+        values = answer(field, z, rows, cols, time)
+        sizes.append(values.numel())
+        return values
+
+    monkeypatch.setattr(thera_field, name, noted)
+    net, lq = build('Thera_air'), torch.rand(1, 3, 24, 20)
+    expected = net.upscale(lq, scale=scale)
+    assert len(sizes) == 1
+    sizes.clear()
+    monkeypatch.setattr(thera_field, 'BAND_NUMBERS', 6 * 20 * 3 * (12 + 16 * 16))
+    assert (net.upscale(lq, scale=scale) - expected).abs().max() < 2e-6
+    assert len(sizes) > 3 and max(sizes) <= thera_field.BAND_NUMBERS
 
 
 def test_damped_components_are_left_out():
@@ -266,7 +292,13 @@ def test_the_published_file_does_not_hold_everything(caplog):
     small = {'type': 'EDSR', 'num_feat': 8, 'num_block': 1, 'img_range': 1.99996, 'rgb_mean': list(DIV2K_MEAN)}
     options = {'type': 'Thera', 'encoder': small, 'num_components': 5}
     published.to_published(options, Thera(small, num_components=5).state_dict())
-    assert 'has num_components: 32' in caplog.text and '64 channels and 16 blocks' in caplog.text
+    assert 'has num_components: 32' in caplog.text and '64 channels, 16 blocks and res_scale 1' in caplog.text
+    assert thera.remarks({'variant': 'air'}, EDSR.published_spec(EDSR_64)) == []
+    for spec in (
+        EDSR.published_spec(EDSR_64 | {'res_scale': 0.1}),
+        RDN.published_spec({'num_block': 16, 'num_layer': 8, 'num_grow_ch': 64, 'num_feat': 32}),
+    ):
+        assert 'or RDN of 64 channels and 16 blocks' in thera.remarks({'variant': 'air'}, spec)[0]
     rcan = {'type': 'RCAN', 'num_feat': 8, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 4}
     with pytest.raises(UserError, match='the published Thera has no encoder RCAN; train it with EDSR or RDN'):
         published.to_published({'type': 'Thera', 'encoder': rcan}, Thera(rcan).state_dict())

@@ -241,7 +241,7 @@ def test_permissions(folder, capsys):
     assert 'must not be written to' in capsys.readouterr().err
 
 
-def test_folders_that_cannot_be_read_or_made_are_told(folder, capsys, monkeypatch):
+def test_folders_that_cannot_be_read_or_made_are_reported(folder, capsys, monkeypatch):
     save('a.png', color())
     save('b.png', color(40, 50))
     os.makedirs('locked/models')
@@ -315,7 +315,7 @@ def test_which_network(folder, net, capsys):
 
 
 @pytest.mark.parametrize('step', ['read', 'enlarge'])
-def test_a_picture_for_which_there_is_no_memory_is_told(folder, capsys, monkeypatch, step):
+def test_a_picture_for_which_there_is_no_memory_is_reported(folder, capsys, monkeypatch, step):
     save('a.png', color())
     save('b.png', color(7, 7))
     read, paint = files.read, enlarge._paint

@@ -245,7 +245,7 @@ def test_interrupted_among_its_frames_it_leaves_nothing(folder, capsys, monkeypa
     assert sorted(os.listdir()) == ['a.png', 'bicubic.pth', 'experiments']
 
 
-def test_an_opencv_without_mp4_is_told_in_a_line(folder, capsys, monkeypatch):
+def test_an_opencv_without_mp4_is_reported_in_one_line(folder, capsys, monkeypatch):
     monkeypatch.setattr(zoom.cv2, 'VideoWriter', _NoWriter)
     assert main(['zoom', 'a.png', '-o', 'z.mp4', '--seconds', '1', '--fps', '2']) == 1
     assert 'writes no MP4; take .gif' in capsys.readouterr().err

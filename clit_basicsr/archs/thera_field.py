@@ -115,8 +115,9 @@ def fill_picture(out: Tensor, field: Field, feat: Features, piece: Piece) -> Non
     rows, cols = Cells.of(h, piece.size[0], piece.rows), Cells.of(w, piece.size[1], piece.cols)
     whole = piece.size[0] % h == 0 and piece.size[1] % w == 0
     answer = whole_factors if whole else any_factors
-    # (2 J + what a band has of HR pixels) numbers for each colour of an LR pixel; or U for each HR row.
-    per_row = cols.length * 3 * 2 * max(field.components.shape[1], 1) * (1 if whole else rows.members.shape[1])
+    # For each colour of an LR pixel: K e^{i b} and its HR pixels; or, for each of its HR rows, U and the HR pixels.
+    own, (high, wide) = 2 * field.components.shape[1], (axis.members.shape[1] for axis in (rows, cols))
+    per_row = cols.length * 3 * (own + high * wide if whole else high * (own + wide))
     step = max(1, BAND_NUMBERS // per_row)
     top, left = rows.first - feat.frame.origin[0], cols.first - feat.frame.origin[1]
     mean = numbers(field.mean, out).view(3, 1, 1)

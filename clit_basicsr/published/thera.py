@@ -140,9 +140,16 @@ def remarks(options: dict, encoder_spec: dict) -> list[str]:
         lines.append(f'the published Thera {variant} has num_components: {COMPONENTS[variant]}')
     if options.get('tail'):
         lines.append(f'the published Thera {variant} has no other tail than its own; this one has {options["tail"]}')
-    sizes = {'n_feats': 64, 'n_resblocks': 16} if backbone == 'edsr-baseline' else {'RDNconfig': 'B'}
+    sizes = (
+        {'n_feats': 64, 'n_resblocks': 16, 'res_scale': 1}
+        if backbone == 'edsr-baseline'
+        else {'G0': 64, 'RDNconfig': 'B'}
+    )
     if any(encoder_spec['args'][key] != value for key, value in sizes.items()):
-        lines.append('the published Thera has EDSR of 64 channels and 16 blocks, or RDN of 16 blocks, as encoder')
+        lines.append(
+            'the published Thera has EDSR of 64 channels, 16 blocks and res_scale 1, or RDN of 64 channels and 16 '
+            'blocks, as encoder'
+        )
     return lines
 
 

@@ -122,6 +122,10 @@ WRONG = [
     ({'trian_cfg': {}}, 'the nearest one is train_cfg'),
     ({'model.pixel_loss': {'type': 'L1Los'}}, "model:pixel_loss:type: 'L1Los' is not known; the nearest is 'L1Loss'"),
     ({'model.test_cfg': {'scale': 0}}, 'model:test_cfg:scale: must be a number of at least 1'),
+    (
+        {'model.test_cfg': {'tile': {'tile_size': 48, 'tile_pad': 2}}},
+        'model:test_cfg:tile: tile_size must be at least 1 and tile_pad at least',
+    ),
     ({'model.test_cfg': {'tile': 5}}, 'model:test_cfg:tile must be a block of tile_size and tile_pad'),
     ({'model.test_cfg': {'self_ensemble': 'no'}}, 'self_ensemble must be true or false or rotations'),
     ({'model.train_cfg': [1]}, 'model:train_cfg must be a block'),

@@ -124,10 +124,10 @@ REFUSED = {
     'param_scheduler': ({'param_scheduler': {'type': 'MultiStepLR', 'milestones': [1]}}, 'leave it out'),
     'sampler': ({'train_dataloader': {'sampler': {'type': 'InfiniteSampler'}}}, 'orders the images itself'),
     'load_from': ({'train_cfg': {'start_stage': 2}}, 'start_stage above 1 needs load_from'),
-    'branches': ({'model': {'generator': {'num_branches': 2}}}, 'ask for 3 branches, but network_g has 2'),
+    'branches': ({'model': {'generator': {'num_branches': 2}}}, '3 branches, but model:generator has 2'),
     'accumulative': ({'optim_wrapper': {'accumulative_counts': 2}}, 'accumulative_counts must be 1'),
     'dataset': ({'train_dataloader': {'dataset': {'lq_size': 9999}}}, 'is below the LR patch'),
-    'variation': ({'model': {'train_cfg': {'variation_weight': 1}}}, 'CLIT has no field whose variation'),
+    'variation': ({'model': {'train_cfg': {'variation_weight': 1}}}, 'model:train_cfg:variation_weight: CLIT has no'),
     'scales': (
         {'train_dataloader': {'dataset': {'scale_per_image': True, 'num_queries': 4}}},
         'the branches of CLIT need one scale for a whole batch',
@@ -161,7 +161,11 @@ OTHERWISE = {
     'foreign': ({'load_from': 'ours.pth'}, 'is not one that MMagic saved in a training'),
     'optimizer': ({'load_from': 'weights.pth'}, 'has no state of the optimizer'),
     'betas': (
-        {'optim_wrapper': {'optimizer': {'betas': [0.5, 0.6]}}},
+        {
+            'optim_wrapper': {'optimizer': {'betas': [0.5, 0.6]}},
+            'model': {'pixel_loss': {'type': 'L1Loss', 'loss_weight': 0.5}},
+            'custom_hooks': [{'type': 'EMAHook', 'ema_type': 'BasicSREMA', 'decay': 0.5}],
+        },
         'Changed since the checkpoint was saved: optim_wrapper:optimizer:0:betas: [0.5, 0.6], before [0.9, 0.99].',
     ),
 }
@@ -387,3 +391,6 @@ def test_a_training_is_not_resumed_as_another(folder, name):
 def test_a_resumed_run_follows_its_config(folder):
     content = torch.load(folder / 'otherwise/betas/iter_60.pth', weights_only=True)
     assert [list(group['betas']) for group in content['optimizer']['param_groups']] == [[0.5, 0.6]]
+    text = said(folder / 'otherwise/log0', 'betas')
+    for line in ('model:pixel_loss:loss_weight: 0.5, before 1.0', 'custom_hooks:EMAHook:0:decay: 0.5, before 0.9'):
+        assert f'Changed since the checkpoint was saved: {line}.' in text

@@ -23,6 +23,8 @@ from clit_basicsr.cli.check_networks import check_network
 from clit_basicsr.data.schedule import TrainingPlan
 from clit_basicsr.hosts.basicsr.plugin import is_ours
 from clit_basicsr.hosts.mmagic.datasets import own_options
+from clit_basicsr.hosts.mmagic.resume import in_names_of_mmagic
+from clit_basicsr.models.implicit_sr_model import ImplicitSRModel
 from clit_basicsr.report import missing_sets
 
 PHASES = ('train', 'val', 'test')
@@ -64,7 +66,7 @@ def check_config(cfg: Any, training: bool) -> None:
     for name in PHASES:
         check_phase(cfg, name, needed=name == ('train' if training else 'test'))
     check_object(cfg.model, 'model', registry.MODELS)
-    check_generator(cfg.model)
+    net = check_generator(cfg.model)
     if isinstance(cfg.model.get('pixel_loss'), dict):
         check_object(cfg.model.pixel_loss, 'model:pixel_loss', registry.MODELS)
     for where, block, known in blocks(cfg, training):
@@ -72,6 +74,8 @@ def check_config(cfg: Any, training: bool) -> None:
     if training:
         check_plan(cfg)
     check_values(cfg, training)
+    if net is not None and cfg.model.get('type') == 'ImplicitSR':
+        check_use(cfg.model, net)
 
 
 def skip_missing_sets(cfg: Any) -> None:
@@ -176,14 +180,25 @@ def find(known: Any, name: Any, where: str) -> Any:
     return found
 
 
-def check_generator(model: Any) -> None:
-    """The network of a model: ours by its options' names, types and sizes."""
+def check_generator(model: Any) -> ImplicitNet | None:
+    """The network of a model: ours by its options' names, types and sizes. Returns ours, built on the meta device."""
     block = model.get('generator')
     if not isinstance(block, dict):
-        return
+        return None
     cls = find(registry.MODELS, block.get('type'), 'model:generator:type')
     if inspect.isclass(cls) and issubclass(cls, ImplicitNet):
-        check_network(unwrapped(block), 'model:generator', cls)
+        return check_network(unwrapped(block), 'model:generator', cls)
+    return None
+
+
+def check_use(model: Any, net: ImplicitNet) -> None:
+    """What only the network, on whatever device, can say of ``train_cfg`` and ``test_cfg``, both checked."""
+    train, test = (model.get(key) or {} for key in ('train_cfg', 'test_cfg'))
+    options = {'network_g': model.generator, 'train': train, 'val': {'tile': test.get('tile')}}
+    try:
+        ImplicitSRModel.check_network(options, net)
+    except UserError as error:
+        raise UserError(in_names_of_mmagic(str(error))) from error
 
 
 def check_plan(cfg: Any) -> None:

@@ -50,6 +50,7 @@ class ImplicitSR(BaseEditModel):
 
     Attributes:
         network_g: type and options of the network, for checkpoints.
+        loss_options: those of the loss.
 
     Raises:
         UserError: an option cannot be used, with the reason.
@@ -80,6 +81,7 @@ class ImplicitSR(BaseEditModel):
         check_keys(self.test_options, 'model:test_cfg', TEST_OPTIONS)
         check_precision(self.test_options.get('precision'), 'model:test_cfg:precision')
         self.network_g = network_g(self.generator, generator)
+        self.loss_options = dict(loss)
         self.clipped_scales = ClippedScales()
         if pretrained_encoder is not None:
             if not isinstance(self.generator.encoder, Trunk):

@@ -13,6 +13,11 @@ NAMES = {
     'datasets:train:batch_size_per_gpu': 'train_dataloader:batch_size',
     'datasets:train': 'train_dataloader:dataset',
     'train:stages': 'train_cfg:stages',
+    'train:start_stage': 'train_cfg:start_stage',
+    'train:variation_weight': 'model:train_cfg:variation_weight',
+    'train:pixel_opt': 'model:pixel_loss',
+    'train:ema': 'custom_hooks:EMAHook',
+    'val:tile': 'model:test_cfg:tile',
     'train:optim_g': 'optim_wrapper:optimizer',
     'network_g': 'model:generator',
     'world_size': 'the number of processes',
@@ -26,7 +31,8 @@ def training_options(dataloader: dict, train: dict, network_g: dict, optimizer: 
 
     Args:
         dataloader: ``train_dataloader`` of the config.
-        train: ``{stages, start_stage}`` of its ``train_cfg``.
+        train: ``{stages, start_stage}`` of its ``train_cfg``, and what else shapes the weights: ``pixel_opt`` (the
+            loss), ``variation_weight`` and ``ema``, the averages' options.
         network_g: type and options of the network.
         optimizer: the options of each of its groups, without learning rates.
     """

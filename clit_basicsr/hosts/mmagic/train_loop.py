@@ -9,6 +9,7 @@ from typing import Any
 
 from mmagic.registry import DATASETS, LOOPS, MODELS
 from mmengine.dist import is_distributed, is_main_process
+from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from clit_basicsr.hosts.basicsr.following import follow_options, own_options
 from clit_basicsr.hosts.basicsr.sampler import end_workers, fork_workers
 from clit_basicsr.hosts.mmagic.checkpoints import add_plain_checkpoints
 from clit_basicsr.hosts.mmagic.implicit_sr import ImplicitSR
-from clit_basicsr.hosts.mmagic.resume import check_same_training, training_options
+from clit_basicsr.hosts.mmagic.resume import check_same_training, in_names_of_mmagic, training_options
 from clit_basicsr.hosts.mmagic.stopping import OrderlyStop, lock
 from clit_basicsr.models.branches import initialise_branches, set_trained_branches
 from clit_basicsr.models.cumulative_sr_model import CumulativeSRModel
@@ -197,16 +198,22 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
         data = {'train': self.given['dataloader'].get('dataset')}
         options = {'is_train': True, 'network_g': self.model.network_g, 'train': train, 'datasets': data}
         options |= {'val': {'tile': self.model.test_options.get('tile')}, 'warnings': warnings}
-        CumulativeSRModel.check_network(options, self.model.generator)
+        try:
+            CumulativeSRModel.check_network(options, self.model.generator)
+        except UserError as error:
+            raise UserError(in_names_of_mmagic(str(error))) from error
         for line in warnings:
-            self.runner.logger.warning(line)
+            self.runner.logger.warning(in_names_of_mmagic(line))
         if self._iter > self._max_iters:
             raise UserError(f'the checkpoint is of iteration {self._iter}, beyond the last one, {self._max_iters}.')
 
     def training_options(self) -> dict:
         """What a checkpoint keeps of them."""
         optimizer = self.own_options or own_options(self.runner.optim_wrapper.optimizer)
-        return training_options(**self.given, network_g=self.model.network_g, optimizer=optimizer)
+        averages = [hook.ema_cfg for hook in self.runner.hooks if isinstance(hook, EMAHook)]
+        own = {'pixel_opt': self.model.loss_options, **self.model.train_options, 'ema': averages}
+        train = {**self.given['train'], **own}
+        return training_options(self.given['dataloader'], train, self.model.network_g, optimizer)
 
     def check_resume(self, checkpoint: dict) -> None:
         """Raises UserError if the training to be resumed is another one; what may change is logged."""

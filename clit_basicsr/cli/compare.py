@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest='models',
         nargs='+',
         metavar='MODEL',
-        help=f'one or several, each {networks.HELP}',
+        help=f'one or more networks, each {networks.HELP}',
         default=[None],
     )
     parser.add_argument(

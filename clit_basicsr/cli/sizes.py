@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '-s', '--scale', metavar='S', help='factor of at least 1: 3.7; or two, for width x height: 2x3.5'
     )
     group.add_argument('--size', metavar='WxH', help='width x height of the result in pixels: 1920x1080')
-    group.add_argument('--width', metavar='N', help='its width in pixels; the height follows')
-    group.add_argument('--height', metavar='N', help='its height in pixels; the width follows')
+    group.add_argument('--width', metavar='N', help='width of the result in pixels; the height follows')
+    group.add_argument('--height', metavar='N', help='height of the result in pixels; the width follows')
 
 
 def parse(args: argparse.Namespace) -> Callable[[int, int], dict]:

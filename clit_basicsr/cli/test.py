@@ -10,7 +10,7 @@ from typing import Any
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.cli import arguments, option_file
 
-HELP = 'Test a network as an option file says; results/ is created in the working directory.'
+HELP = 'Test a network as described by an option file; results/ is created in the working directory.'
 EXAMPLES = (
     'basicsr test -opt options/test_bicubic.yml',
     'basicsr test -opt options/test_clit_edsr.yml --force_yml path:pretrain_network_g=clit.pth',

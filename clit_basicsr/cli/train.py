@@ -4,7 +4,7 @@ import argparse
 
 from clit_basicsr.cli import arguments, option_file
 
-HELP = 'Train a network as an option file says; experiments/ is created in the working directory.'
+HELP = 'Train a network as described by an option file; experiments/ is created in the working directory.'
 EXAMPLES = (
     'basicsr train -opt options/train_clit_edsr.yml --auto_resume',
     'basicsr train -opt my.yml --force_yml train:stages:0:iters=500000 manual_seed=1',

@@ -58,13 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--shard',
         metavar='I/N',
-        help='only the pictures I, I + N, I + 2 N ...: 3/16 is the third of 16 parts, for several machines',
+        help='process only pictures I, I + N, I + 2 N ...: 3/16 is the third of 16 shares, for several machines',
     )
     parser.add_argument(
         '--precision',
         choices=PRECISIONS,
-        help='in which the network computes; bf16 and fp16 are for GPUs; default: single precision, convolutions on '
-        'GPUs in TF32',
+        help='precision of the computation; bf16 and fp16 are for GPUs; default: single precision, with TF32 '
+        'convolutions on GPUs',
     )
     arguments.add_device_and_force(parser, 'existing pictures')
 

@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--at',
         default='0.5,0.5',
         metavar='X,Y',
-        help='where to: parts of width and height, written with a point (0.3,0.75), or pixels (120,340); default: the '
-        'middle',
+        help='the point to zoom into, in fractions of width and height, with a decimal point (0.3,0.75), or in pixels '
+        '(120,340); default: the centre',
     )
     parser.add_argument('--to', type=float, default=16, metavar='S', help='scale of the last frame; default: 16')
     parser.add_argument('--seconds', type=float, default=6, help='default: 6')
@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--width',
         type=int,
         metavar='N',
-        help="of the frames, pixels, made even; the height follows; default: the picture's, at most 480. The animation "
-        'begins with a window of this width at x1, or with the whole picture if that is smaller',
+        help="width of the frames in pixels, rounded to an even number; the height follows; default: the picture's, at "
+        'most 480. The animation begins with a window of this width at x1, or with the whole picture if that is smaller',
     )
     arguments.add_model(parser)
     arguments.add_device_and_force(parser, 'an existing animation')

@@ -8,7 +8,7 @@ train_dataloader = dict(
     dataset=dict(
         type='RandomScaleDataset',
         dataroot_gt='datasets/DIV2K/DIV2K_train_HR',
-        # (for lmdb, 25 times as fast) dataroot_gt='datasets/DIV2K/DIV2K_train_HR.lmdb', io_backend=dict(type='lmdb'),
+        # (for lmdb, many times as fast) dataroot_gt='datasets/DIV2K/DIV2K_train_HR.lmdb', io_backend=dict(type='lmdb'),
         lq_size=48,  # LR patch, pixels
         num_queries=2304,  # HR pixels sampled per patch
         downsampling='pil',  # 'pil' | 'matlab'

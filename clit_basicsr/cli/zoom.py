@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar='N',
         help="width of the frames in pixels, rounded to an even number; the height follows; default: the picture's, at "
-        'most 480. The animation begins with a window of this width at x1, or with the whole picture if that is smaller',
+        'most 480. The animation begins with a window of this width at x1, or with the whole picture if smaller',
     )
     arguments.add_model(parser)
     arguments.add_device_and_force(parser, 'an existing animation')

@@ -8,9 +8,8 @@ from torch import nn
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.schedule import Stage, TrainingPlan
-from clit_basicsr.models.branches import initialise_branches, set_trained_branches
-from clit_basicsr.models.freezing import freeze, frozen_names, take_averages
 from clit_basicsr.models.implicit_sr_model import ImplicitSRModel
+from clit_basicsr.models.stage_entry import begin_stage, set_up_stage
 
 
 @MODEL_REGISTRY.register()
@@ -115,28 +114,16 @@ class CumulativeSRModel(ImplicitSRModel):
 
     def _enter_stage(self, index: int, first: int) -> None:
         self._set_up_stage(index)
-        if hasattr(self, 'net_g_ema'):
-            take_averages(self.get_bare_model(self.net_g), self.net_g_ema, self._frozen())
-        if index > 0 or self.plan.start_stage > 1:
-            new = range(self.plan.branches_before(index), self.stage.branches)
-            for net in self._networks():
-                initialise_branches(net, new, self.stage.init, self.opt['manual_seed'] + self.stage.branches)
+        begin_stage(self._networks(), self.plan, index, self.opt['manual_seed'])
         self.clipped_scales.restart()
         logger = get_root_logger()
         logger.info(f'Iteration {first + 1:,}: {self._describe_stage()}; optimizer and learning rate are reset.')
 
     def _set_up_stage(self, index: int) -> None:
-        """What follows from the options alone, when the stage begins and when it is resumed."""
         self.stage_index = index
-        set_trained_branches(self._networks(), self.stage.branches)
-        freeze(self.get_bare_model(self.net_g), self._frozen(), self.trainable)
+        set_up_stage(self._networks(), self.plan, index, self.trainable)
         self.cri_pix = build_loss(self.stage.pixel_opt or self.opt['train']['pixel_opt']).to(self.device)
         self.setup_optimizers()
-
-    def _frozen(self) -> set[str]:
-        """Names of the weights that the stage freezes."""
-        earlier = self.plan.branches_before(self.stage_index)
-        return frozen_names(self.get_bare_model(self.net_g), self.stage.freeze, earlier)
 
     def _describe_stage(self) -> str:
         return self.plan.describe(max(self.stage_index, 0))

@@ -24,10 +24,9 @@ from clit_basicsr.hosts.mmagic.checkpoints import add_plain_checkpoints
 from clit_basicsr.hosts.mmagic.implicit_sr import ImplicitSR
 from clit_basicsr.hosts.mmagic.resume import check_same_training, in_names_of_mmagic, training_options
 from clit_basicsr.hosts.mmagic.stopping import OrderlyStop, lock
-from clit_basicsr.models.branches import initialise_branches, set_trained_branches
 from clit_basicsr.models.cumulative_sr_model import CumulativeSRModel
-from clit_basicsr.models.freezing import freeze, frozen_names, take_averages
 from clit_basicsr.models.loss_guard import DEFAULT_LIMIT, LossGuard
+from clit_basicsr.models.stage_entry import begin_stage, set_up_stage
 
 LOOK_EVERY = 100  # iterations on a GPU between two looks at the loss, which wait for it
 
@@ -229,12 +228,7 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
 
     def _enter_stage(self, index: int, first: int) -> None:
         self._set_up_stage(index)
-        for averaged in self._networks()[1:]:
-            take_averages(self.model.generator, averaged, self._frozen())
-        if index > 0 or self.plan.start_stage > 1:
-            new = range(self.plan.branches_before(index), self.stage.branches)
-            for net in self._networks():
-                initialise_branches(net, new, self.stage.init, self.runner.seed + self.stage.branches)
+        begin_stage(self._networks(), self.plan, index, self.runner.seed)
         self.model.clipped_scales.restart()
         self.runner.optim_wrapper.optimizer.state.clear()
         self.runner.logger.info(
@@ -242,17 +236,10 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
         )
 
     def _set_up_stage(self, index: int) -> None:
-        """What follows from the options alone, when the stage begins and when it is resumed."""
         self.stage_index = index
-        set_trained_branches(self._networks(), self.stage.branches)
-        freeze(self.model.generator, self._frozen(), self.trainable)
+        set_up_stage(self._networks(), self.plan, index, self.trainable)
         loss = self.stage.pixel_opt
         self.model.pixel_loss = MODELS.build(loss) if loss else self.loss
-
-    def _frozen(self) -> set[str]:
-        """Names of the weights that the stage freezes."""
-        earlier = self.plan.branches_before(self.stage_index)
-        return frozen_names(self.model.generator, self.stage.freeze, earlier)
 
     def _networks(self) -> list[nn.Module]:
         """The network, and its averages."""

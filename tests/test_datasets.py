@@ -1,4 +1,4 @@
-"""Training batches: what they depend on, where their pixels come from; and what is told about bad data."""
+"""Training batches: what they depend on, where their pixels come from; and the messages about bad data."""
 
 import itertools
 import os

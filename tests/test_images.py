@@ -1,4 +1,4 @@
-"""Finding and reading images: order, formats, LMDBs, and what is told about damage."""
+"""Finding and reading images: order, formats, LMDBs, and the messages about damage."""
 
 import multiprocessing
 import os

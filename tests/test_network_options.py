@@ -3,9 +3,11 @@
 import copy
 import logging
 import types
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from helpers.mmagic import needs_mmagic
 from helpers.training import OPTIONS
 
@@ -14,6 +16,7 @@ from clit_basicsr.archs.network_options import differing_options
 from clit_basicsr.archs.networks import build_network
 from clit_basicsr.hosts.basicsr import resume
 
+OPTIONS_FOLDER = Path(__file__).parents[1] / 'options'
 CLIT = OPTIONS['network_g']
 # Options that no weight shows, each with what is said of it.
 HIDDEN = {
@@ -64,6 +67,16 @@ def test_other_types_and_damaged_blocks():
     assert differing_options({'type': 'RCAN', 'res_scale': 1, **PAIR}, {'type': 'RCAN', 'res_scale': 0.5, **PAIR}) == [
         'res_scale: 1 instead of 0.5'
     ]
+
+
+@pytest.mark.parametrize('file', sorted(OPTIONS_FOLDER.glob('test_*_*.yml')), ids=lambda file: file.stem)
+def test_the_option_files_of_tests_have_the_networks_of_the_trainings(file):
+    blocks = [yaml.safe_load((OPTIONS_FOLDER / name).read_text())['network_g'] for name in (file.name, training(file))]
+    assert differing_options(*blocks) == []
+
+
+def training(file):
+    return file.name.replace('test_', 'train_')
 
 
 PAIR = {'num_in_ch': 3, 'num_out_ch': 3}

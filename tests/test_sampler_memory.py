@@ -25,7 +25,7 @@ class BatchNumbers(Images):
 
 
 def as_list(sampler):
-    """The definition: the whole pass at once."""
+    """The definition: the whole pass in one list."""
     if hasattr(sampler.dataset, 'takes_batch_numbers'):
         return [(b, i) for b in range(sampler.first, sampler.end) for i in range(sampler.batch_size)]
     begin = max(0, sampler.first - sampler.epoch * sampler.iters_per_epoch) % sampler.iters_per_epoch

@@ -1,4 +1,4 @@
-"""Validation pairs: sizes at any scale, given and made LR images, and what is told about wrong ones."""
+"""Validation pairs: sizes at any scale, given and made LR images, and the messages about wrong ones."""
 
 import os
 

@@ -127,7 +127,7 @@ def test_features_of_tiles_are_those_of_the_whole_picture(name, tolerance, tiles
 
 
 def test_the_encoder_of_a_film_sees_no_more_than_a_tile(monkeypatch):
-    """A window that is too large to be encoded at once is encoded by tiles, and the frames are the same."""
+    """A window that is too large to be encoded in one piece is encoded in tiles, and the frames are the same."""
     net, picture, largest = build(), Picture(color(130, 150)), 0
     shots = zoom.plan_shots((130, 150), (130, 150), (50, 60), 4, 2)
     expected = list(zoom.render_film(net, picture, shots, (130, 150)))

@@ -11,14 +11,14 @@ from clit_basicsr.archs.encoders import ENCODERS
 from clit_basicsr.archs.lit_branch import PUBLISHED_ENCODING
 from clit_basicsr.base.option_types import plain
 
-# Options of an encoder that its answers do not depend on: buffers saved with the weights, how these are trained, the
-# layers behind the trunk, and what masks are prepared for.
-WITHOUT_EFFECT = (
+# Options of an encoder that a test may have otherwise than the training: buffers saved with the weights, how these are
+# trained, the layers behind the trunk, what masks are prepared for, and how tests pad images.
+FREE_IN_ENCODER = (
     *('img_range', 'rgb_mean', 'feat_scale', 'keep_normalization', 'frozen', 'drop_path_rate', 'use_checkpoint'),
-    *('num_in_ch', 'num_out_ch', 'in_chans', 'upscale', 'upsampler', 'img_size'),
+    *('num_in_ch', 'num_out_ch', 'in_chans', 'upscale', 'upsampler', 'img_size', 'padding'),
 )
-# Of a network: how its weights begin, at which scale a plain ``net(lq)`` answers, and how pictures are tested.
-CHOSEN_LATER = ('init', 'upscale', 'rows', 'max_scale')
+# The same of a network: how its weights begin, at which scale a plain ``net(lq)`` answers, how pictures are tested.
+FREE = ('init', 'upscale', 'rows', 'max_scale')
 LONGEST = 60  # characters of a value in a message
 
 
@@ -65,13 +65,13 @@ def differing_options(asked: dict, held: dict) -> list[str]:
 
 def _canonical(network_g: dict) -> dict[str, Any]:
     """Options that answers depend on, one form of each; those of the encoder as 'encoder:num_feat'."""
-    options = {key: value for key, value in with_defaults(network_g).items() if key not in (*CHOSEN_LATER, 'encoder')}
+    options = {key: value for key, value in with_defaults(network_g).items() if key not in (*FREE, 'encoder')}
     if options.get('position_encoding') == 'published':
         options['position_encoding'] = dict(PUBLISHED_ENCODING)
     encoder = network_g.get('encoder')
     if isinstance(encoder, dict) and encoder.get('type') in ENCODERS:
         complete = encoder_defaults(encoder['type']) | encoder
-        options |= {f'encoder:{key}': value for key, value in complete.items() if key not in WITHOUT_EFFECT}
+        options |= {f'encoder:{key}': value for key, value in complete.items() if key not in FREE_IN_ENCODER}
     return {key: plain(value, repr) for key, value in options.items()}
 
 

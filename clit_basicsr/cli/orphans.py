@@ -17,7 +17,7 @@ def end_with_launcher() -> None:
     """In a rank of torchrun: ends this process with 1 within two seconds of torchrun's end.
 
     By hand, as PR_SET_PDEATHSIG exists on Linux alone, and is about the thread that started the process. The main
-    thread may be in a collective that never ends, so that the process ends at once; files are written so that this does
+    thread may be in a collective that never ends, so the process ends immediately; files are written so that this does
     no harm, and workers of data loaders end within five seconds of their process.
     """
     if 'TORCHELASTIC_RUN_ID' in os.environ:  # set by torchrun; any other parent, a shell for one, may end before us

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from clit_basicsr.archs.network_options import WITHOUT_EFFECT, as_list, defaults_of, encoder_defaults
+from clit_basicsr.archs.network_options import FREE_IN_ENCODER, as_list, defaults_of, encoder_defaults
 
-# Options that change nothing about which system it is: how weights were made or start, what masks are prepared for.
-ANY_ENCODER = (*WITHOUT_EFFECT, 'type', 'padding')
+# Options that change nothing about which system it is.
+ANY_ENCODER = (*FREE_IN_ENCODER, 'type')
 ANY_DECODER = ('type', 'encoder', 'upscale', 'upsampling_padding')
 # Tables 3 and 4: LIT with one option changed.
 ABLATIONS: dict[tuple[str, Any], str] = {

@@ -181,7 +181,7 @@ inline __attribute__((always_inline)) void multiply(
     for (int j = 0; j < V; ++j) store(c + i * stride + j * L, acc[i][j]);
 }
 
-// The same for any number of rows, one panel wide. The rows are shared out evenly: few at once would leave the adders
+// The same for any number of rows, one panel wide. The rows are shared out evenly: few at a time would leave the adders
 // waiting. Not inlined: amid other code the compiler runs out of registers.
 template <typename T, bool kAccumulate>
 __attribute__((noinline)) void multiply_rows(

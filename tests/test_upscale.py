@@ -245,13 +245,12 @@ def test_folders_that_cannot_be_read_or_made_are_reported(folder, capsys, monkey
     save('a.png', color())
     save('b.png', color(40, 50))
     os.makedirs('locked/models')
-    listdir = os.listdir
 
-    def refuse(part):
+    def refuse(part, original):
         def look(path):
             if part in str(path):
                 raise PermissionError(13, 'Permission denied', path)
-            return listdir(path)
+            return original(path)
 
         return look
 
@@ -260,14 +259,15 @@ def test_folders_that_cannot_be_read_or_made_are_reported(folder, capsys, monkey
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
-    monkeypatch.setattr(os, 'listdir', refuse('locked'))
+    listdir = os.listdir
+    monkeypatch.setattr(os, 'scandir', refuse('locked', os.scandir))
     assert message('locked', '-o', 'out') == 'basicsr: error: the folder locked cannot be read (Permission denied).'
-    monkeypatch.setattr(os, 'listdir', refuse('experiments'))
+    monkeypatch.setattr(os, 'listdir', refuse('experiments', listdir))
     assert 'the folder experiments cannot be read (Permission denied)' in message(
         'a.png', '-o', 'c.png', '--model', 'else'
     )
     os.makedirs('experiments/other/models')
-    monkeypatch.setattr(os, 'listdir', refuse('other'))
+    monkeypatch.setattr(os, 'listdir', refuse('other', listdir))
     assert 'models cannot be read (Permission denied)' in message('a.png', '-o', 'd.png', '--model', 'else')
     assert main(['upscale', 'a.png', '-s', '1', '-o', 'c.png', '--model', 'tiny']) == 0  # which need not look there
     capsys.readouterr()

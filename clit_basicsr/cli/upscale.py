@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from clit_basicsr.base.console import say
 from clit_basicsr.base.devices import choose_device
 from clit_basicsr.base.errors import UserError
-from clit_basicsr.base.files import check_is_picture_file, names_in
+from clit_basicsr.base.files import check_is_picture_file
 from clit_basicsr.base.precisions import PRECISIONS, check_speed
 from clit_basicsr.cli import arguments, outputs, sizes
-from clit_basicsr.formats.folders import describe_skipped
+from clit_basicsr.formats.folders import describe_skipped, holds, walk
 from clit_basicsr.pictures import networks
 from clit_basicsr.pictures.formats import FORMATS, QUALITY
 
@@ -200,21 +200,13 @@ def pictures_in(root: str, recursive: bool, output: str) -> list[tuple[str, str]
     Links to folders are followed unless they lead back.
     """
     found: list[tuple[str, str]] = []
-    folders: list[tuple[str, set[str]]] = [('', {osp.realpath(output)})]
     skipped = ''
-    while folders:
-        below, parents = folders.pop(0)
+    for below, entries in walk(root, recursive, [output]):
+        inner = {entry.name for entry in entries if recursive and holds(entry.is_dir)}
+        taken = [one.name for one in entries if one.name.lower().endswith(SUFFIXES) and one.name not in inner]
         folder = osp.join(root, below) if below else root
-        names = names_in(folder)
-        taken = [name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith('.')]
-        inner = [name for name in names if osp.isdir(osp.join(folder, name)) and not name.startswith('.')]
-        found += [(osp.join(folder, name), below) for name in taken if not (recursive and name in inner)]
-        if recursive:
-            parents = parents | {osp.realpath(folder)}
-            further = [name for name in inner if osp.realpath(osp.join(folder, name)) not in parents]
-            folders[:0] = [(osp.join(below, name), parents) for name in further]
-        with os.scandir(folder) as entries:
-            skipped = describe_skipped(entries, {*taken, *(inner if recursive else ())})
+        found += [(osp.join(folder, name), below) for name in taken]
+        skipped = describe_skipped(entries, {*taken, *inner})
         if skipped and (taken or recursive):
             say(f'{folder}: skipped: {skipped}')
     if not found:

@@ -1,8 +1,10 @@
-"""What a folder holds besides the pictures that are taken of it, in a line for the user."""
+"""Walks through folders of pictures, and what these hold besides, in a line for the user."""
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from clit_basicsr.base.errors import UserError
 
 # Suffixes of pictures, whether or not they are read here.
 PICTURES = (
@@ -10,6 +12,41 @@ PICTURES = (
     *('.jpg', '.jxl', '.nef', '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.psd', '.qoi', '.sgi', '.tga', '.tif', '.tiff'),
     '.webp',
 )
+
+
+def walk(root: str, recursive: bool, avoided: Collection[str] = ()) -> Iterator[tuple[str, list[os.DirEntry]]]:
+    """A folder and, if ``recursive``, those below it, in the order of their names: (place below root, entries by name).
+
+    Hidden entries are left out; links to folders are followed unless they lead back.
+
+    Args:
+        avoided: folders that are not entered.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    folders = [('', frozenset(map(os.path.realpath, avoided)))]
+    while folders:
+        below, parents = folders.pop(0)
+        folder = os.path.join(root, below) if below else root
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted((one for one in found if not one.name.startswith('.')), key=lambda one: one.name)
+        except OSError as error:
+            raise UserError(f'the folder {folder} cannot be read ({error.strerror}).') from error
+        yield below, entries
+        parents |= {os.path.realpath(folder)}
+        inner = [one for one in entries if recursive and holds(one.is_dir)]
+        further = [one.name for one in inner if os.path.realpath(one.path) not in parents]
+        folders[:0] = [(os.path.join(below, name), parents) for name in further]
+
+
+def holds(kind: Callable[[], bool]) -> bool:
+    """``is_dir`` or ``is_file`` of an entry; false for links in a circle."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def describe_skipped(entries: Iterable[os.DirEntry], taken: Collection[str]) -> str:

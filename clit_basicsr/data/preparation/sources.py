@@ -3,14 +3,14 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from os import path as osp
 
 from PIL import Image
 
 from clit_basicsr.base.errors import UserError
 from clit_basicsr.data.images import SUFFIXES, files_of, without_suffix
-from clit_basicsr.formats.folders import describe_skipped
+from clit_basicsr.formats.folders import describe_skipped, holds, walk
 from clit_basicsr.formats.reader import OPENED, decode, reporting_damage
 
 GREY_MODES = ('1', 'L', 'LA', 'La', 'I', 'I;16', 'I;16B', 'I;16L', 'I;16N')
@@ -73,43 +73,19 @@ def _prefixes(folders: Sequence[str]) -> list[str]:
 
 
 def _below(folder: str) -> list[str]:
-    paths, skipped = _walk(folder, ())
+    paths, skipped = [], []
+    for _, entries in walk(folder, recursive=True):
+        for entry in entries:
+            if holds(entry.is_file) and entry.name.lower().endswith(SUFFIXES):
+                paths.append(entry.path)
+            elif not holds(entry.is_dir):
+                skipped.append(entry)
     rest = describe_skipped(skipped, ())
     if rest:
         logging.getLogger('basicsr').warning(f'prepare: {folder}: {len(paths)} images; skipped: {rest}.')
     if not paths:
         raise UserError(f'{folder} and its sub-folders hold no images; {", ".join(SUFFIXES)} are read.')
     return paths
-
-
-def _walk(folder: str, parents: tuple[str, ...]) -> tuple[list[str], list[os.DirEntry]]:
-    """Images of a folder and of those below it, links included unless they lead back, and what is passed over."""
-    parents = (*parents, osp.realpath(folder))
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted((one for one in found if not one.name.startswith('.')), key=lambda one: one.name)
-            kinds = [(entry, _is(entry.is_dir), _is(entry.is_file)) for entry in entries]
-    except OSError as error:
-        raise UserError(f'the folder {folder} cannot be read ({error.strerror}).') from error
-    paths, skipped = [], []
-    for entry, is_folder, is_file in kinds:
-        if is_file and entry.name.lower().endswith(SUFFIXES):
-            paths.append(entry.path)
-        elif not is_folder:
-            skipped.append(entry)
-    for entry, is_folder, _ in kinds:
-        if is_folder and osp.realpath(entry.path) not in parents:
-            further = _walk(entry.path, parents)
-            paths += further[0]
-            skipped += further[1]
-    return paths, skipped
-
-
-def _is(kind: Callable[[], bool]) -> bool:
-    try:
-        return kind()
-    except OSError:  # links in a circle
-        return False
 
 
 def _measured(path: str, key: str) -> Source:

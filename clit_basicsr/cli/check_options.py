@@ -185,8 +185,10 @@ def check_options(opt: dict, checked: Checked | None = None) -> None:
         model.check_options(opt)
     check_host_blocks(opt)
     check_paper_row(opt.get('paper_row'))
-    check_paths(opt, is_ours(model))
-    check_weights(opt, checked.networks.get('network_g'))
+    from clit_basicsr.cli.check_weights import check_weights  # imports torch
+
+    resuming = check_paths(opt, is_ours(model))
+    check_weights(opt, checked.networks.get('network_g'), resuming)
     if not is_ours(model):
         check_parts_of_host_model(model, opt)
         check_fits_host_model(opt)
@@ -331,8 +333,12 @@ def check_stages(opt: dict) -> None:
         )
 
 
-def check_paths(opt: dict, ours: bool) -> None:
-    """Unknown keys, which the host would make folders of, and checkpoints that are not there."""
+def check_paths(opt: dict, ours: bool) -> bool:
+    """Unknown keys, which the host would make folders of, and checkpoints that are not there.
+
+    Returns:
+        Whether a training is resumed.
+    """
     networks = [key.removeprefix('network_') for key in opt if key.startswith('network_')]
     known = [*PATH_KEYS, *(f'{prefix}_{name}' for prefix in PATH_PREFIXES for name in networks)]
     lenient = [key for key in opt['path'] if not ours and key.startswith(PATH_PREFIXES)]
@@ -351,20 +357,4 @@ def check_paths(opt: dict, ours: bool) -> None:
         if named and value is not None and not resuming and not osp.isfile(value):
             what = 'is a folder, not a file' if osp.isdir(value) else 'does not exist'
             raise UserError(f'path:{key}: {value} {what}')
-
-
-def check_weights(opt: dict, net: Any) -> None:
-    """Refuses to measure random weights.
-
-    Args:
-        net: network_g, on whatever device; None if it is the host's.
-    """
-    path = opt['path']
-    untrained = path.pop('untrained_network_g', False)  # the host would make a folder of it
-    if opt['is_train'] or path.get('pretrain_network_g') or untrained:
-        return
-    if net is None or any(True for _ in net.parameters()):
-        raise UserError(
-            'path:pretrain_network_g is missing: a test without a checkpoint would measure random weights (path: '
-            '{untrained_network_g: true} does, for benchmarks)'
-        )
+    return resuming or bool(opt['is_train'] and opt['path'].get('resume_state'))

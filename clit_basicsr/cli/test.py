@@ -28,7 +28,12 @@ def run(args: argparse.Namespace) -> None:
 
     measurements: list[Measurement] = []
     failed: dict[str, str] = {}
-    opt = options.run_pipeline('test', opt, args, watch=lambda model: record(model, measurements, failed))
+
+    def watch(model: Any) -> None:
+        opt['warnings'] = model.opt.setdefault('warnings', [])  # the host gave it a copy of the options
+        record(model, measurements, failed)
+
+    opt = options.run_pipeline('test', opt, args, watch=watch)
     if opt['rank'] == 0 and any(one.values for one in measurements):
         write_summary(opt, measurements, failed)
     if failed:

@@ -136,17 +136,7 @@ def load_network(
         UserError: The file is missing, unreadable or of another architecture (the last only when `strict`).
     """
     net = self.get_bare_model(net)
-    content = read_checkpoint(load_path)
-    if param_key is None and str(load_path).endswith(SAFETENSORS):
-        param_key = 'params'  # such a file holds the weights alone
-    if param_key is not None:
-        if param_key == 'params_ema' and param_key not in content and 'params' in content:
-            param_key = 'params'
-        if param_key not in content:
-            raise UserError(f'{load_path} has no {param_key!r}{remedy(param_key, content)}')
-    weights = weights_in(content, param_key, load_path)
-    weights = {key.removeprefix('module.'): value for key, value in weights.items()}
-    check_finite(weights, f'the weights in {load_path}')
+    content, param_key, weights = weights_of(load_path, param_key)
     logging.getLogger('basicsr').info(
         f'Loading {type(net).__name__} model from {load_path}, with param key: [{param_key}].'
     )
@@ -155,6 +145,25 @@ def load_network(
         report_partial_weights(self.opt, net, weights, load_path)
         self._print_different_keys_loading(net, weights, strict)
     load_weights(net, weights, load_path, strict)
+
+
+def weights_of(path: str, param_key: str | None) -> tuple[dict, str | None, dict[str, Tensor]]:
+    """The content of a checkpoint, the key of the weights in it that a network takes, and these weights.
+
+    Raises:
+        UserError: the file cannot be read, has no such key, or its weights are not finite.
+    """
+    content = read_checkpoint(path)
+    if param_key is None and str(path).endswith(SAFETENSORS):
+        param_key = 'params'  # such a file holds the weights alone
+    if param_key is not None:
+        if param_key == 'params_ema' and param_key not in content and 'params' in content:
+            param_key = 'params'
+        if param_key not in content:
+            raise UserError(f'{path} has no {param_key!r}{remedy(param_key, content)}')
+    weights = {key.removeprefix('module.'): value for key, value in weights_in(content, param_key, path).items()}
+    check_finite(weights, f'the weights in {path}')
+    return content, param_key, weights
 
 
 def load_weights(net: nn.Module, weights: dict[str, Tensor], source: str, strict: bool = True) -> None:
@@ -190,7 +199,7 @@ def remedy(param_key: str, content: dict) -> str:
 def report_other_options(opt: dict, content: dict, path: str) -> None:
     """Says in which options that no weight shows the network of a file was another one, in a test above its table.
 
-    Options that are in no weight, such as ``num_heads`` and ``residual_weight``, fit any file and change every result.
+    Options that are in no weight, such as ``num_heads`` and ``residual_weight``, fit any file and change results.
     """
     from clit_basicsr.archs.network_options import differing_options  # imports the host, whose fixes these are
 
@@ -198,7 +207,7 @@ def report_other_options(opt: dict, content: dict, path: str) -> None:
         if not key.startswith('network_') or not isinstance(content.get(key), dict):
             continue
         if differing := differing_options(opt[key], content[key]):
-            line = f'{key} is not that of {path}, so results are not those of its weights: {"; ".join(differing)}.'
+            line = f'{key} is not that of {path}, which may change the results: {"; ".join(differing)}.'
             lines = opt.setdefault('warnings', [])
             if line not in lines:  # an averaged network is loaded as well
                 lines.append(line)

@@ -56,8 +56,7 @@ class PlainCheckpointHook(Hook):
             own, held = getattr(bare_model(runner), 'network_g', None), checkpoint.get('network_g')
             if own and isinstance(held, dict) and (lines := differing_options(own, held)):
                 runner.logger.warning(
-                    'model:generator is not that of the checkpoint, so results are not those of its weights: '
-                    f'{"; ".join(lines)}.'
+                    f'model:generator is not that of the checkpoint, which may change the results: {"; ".join(lines)}.'
                 )
             return
         check_resumable(checkpoint)

@@ -144,7 +144,7 @@ def test_sizes_round_half_to_even_and_wrong_ones_are_refused():
         with pytest.raises(UserError, match='at least'):
             output_size((10, 10), size, scale)
     for size, scale in ((None, None), ((20, 20), 2)):
-        with pytest.raises(UserError, match='not both'):
+        with pytest.raises(UserError, match='one of the two'):
             output_size((10, 10), size, scale)
     for scale in ('twice', '34', (2, 3, 4), torch.ones(2, 2), 10**400):
         with pytest.raises(UserError, match='a number, or a pair'):

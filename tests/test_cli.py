@@ -202,7 +202,7 @@ def test_options_of_the_host_are_what_its_own_parser_makes_of_them(is_train, deb
         del opt['datasets']['train']
     opt['path'] = {'pretrain_network_g': '~/net.pth'}
     monkeypatch.setenv('HOME', str(folder))
-    torch.save({}, folder / 'net.pth')
+    torch.save({'params': {'weight': torch.ones(1)}}, folder / 'net.pth')
     file = folder / 'edsr.yml'
     file.write_text(yaml.safe_dump(opt))
     flags = ['-opt', str(file), *(['--debug'] if debug else [])]
@@ -243,7 +243,8 @@ def test_options_of_the_host_are_what_its_own_parser_makes_of_them(is_train, deb
         (['datasets:train:lq_size=48.5'], 'datasets:train:lq_size must be a whole number, got 48.5'),
         (['datasets:train:use_hflip=1'], 'datasets:train:use_hflip must be true or false'),
         (['datasets:val_x2:protocoll=div2k'], 'datasets:val_x2:protocoll .* datasets:val_x2:protocol'),
-        (['datasets:valid=~'], 'datasets:valid must be a block'),
+        (['datasets:valid=~'], 'datasets:valid: here the names are train or val'),
+        (['datasets:val_x2=3'], 'datasets:val_x2 must be a block'),
         (['datasets:valid:name=x'], 'datasets:valid: here the names are train or val'),
         (['datasets:train:batch_size_per_gpu=0'], 'batch_size_per_gpu must be at least 1'),
         (['datasets:train:dataset_enlarge_ratio=-1'], 'dataset_enlarge_ratio must be above 0'),
@@ -254,7 +255,10 @@ def test_options_of_the_host_are_what_its_own_parser_makes_of_them(is_train, deb
         (['datasets:val_x2:dataroot_lq=nowhere'], 'datasets:val_x2:dataroot_lq: folder nowhere does not exist'),
         (['datasets:train:dataroot_gt=clit.yml'], 'datasets:train:dataroot_gt: clit.yml is a file, not a folder'),
         (['datasets:train:meta_info_file=nothing.txt'], 'meta_info_file: nothing.txt does not exist'),
-        (['datasets:train:io_backend:type=lmdb'], 'GT has no data.mdb; is it an LMDB made by BasicSR'),
+        (
+            ['datasets:train:io_backend:type=lmdb'],
+            'GT has no data.mdb, so it is not an LMDB of BasicSR or of basicsr prepare; make one',
+        ),
         (['train:stages:1:iter=5'], "train:stages: stage 2: key 'iter' .* 'iters'"),
         (['train:stages:0:lr=fast'], 'train:stages: stage 1: lr: must be a number'),
         (['train:stages:0:scales=[[[1, 4], [1, 4]]]'], 'train:stages: stage 1: scales: .* 2 ranges'),
@@ -310,7 +314,7 @@ def test_unknown_commands_and_help(folder, capsys):
         assert stopped.value.code == 0
     told = capsys.readouterr().out
     assert all(name in told for name in (*cli.COMMANDS, '--force_yml', '--auto_resume', '--launcher', '--debug'))
-    assert 'arguments are required: -opt/--opt; basicsr train --help explains' in refused(capsys, 'train')
+    assert 'arguments are required: -opt/--opt; `basicsr train --help` lists' in refused(capsys, 'train')
     assert 'unrecognized arguments: --scael=2' in refused(capsys, 'upscale', 'a.png', '-s', '2', '--scael=2')
 
 

@@ -96,16 +96,30 @@ def test_a_damaged_image_ends_a_run_with_a_state_of_the_last_iteration(tmp_path)
         assert value.equal(torch.load(folder / WEIGHTS)['params'][name])
 
 
+def test_an_experiment_is_named_wherever_weights_are(folder):
+    begun = run(folder, 'train', '-opt', 'options.yml', '--force_yml', 'name=next', f'{BEGIN}tiny')
+    assert begun.returncode == 0 and f'Loading CLIT model from {WEIGHTS}' in begun.stderr
+    assert WEIGHTS in run(folder, 'info', 'tiny').stdout
+    for arguments in (('info', 'tyni'), ('train', '-opt', 'options.yml', '--force_yml', f'{BEGIN}tyni')):
+        result = run(folder, *arguments)
+        assert result.returncode == 1
+        assert "'tyni' is neither a checkpoint, nor a trained experiment" in result.stderr.splitlines()[-1]
+        assert 'trained here: next, tiny' in result.stderr.splitlines()[-1]
+
+
 def test_the_warnings_of_a_test_stand_above_its_table(folder):
     options = {
-        'name': 'warned', 'model_type': 'ImplicitSRModel', 'num_gpu': 0, 'manual_seed': 0,
-        'datasets': {'test_x2': SHORT['datasets']['val_x2']},
+        'name': 'warned',
+        'model_type': 'ImplicitSRModel',
+        'num_gpu': 0,
+        'manual_seed': 0,
+        'datasets': {'test_x2': SHORT['datasets']['val_x2'], 'test_x6': SHORT['datasets']['val_x6']},
         'network_g': SHORT['network_g'] | {'residual_weight': 0.75},
         'path': {'pretrain_network_g': WEIGHTS},
         'val': {'metrics': {'psnr': {'type': 'calculate_psnr_float'}}},
     }
     (folder / 'test.yml').write_text(json.dumps(options))
-    result = run(folder, 'test', '-opt', 'test.yml')
+    result = run(folder, 'test', '-opt', 'test.yml', '--force_yml', 'datasets:test_x6=~')
     assert result.returncode == 0, result.stderr[-2000:]
     line = f'network_g is not that of {WEIGHTS}, which may change the results: residual_weight: 0.75 instead of 0.5.'
     trained = '1 of 2 branches of the network are trained; the others are not used.'
@@ -113,6 +127,7 @@ def test_the_warnings_of_a_test_stand_above_its_table(folder):
     for place in (result.stdout, summary):
         assert place.index(line) < place.index('x2')
         assert trained in place
+    assert 'Testing x6.5' not in result.stderr
     before = everything(folder)
     failed = run(folder, 'test', '-opt', 'test.yml', '--force_yml', 'network_g:num_heads=1')
     assert failed.returncode == 1 and 'num_heads: 1 instead of 2' in failed.stderr.splitlines()[-1]

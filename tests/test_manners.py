@@ -156,6 +156,27 @@ def test_sub_folders_and_shards(folder, capsys):
     assert not os.path.exists('x.png')
 
 
+def test_a_batch_is_continued_without_what_is_done(folder, capsys):
+    for name in ('a.png', 'b.png', 'c.png'):
+        save(name, color(5, 6))
+    assert main(['upscale', 'a.png', 'b.png', 'c.png', '-s', '2', '-o', 'out']) == 0
+    os.remove('out/b.png')
+    before = {name: os.stat(f'out/{name}').st_mtime_ns for name in ('a.png', 'c.png')}
+    batch = ['upscale', 'a.png', 'b.png', 'c.png', '-s', '2', '-o', 'out']
+    capsys.readouterr()
+    assert main(batch) == 1
+    message = capsys.readouterr().err
+    assert 'out/a.png (and 1 more) already exists; -f overwrites, --skip-existing leaves out what is done' in message
+    assert main([*batch, '--skip-existing', '-f']) == 1
+    assert 'give one of the two' in capsys.readouterr().err
+    assert main([*batch, '--skip-existing']) == 0
+    assert '2 of 3 results exist already and are skipped' in capsys.readouterr().out
+    assert tree('out') == ['a.png', 'b.png', 'c.png']
+    assert {name: os.stat(f'out/{name}').st_mtime_ns for name in before} == before
+    assert main([*batch, '--skip-existing']) == 0
+    assert '3 of 3 results exist already' in capsys.readouterr().out
+
+
 def test_x_comes_before_y(folder, net, capsys):
     save('a.png', color())
     assert main(['upscale', 'a.png', '-s', '2x3.5', '-o', 'b.png']) == 0

@@ -64,7 +64,7 @@ def output_size(
         UserError: neither or both are given, the result would be smaller than the LR image, or infinitely large.
     """
     if (size is None) == (scale is None):
-        raise UserError('give either the size of the result or the scale, not both.')
+        raise UserError('give the scale or the size of the result, one of the two.')
     h, w = lq_size
     if size is None:
         given = as_numbers(scale, float)

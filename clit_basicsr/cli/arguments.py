@@ -12,7 +12,7 @@ class Parser(argparse.ArgumentParser):
     """Reports a mistake as one line, as every other mistake is; argparse's own error prints the usage above it."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; {self.prog} --help explains the options')
+        raise UserError(f'{message}; `{self.prog} --help` lists the options')
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

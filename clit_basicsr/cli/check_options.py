@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.file_kinds import SUFFIXES
 from clit_basicsr.base.messages import nearest
 from clit_basicsr.base.option_types import check_block, check_keys, check_number, check_type, joined
 from clit_basicsr.base.precisions import check_speed, check_training_speed
@@ -26,6 +27,7 @@ from clit_basicsr.cli.check_names import check_name, check_sets, check_top_keys
 from clit_basicsr.cli.check_networks import check_network, drop_options_of_other_decoders
 from clit_basicsr.data.schedule import TrainingPlan
 from clit_basicsr.hosts.basicsr.plugin import is_ours
+from clit_basicsr.pictures.networks import find_checkpoint
 from clit_basicsr.report.missing_sets import what_is_wrong
 
 STRUCTURE = {'name': str, 'model_type': str, 'datasets': dict, 'path': dict}
@@ -115,10 +117,16 @@ def check_structure(opt: dict) -> None:
         if key.startswith('network_'):
             check_type(block, key, dict)
     phases = ('train', 'val') if opt['is_train'] else ('val', 'test')
-    for phase, dataset in opt['datasets'].items():
-        check_type(dataset, f'datasets:{phase}', dict)
+    for phase, dataset in list(opt['datasets'].items()):
         if phase.split('_')[0] not in phases:
-            raise UserError(f'datasets:{phase}: here the names are {" or ".join(phases)}, with _anything after it')
+            hint = '; it is an option file of a training' if phase == 'train' else ''
+            raise UserError(
+                f'datasets:{phase}: here the names are {" or ".join(phases)}, with _anything after it{hint}'
+            )
+        if dataset is None:  # as --force_yml leaves a set out
+            del opt['datasets'][phase]
+            continue
+        check_type(dataset, f'datasets:{phase}', dict)
         for key in ('name', 'type'):
             if dataset.get(key) is None:
                 raise UserError(f'datasets:{phase}:{key} is missing')
@@ -276,7 +284,10 @@ def check_dataset(dataset: dict, where: str, checked: Checked) -> None:
             raise UserError(f'{where}:{key}: {what_is_wrong(root)}')
         for file in ('data.mdb', 'meta_info.txt') if lmdb else ():
             if not osp.isfile(osp.join(root, file)):
-                raise UserError(f'{where}:{key}: {root} has no {file}; is it an LMDB made by BasicSR?')
+                raise UserError(
+                    f'{where}:{key}: {root} has no {file}, so it is not an LMDB of BasicSR or of basicsr prepare; '
+                    f'make one (basicsr prepare {root} -o NAME.lmdb), or set io_backend: {{type: disk}}'
+                )
     listed = dataset.get('meta_info_file')
     if isinstance(listed, str) and not osp.isfile(listed):
         raise UserError(f'{where}:meta_info_file: {listed} does not exist')
@@ -355,6 +366,16 @@ def check_paths(opt: dict, ours: bool) -> bool:
             check_type(value, f'path:{key}', str | None)
         named = key.startswith('pretrain_network') or (key == 'resume_state' and not opt['auto_resume'])
         if named and value is not None and not resuming and not osp.isfile(value):
-            what = 'is a folder, not a file' if osp.isdir(value) else 'does not exist'
-            raise UserError(f'path:{key}: {value} {what}')
+            opt['path'][key] = trained_here(key, value)
     return resuming or bool(opt['is_train'] and opt['path'].get('resume_state'))
+
+
+def trained_here(key: str, name: str) -> str:
+    """The checkpoint of an experiment that ``path:pretrain_network_g`` names. Raises UserError if there is none."""
+    what = f'{name} is a folder, not a file' if osp.isdir(name) else f'{name} does not exist'
+    if key == 'pretrain_network_g' and not name.endswith(SUFFIXES):
+        try:
+            return find_checkpoint(name)
+        except UserError as error:
+            what = str(error).removeprefix('model: ')
+    raise UserError(f'path:{key}: {what}')

@@ -6,7 +6,8 @@ from os import path as osp
 from pathlib import Path
 
 from clit_basicsr import weights
-from clit_basicsr.base.file_kinds import check_regular
+from clit_basicsr.base.file_kinds import SUFFIXES, check_regular
+from clit_basicsr.pictures import networks
 
 HELP = 'Describe a checkpoint, or, without one, what this machine can run.'
 EXAMPLES = (
@@ -20,15 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'file',
         nargs='?',
-        help="a checkpoint: ours, the host's, a published one, .safetensors; or a network that comes with the package",
+        help="a checkpoint: ours, the host's, a published one, .safetensors; the name of an experiment; or a network "
+        'that comes with the package',
     )
 
 
 def run(args: argparse.Namespace) -> None:
     if args.file is not None:
         lines = []
-        if not osp.exists(args.file) and args.file in weights.names():
-            lines, args.file = weights.card_lines(args.file), str(weights.file_of(args.file))
+        if not osp.exists(args.file) and not args.file.endswith(SUFFIXES):
+            args.file = networks.find_checkpoint(args.file)
+            lines = weights.card_lines(networks.name_of(args.file)) if weights.holds(args.file) else []
         check_regular(args.file)
         print('\n'.join([*lines, *describe(args.file)]))
         return

@@ -7,22 +7,23 @@ from os import path as osp
 from clit_basicsr.base.errors import UserError
 
 
-def check(paths: list[str], force: bool, sources: Sequence[str] = ()) -> None:
+def check(paths: list[str], force: bool, sources: Sequence[str] = (), remedy: str = 'use -f to overwrite it') -> None:
     """Raises UserError for what cannot or may not be written.
 
     Args:
         paths: of files.
         force: whether what exists already may be overwritten.
         sources: the inputs, which are never overwritten.
+        remedy: what to do about a file that exists already.
     """
     existing = [path for path in paths if osp.lexists(path)]
     read = {identity(source) for source in sources if osp.exists(source)}
     for path in existing:
         if osp.exists(path) and identity(path) in read:
-            raise UserError(f'{path} is an input, and inputs are never overwritten; give another output (-o).')
+            raise UserError(f'{path} is an input, and inputs are never overwritten; give another output.')
     if existing and not force:
         more = f' (and {len(existing) - 1} more)' if len(existing) > 1 else ''
-        raise UserError(f'{existing[0]}{more} already exists; use -f to overwrite it.')
+        raise UserError(f'{existing[0]}{more} already exists; {remedy}.')
     for path in existing:
         if osp.isdir(path):
             raise UserError(f'{path} is a folder, not a file to overwrite.')
@@ -34,7 +35,7 @@ def check(paths: list[str], force: bool, sources: Sequence[str] = ()) -> None:
         if not osp.isdir(folder):
             raise UserError(f'{folder} is not a folder.')
         if not os.access(folder, os.W_OK):
-            raise UserError(f'the folder {folder} is not writable; choose another one with -o.')
+            raise UserError(f'the folder {folder} is not writable; choose another one.')
 
 
 def identity(path: str) -> tuple[int, int]:

@@ -106,7 +106,9 @@ def parse_scale(text: str) -> float | tuple[float, float]:
     if len(factors) not in (1, 2):
         raise UserError(f'-s: give a factor such as 3.7, or two (for width x height) such as 2x3.5; got {text!r}.')
     for factor in factors:
-        if not (math.isfinite(factor) and factor >= 1):
+        if not math.isfinite(factor):
+            raise UserError(f'-s: a factor must be a finite number; got {text}.')
+        if factor < 1:
             raise UserError(f'-s: a factor must be at least 1, because networks only enlarge; got {text}.')
     return factors[0] if len(factors) == 1 else (factors[1], factors[0])
 

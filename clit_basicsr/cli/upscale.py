@@ -66,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='precision of the computation; bf16 and fp16 are for GPUs; default: single precision, with TF32 '
         'convolutions on GPUs',
     )
+    parser.add_argument(
+        '--skip-existing', action='store_true', help='leave out pictures whose result exists: continues a batch'
+    )
     arguments.add_device_and_force(parser, 'existing pictures')
 
 
@@ -82,7 +85,14 @@ def run(args: argparse.Namespace) -> None:
     if not jobs:
         say(f'nothing to do: there are only {len(planned)} pictures for {parts} shards')
         return
-    outputs.check([output for _, output in jobs], args.force, [source for source, _ in planned])
+    if args.skip_existing and args.force:
+        raise UserError('--skip-existing leaves existing pictures, -f overwrites them; give one of the two.')
+    if args.skip_existing:
+        jobs = without_existing(jobs)
+        if not jobs:
+            return
+    remedy = 'use -f to overwrite it' if len(jobs) == 1 else '-f overwrites, --skip-existing leaves out what is done'
+    outputs.check([output for _, output in jobs], args.force, [source for source, _ in planned], remedy)
     if len(jobs) == 1:
         check_is_picture_file(jobs[0][0])
     path = networks.find_checkpoint(args.model)
@@ -107,6 +117,14 @@ def run(args: argparse.Namespace) -> None:
         say(f'{len(jobs) - failed} of {len(jobs)} pictures written in {time.monotonic() - began:.1f} s')
     if failed:
         raise UserError(f'{failed} of {len(jobs)} pictures failed.')
+
+
+def without_existing(jobs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The jobs whose result does not exist yet; the others are counted in a line."""
+    rest = [job for job in jobs if not osp.lexists(job[1])]
+    if len(rest) < len(jobs):
+        say(f'{len(jobs) - len(rest)} of {len(jobs)} results exist already and are skipped')
+    return rest
 
 
 def upscale_file(

@@ -195,7 +195,10 @@ def check_pair(sample: dict, dataset: dict, where: str) -> None:
     if dataset['phase'] != 'train' or not all(hasattr(sample.get(key), 'shape') for key in ('lq', 'gt')):
         return
     lq, gt = (tuple(sample[key].shape[-2:]) for key in ('lq', 'gt'))
-    scale = dataset.get('scale')
+    scale, gt_size = dataset.get('scale'), dataset.get('gt_size')
+    # Not seen in the sample where its crop lies at two borders of the image.
+    if isinstance(scale, int | float) and isinstance(gt_size, int | float) and scale and gt_size % scale:
+        raise UserError(f'{where}:gt_size: {gt_size} is not divisible by the scale, {scale}')
     if isinstance(scale, int | float) and gt != tuple(side * scale for side in lq):
         raise UserError(
             f'{where}: GT patches of {gt[0]}x{gt[1]} and LQ patches of {lq[0]}x{lq[1]} pixels are not of scale '

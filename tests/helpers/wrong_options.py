@@ -260,7 +260,7 @@ HOSTS = [
     ('logger:print_freq=~', 'logger:print_freq must be a number'),
     ('network_g:upscale=3', 'scale: 2, but network_g:upscale is 3'),
     ('network_g:num_feat=-4', 'network_g:num_feat must be at least 1'),
-    ('datasets:train:gt_size=15', 'GT patches of 1[45]x1[45] and LQ patches of 7x7 pixels are not of scale 2'),
+    ('datasets:train:gt_size=15', 'datasets:train:gt_size: 15 is not divisible by the scale, 2'),
     ('model_type=SRGANModel', 'network_d is missing; SRGANModel needs it'),
     ('val={val_freq: 2, metrics: {psnr: {type: calculate_psnr_float}}}', 'val:metrics:psnr:type: .* float images'),
 ]

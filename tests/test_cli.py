@@ -315,7 +315,9 @@ def test_unknown_commands_and_help(folder, capsys):
     told = capsys.readouterr().out
     assert all(name in told for name in (*cli.COMMANDS, '--force_yml', '--auto_resume', '--launcher', '--debug'))
     assert 'arguments are required: -opt/--opt; `basicsr train --help` lists' in refused(capsys, 'train')
-    assert 'unrecognized arguments: --scael=2' in refused(capsys, 'upscale', 'a.png', '-s', '2', '--scael=2')
+    message = refused(capsys, 'upscale', 'a.png', '-s', '2', '--scael=2')
+    assert 'unrecognized arguments: --scael=2, did you mean --scale?; `basicsr upscale --help` lists' in message
+    assert 'unrecognized arguments: b.pth; `basicsr info --help` lists' in refused(capsys, 'info', 'a.pth', 'b.pth')
 
 
 def test_stages_and_seed_reach_the_dataset_and_the_total_the_host(folder):

@@ -1,15 +1,24 @@
 """Arguments that several commands share, with the same letters and the same help."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from clit_basicsr.base import devices
 from clit_basicsr.base.errors import UserError
+from clit_basicsr.base.messages import nearest
 from clit_basicsr.pictures import networks
 
 
 class Parser(argparse.ArgumentParser):
     """Reports a mistake as one line, as every other mistake is; argparse's own error prints the usage above it."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuses what is not known here, by the command's own name; argparse leaves that to the parser above."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            near = nearest(unknown[0].partition('=')[0], self._option_string_actions, likeness=0.6)
+            self.error(f'unrecognized arguments: {" ".join(unknown)}' + (f', did you mean {near}?' if near else ''))
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f'{message}; `{self.prog} --help` lists the options')

@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     scale = sizes.parse_scale(args.scale)
-    output = outputs.figure(args.output, args.image, 'attention', args.force)
     check_is_picture_file(args.image)
     path = networks.find_checkpoint(args.model)
+    output = outputs.figure(args.output, args.image, 'attention', args.force)
     from clit_basicsr.pictures.memory import reporting_full_memory
 
     with reporting_full_memory(args.image, 'use a smaller picture, or a part of it'):

@@ -67,9 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     scales = [parse_pair(text) for text in args.scale or ['4']]
     crop = None if args.crop is None else parse_crop(args.crop)
-    output = outputs.figure(args.output, args.image, 'compare', args.force)
     check_is_picture_file(args.image)
     paths = [networks.find_checkpoint(model) for model in args.models]
+    output = outputs.figure(args.output, args.image, 'compare', args.force)
     from clit_basicsr.pictures.memory import reporting_full_memory
 
     with reporting_full_memory(args.image, 'use a smaller picture, or a part of it'):

@@ -53,11 +53,11 @@ def run(args: argparse.Namespace) -> None:
         args.output = f'{osp.splitext(args.input)[0]}_zoom.gif'
     if osp.splitext(args.output)[1].lower() not in FILMS:
         raise UserError(f'{args.output}: an animation is written as .gif or .mp4.')
-    outputs.check([args.output], args.force, [args.input])
     if args.width is not None and args.width < 2:
         raise UserError(f'--width: a frame has at least 2 pixels; got {args.width}.')
     check_is_picture_file(args.input)
     path = networks.find_checkpoint(args.model)
+    outputs.check([args.output], args.force, [args.input])
     from clit_basicsr.pictures.memory import reporting_full_memory
 
     with reporting_full_memory(args.input, 'give a smaller --width'):

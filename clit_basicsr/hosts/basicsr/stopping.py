@@ -49,7 +49,8 @@ class OrderlyStop(stopping.OrderlyStop):
     def __exit__(self, *exception: object) -> None:
         """After an error between two iterations, such as a damaged image, a state is saved too."""
         super().__exit__(*exception)
-        if any(isinstance(one, UserError) for one in exception) and not self.busy and self.iteration > self.saved:
+        first, between = not ranks.place()[0], not self.busy and self.iteration > self.saved
+        if first and between and any(isinstance(one, UserError) for one in exception):
             try:
                 self.save()
             except UserError:

@@ -25,6 +25,8 @@ from clit_basicsr.hosts.basicsr import resume
 class Model:
     """What the host's `load_network` needs of a model."""
 
+    opt: dict = {}
+
     def get_bare_model(self, net):
         return net
 

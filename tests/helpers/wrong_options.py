@@ -70,7 +70,8 @@ STAGES = [
     # data sets
     ('datasets=~', 'datasets is missing'),
     ('datasets=[]', 'datasets must be a block'),
-    ('datasets:train=~', 'datasets:train must be a block'),
+    ('datasets:train=~', 'datasets:train is missing'),
+    ('datasets:train=3', 'datasets:train must be a block'),
     ('datasets:train:name=~', 'datasets:train:name is missing'),
     ('datasets:train:name=a/b', "datasets:train:name: 'a/b' names a folder"),
     ('datasets:val_x2:name=x6.5', "datasets:val_x6:name: 'x6.5' is the name of datasets:val_x2 too"),
@@ -152,7 +153,10 @@ STAGES = [
     ('path:models=elsewhere', 'path:models cannot be chosen'),
     ('path:pretrain_networkg=x.pth', 'path:pretrain_networkg is not an option'),
     ('path:pretrain_network_g=none.pth', 'path:pretrain_network_g: none.pth does not exist'),
-    ('path:pretrain_network_g=images', 'path:pretrain_network_g: images is a folder'),
+    (
+        'path:pretrain_network_g=images',
+        "path:pretrain_network_g: 'images' is a folder and not that of a trained experiment",
+    ),
     ('path:pretrain_network_g=3', 'path:pretrain_network_g must be a word'),
     ('path:resume_state=images', 'path:resume_state: images is a folder, not a file'),
     ('path:resume_state=none.state', 'path:resume_state: none.state does not exist'),

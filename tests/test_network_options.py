@@ -59,11 +59,14 @@ def test_one_encoding_under_two_names():
 
 def test_other_types_and_damaged_blocks():
     assert differing_options(CLIT, {'type': 'LIIF'}) == ['type: CLIT instead of LIIF']
-    for held in ({}, {'type': 'no such'}, {'type': None}, {'type': 3}):
+    for held in ({}, {'type': 'no such'}, {'type': None}, {'type': 3}, {'type': ['CLIT']}, {'type': {}}):
         assert differing_options(CLIT, held) == []
     long = differing_options(CLIT, {**CLIT, 'num_heads': 'x' * 10_000})
     assert len(long) == 1 and len(long[0]) < 100
-    assert differing_options(CLIT, {**CLIT, 'encoder': 'none'})
+    for encoder in ('none', {'type': ['EDSR']}, {}, [CLIT['encoder']]):
+        assert differing_options(CLIT, {**CLIT, 'encoder': encoder})
+    lines = differing_options(CLIT, {**CLIT, 'a\nb': 1, 3: 4, 'dim': 'x\ny'})
+    assert lines == ['dim: 4 instead of x y']
     assert differing_options({'type': 'RCAN', 'res_scale': 1, **PAIR}, {'type': 'RCAN', 'res_scale': 0.5, **PAIR}) == [
         'res_scale: 1 instead of 0.5'
     ]

@@ -51,15 +51,13 @@ def differing_options(asked: dict, held: dict) -> list[str]:
     Returns:
         A line for each option: 'residual_weight: 0.75 instead of 1'; nothing if a type is not known.
     """
-    if held.get('type') not in ARCH_REGISTRY or asked.get('type') not in ARCH_REGISTRY:
+    if not all(isinstance(one.get('type'), str) and one['type'] in ARCH_REGISTRY for one in (asked, held)):
         return []
     if asked['type'] != held['type']:
         return [f'type: {asked["type"]} instead of {held["type"]}']
     ours, theirs = (_canonical(block) for block in (asked, held))
     return [
-        f'{key}: {_shown(ours, key)} instead of {_shown(theirs, key)}'
-        for key in dict.fromkeys([*ours, *theirs])
-        if ours.get(key) != theirs.get(key)
+        f'{key}: {_shown(ours, key)} instead of {_shown(theirs, key)}' for key in ours if ours[key] != theirs.get(key)
     ]
 
 
@@ -69,13 +67,13 @@ def _canonical(network_g: dict) -> dict[str, Any]:
     if options.get('position_encoding') == 'published':
         options['position_encoding'] = dict(PUBLISHED_ENCODING)
     encoder = network_g.get('encoder')
-    if isinstance(encoder, dict) and encoder.get('type') in ENCODERS:
+    if isinstance(encoder, dict) and isinstance(encoder.get('type'), str) and encoder['type'] in ENCODERS:
         complete = encoder_defaults(encoder['type']) | encoder
         options |= {f'encoder:{key}': value for key, value in complete.items() if key not in FREE_IN_ENCODER}
     return {key: plain(value, repr) for key, value in options.items()}
 
 
 def _shown(options: dict, key: str) -> str:
-    text = str(options[key]) if key in options else 'left out'
+    text = ' '.join(str(options[key]).split()) if key in options else 'left out'
     text = {'None': '~', 'True': 'true', 'False': 'false'}.get(text, text)
     return text if len(text) <= LONGEST else f'{text[:LONGEST]}...'

@@ -115,11 +115,17 @@ def test_comments_name_their_own_file():
         assert named == {f'options/{name}'}
 
 
-def test_a_network_of_the_package_by_its_name_unless_there_is_such_a_file(tmp_path, monkeypatch):
+def test_a_network_of_the_package_by_its_name_unless_there_is_such_a_file_or_experiment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     opt = {'datasets': {}, 'path': {'pretrain_network_g': 'clit-light'}}
     options.expand_paths(opt)
     assert opt['path']['pretrain_network_g'] == str(weights.file_of('clit-light'))
+    own = Path('experiments/clit-light/models/net_g_latest.pth')  # as with -m
+    own.parent.mkdir(parents=True)
+    own.touch()
+    opt = {'datasets': {}, 'path': {'pretrain_network_g': 'clit-light'}}
+    options.expand_paths(opt)
+    assert opt['path']['pretrain_network_g'] == str(own)
     Path('clit-light').touch()
     opt = {'datasets': {}, 'path': {'pretrain_network_g': 'clit-light'}}
     options.expand_paths(opt)

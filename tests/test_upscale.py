@@ -95,7 +95,7 @@ def test_sizes_as_people_say_them(folder, net, options, size):
         (('-s', '1e6'), 'GB'),
         (('-s', '1e300'), 'is too large for a picture'),
         (('-s', '1e308'), 'a.png: scale 1e+308 is too large'),
-        (('-s', '2', '--tile', '0'), 'at least 1 pixel'),
+        (('-s', '2', '--tile', '7'), 'at least 8 pixels'),
         (('-s', '2', '--device', 'abacus'), 'cannot be used here'),
         (('-s', '2', '--model', 'nowhere'), 'trained here: tiny'),
     ],

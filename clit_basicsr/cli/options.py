@@ -24,6 +24,7 @@ from clit_basicsr.cli.orphans import end_with_launcher
 from clit_basicsr.hosts.basicsr import experiment
 from clit_basicsr.hosts.basicsr.plugin import complete_options
 from clit_basicsr.hosts.basicsr.stopping import OrderlyStop
+from clit_basicsr.pictures.networks import find_checkpoint
 from clit_basicsr.report import missing_sets
 
 
@@ -141,7 +142,7 @@ def expand_paths(opt: dict) -> None:
             opt['path'][key] = osp.expanduser(value)
     network = opt['path'].get('pretrain_network_g')
     if isinstance(network, str) and not osp.exists(network) and network in weights.names():
-        opt['path']['pretrain_network_g'] = str(weights.file_of(network))
+        opt['path']['pretrain_network_g'] = find_checkpoint(network)  # an experiment of that name comes first
 
 
 def skip_missing_sets(opt: dict) -> None:

@@ -25,6 +25,7 @@ from clit_basicsr.pictures.formats import FORMATS, QUALITY
 if TYPE_CHECKING:
     from clit_basicsr.archs.implicit import ImplicitNet
 
+SMALLEST_TILE = 8  # pixels; smaller ones would be little but padding, and take hours
 HELP = 'Enlarge pictures by any factor of at least 1.'
 EXAMPLES = (
     'basicsr upscale photo.jpg -s 3.7                        # photo_x3.7.jpg',
@@ -74,8 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     target = sizes.parse(args)
-    if args.tile is not None and args.tile < 1:
-        raise UserError(f'--tile: a tile has at least 1 pixel; got {args.tile}.')
+    if args.tile is not None and args.tile < SMALLEST_TILE:
+        raise UserError(f'--tile: a tile has at least {SMALLEST_TILE} pixels a side; got {args.tile}.')
     if not 1 <= args.quality <= 100:
         raise UserError(f'--quality: from 1 to 100; got {args.quality}.')
     part, parts = parse_shard(args.shard)

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
+from helpers.loading import Loading
 from helpers.networks import SMALL_CLIT as OPTIONS
 from helpers.networks import SMALL_EDSR as EDSR
 from helpers.networks import SWINIR
@@ -20,18 +21,6 @@ from clit_basicsr.base.errors import UserError
 from clit_basicsr.base.safetensors_file import MAX_HEADER, read_safetensors
 from clit_basicsr.cli import main
 from clit_basicsr.hosts.basicsr import resume
-
-
-class Model:
-    """What the host's `load_network` needs of a model."""
-
-    opt: dict = {}
-
-    def get_bare_model(self, net):
-        return net
-
-    def _print_different_keys_loading(self, *_):
-        pass
 
 
 def make(options=OPTIONS, seed=1):
@@ -60,10 +49,10 @@ def test_pretrain_network_g_of_either_format(param_key, tmp_path):
     save_checkpoint(tmp_path / 'net.pth', content)
     save_checkpoint(tmp_path / 'net.safetensors', content)  # the averaged weights alone
     into = make(seed=3)
-    resume.load_network(Model(), into, str(tmp_path / 'net.safetensors'), True, param_key)
+    resume.load_network(Loading(), into, str(tmp_path / 'net.safetensors'), True, param_key)
     assert same(into.state_dict(), content['params_ema'])
     if param_key:
-        resume.load_network(Model(), into, str(tmp_path / 'net.pth'), True, param_key)
+        resume.load_network(Loading(), into, str(tmp_path / 'net.pth'), True, param_key)
         assert same(into.state_dict(), content[param_key])
 
 
@@ -263,8 +252,8 @@ def test_weights_that_are_not_finite(suffix, tmp_path):
     refused(lambda: load_checkpoint(path), *words)
     into = make(seed=2)
     before = {key: value.clone() for key, value in into.state_dict().items()}
-    refused(lambda: resume.load_network(Model(), into, str(path)), *words)
-    refused(lambda: resume.load_network(Model(), into, str(path), strict=False), *words)
+    refused(lambda: resume.load_network(Loading(), into, str(path)), *words)
+    refused(lambda: resume.load_network(Loading(), into, str(path), strict=False), *words)
     assert same(into.state_dict(), before)
 
 

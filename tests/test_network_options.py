@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.loading import Loading
 from helpers.mmagic import needs_mmagic
 from helpers.training import OPTIONS
 
@@ -85,27 +86,17 @@ def training(file):
 PAIR = {'num_in_ch': 3, 'num_out_ch': 3}
 
 
-class Loading:
-    """As much of a model as `load_network` needs."""
-
-    def __init__(self, network_g):
-        self.opt = {'network_g': network_g}
-
-    def get_bare_model(self, net):
-        return net
-
-
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 def test_a_test_says_that_its_network_is_another(suffix, tmp_path):
     net, path = build_network(CLIT), str(tmp_path / f'net{suffix}')
     save_checkpoint(path, {'params': net.state_dict(), 'network_g': CLIT})
-    model = Loading(CLIT | {'residual_weight': 1, 'upscale': 2})
+    model = Loading({'network_g': CLIT | {'residual_weight': 1, 'upscale': 2}})
     for _ in range(2):  # as the averaged network is loaded too
         resume.load_network(model, build_network(model.opt['network_g']), path)
     assert model.opt['warnings'] == [
         f'network_g is not that of {path}, which may change the results: residual_weight: 1 instead of 0.75.'
     ]
-    model = Loading(copy.deepcopy(CLIT))
+    model = Loading({'network_g': copy.deepcopy(CLIT)})
     resume.load_network(model, net, path)
     assert 'warnings' not in model.opt
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.loading import Loading
 from helpers.training import changed, prepare, run
 from PIL import Image
 
@@ -275,19 +276,6 @@ def test_a_host_model_without_gt_gives_no_figure_of_metrics_that_need_one(tmp_pa
     lines = (tmp_path / 'results' / 'host' / 'summary.csv').read_text().splitlines()
     values = {line.split(',')[0]: line.split(',')[6] for line in lines[1:]}
     assert values['without'] == '' and 0 < float(values['with']) < 60
-
-
-class Loading:
-    """As much of a model as `load_network` needs."""
-
-    def __init__(self):
-        self.opt = {}
-
-    def get_bare_model(self, net):
-        return net
-
-    def _print_different_keys_loading(self, *_):
-        pass
 
 
 def test_weights_that_are_not_in_a_file_are_named_and_an_empty_one_is_refused(tmp_path):

@@ -178,6 +178,8 @@ def check_options(opt: dict, checked: Checked | None = None) -> None:
     """
     from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 
+    from clit_basicsr.cli.check_weights import check_weights
+
     checked = Checked([], {}) if checked is None else checked
     model = find(MODEL_REGISTRY, opt['model_type'], 'model_type')
     check_top_keys({key: None for key in opt if key not in FILLED_IN}, is_ours(model))
@@ -193,8 +195,6 @@ def check_options(opt: dict, checked: Checked | None = None) -> None:
         model.check_options(opt)
     check_host_blocks(opt)
     check_paper_row(opt.get('paper_row'))
-    from clit_basicsr.cli.check_weights import check_weights  # imports torch
-
     resuming = check_paths(opt, is_ours(model))
     check_weights(opt, checked.networks.get('network_g'), resuming)
     if not is_ours(model):

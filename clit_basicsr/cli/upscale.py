@@ -79,6 +79,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f'--tile: a tile has at least {SMALLEST_TILE} pixels a side; got {args.tile}.')
     if not 1 <= args.quality <= 100:
         raise UserError(f'--quality: from 1 to 100; got {args.quality}.')
+    if args.skip_existing and args.force:
+        raise UserError('--skip-existing leaves existing pictures, -f overwrites them; give one of the two.')
     part, parts = parse_shard(args.shard)
     # Planned as a whole, so that every shard sees the same conflicts of names.
     planned = plan_outputs(args.input, args.output, sizes.suffix(args), args.recursive)
@@ -86,8 +88,6 @@ def run(args: argparse.Namespace) -> None:
     if not jobs:
         say(f'nothing to do: there are only {len(planned)} pictures for {parts} shards')
         return
-    if args.skip_existing and args.force:
-        raise UserError('--skip-existing leaves existing pictures, -f overwrites them; give one of the two.')
     if args.skip_existing:
         jobs = without_existing(jobs)
         if not jobs:

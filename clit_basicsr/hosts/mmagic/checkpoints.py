@@ -66,6 +66,7 @@ class PlainCheckpointHook(Hook):
 
 
 def bare_model(runner: Any) -> Any:
+    """A runner's model, without the wrapper of a distributed run."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 

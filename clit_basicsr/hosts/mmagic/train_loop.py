@@ -10,7 +10,6 @@ from typing import Any
 from mmagic.registry import DATASETS, LOOPS, MODELS
 from mmengine.dist import is_distributed, is_main_process
 from mmengine.hooks import EMAHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -20,7 +19,7 @@ from clit_basicsr.base.stopping import outlive_signals
 from clit_basicsr.data.schedule import Stage, TrainingPlan
 from clit_basicsr.hosts.basicsr.following import follow_options, own_options
 from clit_basicsr.hosts.basicsr.sampler import end_workers, fork_workers
-from clit_basicsr.hosts.mmagic.checkpoints import add_plain_checkpoints
+from clit_basicsr.hosts.mmagic.checkpoints import add_plain_checkpoints, bare_model
 from clit_basicsr.hosts.mmagic.implicit_sr import ImplicitSR
 from clit_basicsr.hosts.mmagic.resume import check_same_training, in_names_of_mmagic, training_options
 from clit_basicsr.hosts.mmagic.stopping import OrderlyStop, lock
@@ -122,8 +121,7 @@ class CumulativeTrainLoop(IterBasedTrainLoop):
     @property
     def model(self) -> ImplicitSR:
         """The bare model."""
-        model = self.runner.model
-        return model.module if is_model_wrapper(model) else model
+        return bare_model(self.runner)
 
     def run(self) -> nn.Module:
         """Trains from the iteration that was resumed, or from the first."""
